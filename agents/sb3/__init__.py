@@ -1,0 +1,8 @@
+"""Stable-Baselines3: a transformer as its policy, whole sequences in its buffer, and our PPO."""
+
+from agents.sb3.buffer import SequenceRolloutBuffer
+from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.ppo import PPO
+from agents.sb3.vec_env import TokenSB3VecEnv, build
+
+__all__ = ["PPO", "CausalLMPolicy", "SequenceRolloutBuffer", "TokenSB3VecEnv", "build"]

@@ -1,0 +1,148 @@
+"""A rollout buffer that hands out whole sequences: one forward an episode, not one a token."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from torch import Tensor
+
+from rlhf_gym.tokens import PAD, Sequences, pad_rows
+
+
+class SequenceRolloutBuffer(RolloutBuffer):
+    """Stores actions, and observations only where a segment starts; yields `Sequences`.
+
+    A segment is a run of steps of one environment within one episode: it starts at the rollout's
+    first step or at an episode's start, so partial episodes and auto-reset need no care. The grid
+    of (steps, environments) is SB3's own, and so is its GAE. `batch_size` counts tokens, about: a
+    minibatch holds whole segments. Memory grows with tokens, not with tokens × context.
+    """
+
+    def reset(self) -> None:
+        """Empty the grid."""
+        shape = (self.buffer_size, self.n_envs)
+        self.actions = np.full(shape, PAD, dtype=np.int64)
+        for name in ("rewards", "returns", "values", "log_probs", "advantages"):
+            setattr(self, name, np.zeros(shape, dtype=np.float32))
+        self.episode_starts = np.ones(shape, dtype=np.float32)
+        # (step, environment) of each segment's start -> the row of tokens it starts from
+        self._prefixes: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+        self.generator_ready = False
+        self.pos, self.full = 0, False
+
+    def add(
+        self,
+        obs: npt.NDArray[np.int64],
+        action: npt.NDArray[np.int64],
+        reward: npt.NDArray[np.float32],
+        episode_start: npt.NDArray[np.float32],
+        value: Tensor,
+        log_prob: Tensor,
+    ) -> None:
+        """Add one step of every environment."""
+        at = self.pos
+        for env in range(self.n_envs):
+            if at == 0 or episode_start[env]:
+                self._prefixes[at, env] = obs[env][obs[env] != PAD].copy()
+        self.actions[at] = action.reshape(self.n_envs)
+        self.rewards[at] = reward
+        self.episode_starts[at] = episode_start
+        self.values[at] = value.detach().cpu().numpy().flatten()
+        self.log_probs[at] = log_prob.detach().cpu().numpy().flatten()
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def add_responses(
+        self,
+        prompts: npt.NDArray[np.int64],
+        actions: npt.NDArray[np.int64],
+        rewards: npt.NDArray[np.floating],
+        values: npt.NDArray[np.floating],
+        log_probs: npt.NDArray[np.floating],
+    ) -> None:
+        """Add one whole response of every environment: prompts (N, P), the rest (N, T).
+
+        Cells behind a response's end stay empty: value and reward 0 and an episode start, so
+        that they reach no advantage.
+        """
+        steps = actions.shape[1]
+        block = slice(self.pos, self.pos + steps)
+        for env, row in enumerate(prompts):
+            self._prefixes[self.pos, env] = row[row != PAD].copy()
+        self.actions[block] = actions.T
+        mask = actions.T != PAD
+        self.rewards[block] = np.where(mask, rewards.T, 0)
+        self.values[block] = np.where(mask, values.T, 0)
+        self.log_probs[block] = np.where(mask, log_probs.T, 0)
+        self.episode_starts[block] = ~mask
+        self.episode_starts[self.pos] = 1
+        self.pos += steps
+        self.full = self.pos == self.buffer_size
+
+    def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:  # type: ignore[override]
+        """Shuffled minibatches of whole segments, of about `batch_size` tokens each."""
+        assert self.full, "the buffer is not full yet"
+        starts, environments, lengths, sequences = self._segments()
+        order = np.random.permutation(len(starts))
+        total = int(lengths.sum())
+        parts = 1 if batch_size is None else max(1, round(total / batch_size))
+        # Cut where the running count of tokens passes k/parts of all.
+        running = np.cumsum(lengths[order]) - lengths[order] / 2
+        group = np.minimum((running * parts / total).astype(int), parts - 1)
+        for k in range(parts):
+            rows = order[group == k]
+            if len(rows):
+                yield self._minibatch(
+                    starts[rows], environments[rows], sequences.rows(torch.from_numpy(rows))
+                )
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens held."""
+        return int((self.actions != PAD).sum())
+
+    def _segments(
+        self,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], Sequences]:
+        """Start step, environment and length of each segment, and its tokens."""
+        places = sorted(self._prefixes, key=lambda place: (place[1], place[0]))
+        starts = np.array([step for step, _ in places])
+        environments = np.array([env for _, env in places])
+        ends = np.append(starts[1:], self.buffer_size)
+        ends[np.append(environments[1:] != environments[:-1], True)] = self.buffer_size
+        runs = [self.actions[s:e, n] for s, e, n in zip(starts, ends, environments, strict=True)]
+        runs = [run[run != PAD] for run in runs]
+        prefixes = [self._prefixes[place] for place in places]
+        rows = [np.concatenate(pair) for pair in zip(prefixes, runs, strict=True)]
+        lengths = np.array([len(run) for run in runs])
+        sequences = Sequences(
+            torch.from_numpy(pad_rows(rows)),
+            torch.tensor([len(prefix) for prefix in prefixes]),
+            torch.from_numpy(lengths),
+        )
+        return starts, environments, lengths, sequences
+
+    def _minibatch(
+        self,
+        starts: npt.NDArray[np.int64],
+        environments: npt.NDArray[np.int64],
+        sequences: Sequences,
+    ) -> RolloutBufferSamples:
+        rows, columns = (part.numpy() for part in sequences.index())
+        steps = starts[rows] + columns - sequences.starts.numpy()[rows]
+        cells = steps, environments[rows]
+        # Trailing padding that no row of this minibatch needs costs compute in every layer.
+        sequences = sequences._replace(tokens=sequences.tokens[:, : sequences.width])
+        quantities = (
+            self.actions[cells],
+            self.values[cells],
+            self.log_probs[cells],
+            self.advantages[cells],
+            self.returns[cells],
+        )
+        return RolloutBufferSamples(
+            sequences.to(self.device), *(self.to_torch(q) for q in quantities)
+        )

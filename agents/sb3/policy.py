@@ -1,0 +1,249 @@
+"""A causal LM with a value head as a Stable-Baselines3 actor-critic policy.
+
+Wherever SB3 passes observations, a tensor means one row a state (SB3's contract) and `Sequences`
+means whole sequences, one row of output a chosen token. Notation: N rows, L columns, M chosen
+tokens, d the trunk's width, V usable tokens.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlhf_gym.decode import DecodeCache, last_hidden
+from rlhf_gym.lm import CausalLM, passes
+from rlhf_gym.sampling import draw, sample_responses
+from rlhf_gym.tokens import Sequences
+
+Observations = Tensor | Sequences
+
+
+class TokenDistribution(Distribution):
+    """The next-token distribution of M states, from tempered float32 logits (M, V)."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.log_p = F.log_softmax(logits, -1)
+
+    def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """Not used: the language model's head is the net."""
+        raise NotImplementedError
+
+    def proba_distribution(self, logits: Tensor) -> "TokenDistribution":
+        """The distribution with other logits."""
+        return TokenDistribution(logits)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """(M,) log-probs of tokens (M,)."""
+        return self.log_p.gather(-1, x.long().reshape(-1, 1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """(M,) nats."""
+        return -(self.log_p.exp() * self.log_p).sum(-1)
+
+    def sample(self) -> Tensor:
+        """(M,) tokens, drawn."""
+        return draw(self.log_p)
+
+    def mode(self) -> Tensor:
+        """(M,) likeliest tokens."""
+        return self.log_p.argmax(-1)
+
+    def actions_from_params(self, logits: Tensor, deterministic: bool = False) -> Tensor:
+        """(M,) tokens of the distribution with these logits."""
+        return TokenDistribution(logits).get_actions(deterministic)
+
+    def log_prob_from_params(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(M,) drawn tokens and their log-probs."""
+        tokens = TokenDistribution(logits).sample()
+        return tokens, TokenDistribution(logits).log_prob(tokens)
+
+
+class CausalLMPolicy(ActorCriticPolicy):
+    """The language model is the actor; a linear value head on its trunk is the critic.
+
+    Args:
+        observation_space: The environment's `Box` of token ids.
+        action_space: `Discrete(V)`.
+        lr_schedule: Learning rate as a function of the remaining progress.
+        model: Hub name or local path of the causal LM to start from; the policy loads its own.
+        revision: Commit or tag on the hub.
+        temperature: The environment's; it divides the logits everywhere.
+        entropy: Whether `evaluate_actions` computes entropies. False saves the work where
+            `ent_coef` is 0; algorithms then log an estimate.
+        attn_implementation: "eager" for algorithms that need second derivatives (TRPO).
+        **kwargs: As in `ActorCriticPolicy` (`optimizer_class`, `optimizer_kwargs`).
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        model: str,
+        revision: str | None = None,
+        temperature: float = 1.0,
+        entropy: bool = True,
+        attn_implementation: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.model_name, self.revision = model, revision
+        self.temperature, self.entropy = temperature, entropy
+        self.attn_implementation = attn_implementation
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.core = CausalLM.load(
+            self.model_name,
+            revision=self.revision,
+            temperature=self.temperature,
+            attn_implementation=self.attn_implementation,
+        )
+        self.lm = self.core.model
+        if not isinstance(self.action_space, spaces.Discrete):
+            raise ValueError(f"CausalLMPolicy acts in Discrete(V), not in {self.action_space}")
+        if self.core.vocab_size != self.action_space.n:
+            raise ValueError(
+                f"{self.model_name!r} has {self.core.vocab_size} usable tokens, the environment "
+                f"{self.action_space.n}; start the policy from the environment's reference"
+            )
+        self.value_head = nn.Linear(self.core.model.get_output_embeddings().in_features, 1)
+        # The critic starts at exactly 0: the first advantages are the returns.
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self._cache = DecodeCache(self.core)
+        self._last: _LastActions | None = None
+        self.optimizer = self.optimizer_class(
+            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+        )
+
+    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Act in each state: tokens (N,), values (N, 1), log-probs (N,)."""
+        hidden = self._last_hidden(obs)
+        distribution = TokenDistribution(self.core.logits(hidden))
+        actions = distribution.get_actions(deterministic)
+        log_probs = distribution.log_prob(actions)
+        self._last = _LastActions(obs, actions, log_probs)
+        return actions, self.value_head(hidden), log_probs
+
+    def get_distribution(self, obs: Observations) -> TokenDistribution:  # type: ignore[override]
+        """The next-token distribution in each state."""
+        return TokenDistribution(self.core.logits(self._states(obs)))
+
+    def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
+        """Values of the states: (N, 1) or (M, 1)."""
+        values: Tensor = self.value_head(self._states(obs))
+        return values
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Observations, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values (M, 1), log-probs (M,) and entropies (M,) of tokens (M,) in their states."""
+        hidden = self._states(obs)
+        values = self.value_head(hidden)
+        if not self.entropy:
+            return values, self.core.log_probs_of(hidden, actions.long().flatten()), None
+        distribution = TokenDistribution(self.core.logits(hidden))
+        return values, distribution.log_prob(actions), distribution.entropy()
+
+    @torch.no_grad()
+    def sample(
+        self, prompts: Tensor, max_new_tokens: int, *, stop_at_eos: bool = True
+    ) -> Tensor:
+        """Whole responses: prompts (N, P) -> (N, T), PAD after each response's end."""
+        return sample_responses(self.core, prompts, max_new_tokens, stop_at_eos=stop_at_eos)
+
+    @torch.no_grad()
+    def score(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Values and log-probs of the chosen tokens, (M,) each, by the code that trains."""
+        values, log_probs = [], []
+        for part in passes(sequences):
+            hidden = self.core.states(part)
+            values.append(self.value_head(hidden).flatten())
+            log_probs.append(self.core.log_probs_of(hidden, part.chosen()))
+        return torch.cat(values), torch.cat(log_probs)
+
+    @torch.no_grad()
+    def log_prob(
+        self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """log π of actions: what `forward` just computed where it did, else computed now."""
+        found, known = (
+            self._last.look_up(observations, actions)
+            if self._last is not None
+            else (np.zeros(len(actions), dtype=np.float32), np.zeros(len(actions), dtype=np.bool_))
+        )
+        if not known.all():
+            tokens = torch.from_numpy(observations[~known]).to(self.device)
+            hidden = last_hidden(self.core, tokens)
+            chosen = torch.from_numpy(actions[~known]).to(self.device)
+            found[~known] = self.core.log_probs_of(hidden, chosen).cpu().numpy()
+        return found
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Switch between acting (keys and values remembered) and training (never)."""
+        if mode:
+            self._cache.clear()
+            self._last = None
+        super().set_training_mode(mode)
+
+    def _states(self, obs: Observations) -> Tensor:
+        if isinstance(obs, Sequences):
+            return self.core.states(obs)
+        return self._last_hidden(obs)
+
+    def _last_hidden(self, obs: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or self.training:
+            return last_hidden(self.core, obs.long())
+        return self._cache.last_hidden(obs.long())
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "model": self.model_name,
+            "revision": self.revision,
+            "temperature": self.temperature,
+            "entropy": self.entropy,
+            "attn_implementation": self.attn_implementation,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
+
+class _LastActions:
+    """What the last forward pass chose, found again by the content of a row."""
+
+    def __init__(self, observations: Tensor, actions: Tensor, log_probs: Tensor) -> None:
+        self._observations = observations.detach().cpu().numpy()
+        self._actions = actions.detach().cpu().numpy()
+        self._log_probs = log_probs.detach().cpu().numpy()
+        self._table: dict[tuple[bytes, int], float] | None = None
+
+    def look_up(
+        self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Log-probs (N,) and whether each is known (N,)."""
+        same = observations.shape == self._observations.shape and np.array_equal(
+            actions, self._actions
+        )
+        if same and np.array_equal(observations, self._observations):
+            return self._log_probs.copy(), np.ones(len(actions), dtype=np.bool_)
+        if self._table is None:
+            rows = zip(self._observations, self._actions, self._log_probs, strict=True)
+            self._table = {(row.tobytes(), int(a)): float(p) for row, a, p in rows}
+        found = [
+            self._table.get((row.tobytes(), int(a)))
+            for row, a in zip(observations, actions, strict=True)
+        ]
+        known = np.array([p is not None for p in found])
+        return np.array([p or 0.0 for p in found], dtype=np.float32), known

@@ -1,0 +1,295 @@
+"""The flagship: PPO on whole responses.
+
+maximise  E[min(ρ A, clip(ρ, 1−ε, 1+ε) A)] − kl_old_coef · KL(π_old ‖ π_θ) − vf_coef · (V − R)²,
+each a mean per token. Two KLs, two names: `kl_coef` is the environment's β, against the frozen
+reference, inside the reward; `kl_old_coef` weighs the distance from the last iterate, in the loss.
+Notation: N rows of the environment, T the token budget, M chosen tokens.
+"""
+
+import time
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import RolloutBufferSamples, Schedule
+from stable_baselines3.common.utils import FloatSchedule, explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from agents.sb3.buffer import SequenceRolloutBuffer
+from agents.sb3.policy import CausalLMPolicy
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.kl import k3
+from rlhf_gym.lm import passes
+from rlhf_gym.tokens import Sequences, continuations, unflatten
+
+
+class PPO(OnPolicyAlgorithm):
+    """PPO that samples whole responses, lets the environment `play` them, and trains on sequences.
+
+    Args:
+        policy: `CausalLMPolicy`.
+        env: A `TokenSB3VecEnv`; each of its N rows plays one episode a wave.
+        learning_rate: A number or a schedule of the remaining progress.
+        n_waves: Waves an update; an update has n_waves · N episodes.
+        n_epochs: Passes over the episodes of an update.
+        n_minibatches: Optimiser steps a pass; each takes whole sequences, about equal in tokens.
+        gae_lambda: λ of GAE; γ is 1.
+        clip_range: ε of the ratio's clip.
+        kl_old_coef: Weight of KL(π_old ‖ π_θ) in the loss, estimated by k3.
+        vf_coef: Weight of the value loss.
+        ent_coef: Weight of the entropy; never computed at 0.
+        normalize_advantage: Whether advantages are whitened over each minibatch.
+        max_grad_norm: Clip of the gradient's norm.
+        target_kl: SB3's early stopping: no further step once k3 exceeds 1.5 times this.
+        microbatch_tokens: Most tokens, padding included, in one forward and backward pass; the
+            gradient does not depend on it.
+        gamma: Must be 1: the objective is undiscounted.
+        stats_window_size: Episodes that running means cover.
+        tensorboard_log: Folder for TensorBoard.
+        policy_kwargs: Keywords of the policy.
+        verbose: 0 or 1.
+        seed: Seed of everything.
+        device: "auto", "cpu", "cuda".
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"CausalLMPolicy": CausalLMPolicy}
+    policy: CausalLMPolicy
+    rollout_buffer: SequenceRolloutBuffer
+
+    def __init__(
+        self,
+        policy: str | type[CausalLMPolicy],
+        env: VecEnv | str | None,
+        learning_rate: float | Schedule = 3e-4,
+        *,
+        n_waves: int = 1,
+        n_epochs: int = 1,
+        n_minibatches: int = 8,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        kl_old_coef: float = 0.0,
+        vf_coef: float = 0.1,
+        ent_coef: float = 0.0,
+        normalize_advantage: bool = True,
+        max_grad_norm: float = 1.0,
+        target_kl: float | None = None,
+        microbatch_tokens: int = 1 << 14,
+        gamma: float = 1.0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if gamma != 1.0:
+            raise InputError(f"the objective is undiscounted: gamma must be 1, not {gamma}")
+        self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
+        self.kl_old_coef, self.normalize_advantage = kl_old_coef, normalize_advantage
+        self.target_kl, self.microbatch_tokens = target_kl, microbatch_tokens
+        self.clip_range: Schedule = FloatSchedule(clip_range)
+        budget = env.get_attr("max_new_tokens")[0] if isinstance(env, VecEnv) else 1
+        options = {"entropy": ent_coef != 0.0, **(policy_kwargs or {})}
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            n_steps=n_waves * budget,
+            gamma=1.0,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=SequenceRolloutBuffer,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=options,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Play `n_waves` whole episodes in every row and compute advantages."""
+        assert isinstance(rollout_buffer, SequenceRolloutBuffer)
+        token_env: TokenVectorEnv = env.get_attr("unwrapped")[0]
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        waves: list[dict[str, Any]] = []
+        for _ in range(self.n_waves):
+            infos = self._play_wave(token_env, rollout_buffer)
+            waves.append(infos)
+            callback.update_locals({"infos": infos})
+            if not callback.on_step():
+                return False
+        rollout_buffer.compute_returns_and_advantage(
+            torch.zeros(env.num_envs), np.ones(env.num_envs)
+        )
+        self._log_waves(waves, token_env.objective.kl_coef)
+        callback.on_rollout_end()
+        return True
+
+    def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
+        assert self._last_obs is not None
+        prompts = np.asarray(self._last_obs)[:, : env.prompts.max_tokens]
+        begun = time.perf_counter()
+        on_device = torch.from_numpy(prompts).to(self.device)
+        responses = self.policy.sample(
+            on_device, env.max_new_tokens, stop_at_eos=env.stop_at_eos
+        )
+        sampled = time.perf_counter()
+        sequences = continuations(on_device, responses)
+        values, log_probs = self.policy.score(sequences)
+        grids = [
+            unflatten(flat, sequences.lengths, env.max_new_tokens).cpu().numpy()
+            for flat in (values, log_probs)
+        ]
+        scored = time.perf_counter()
+        actions = responses.cpu().numpy()
+        rewards, infos, self._last_obs = env.play(actions, grids[1])
+        buffer.add_responses(prompts, actions, rewards, *grids)
+        settled = time.perf_counter()
+        lengths = sequences.lengths.cpu().numpy()
+        self.num_timesteps += int(lengths.sum())
+        assert self.ep_info_buffer is not None
+        self.ep_info_buffer.extend(
+            {"r": float(r), "l": int(n), "t": settled}
+            for r, n in zip(rewards.sum(1), lengths, strict=True)
+        )
+        infos["seconds"] = {
+            "sample": sampled - begun,
+            "score": scored - sampled,
+            "play": settled - scored,
+        }
+        infos["length"] = lengths
+        infos["log_prob_mean"] = float(log_probs.double().mean())
+        return infos
+
+    def _log_waves(self, waves: list[dict[str, Any]], kl_coef: float) -> None:
+        def gathered(key: str) -> Any:
+            return np.concatenate([wave[key] for wave in waves])
+
+        scores, kl_sums, lengths = gathered("score"), gathered("kl_sum"), gathered("length")
+        record = self.logger.record
+        record("rollout/score", scores.mean())
+        record("rollout/kl_per_sequence", kl_sums.mean())
+        record("rollout/kl_per_token", kl_sums.sum() / lengths.sum())
+        record("rollout/objective", (scores - kl_coef * kl_sums).mean())
+        record("rollout/entropy_estimate", -np.mean([w["log_prob_mean"] for w in waves]))
+        record("rollout/length", lengths.mean())
+        record("rollout/stopped", (gathered("finish_reason") == "stop").mean())
+        record("rollout/episodes", len(scores))
+        for stage in waves[0]["seconds"]:
+            record(f"time/{stage}_seconds", sum(wave["seconds"][stage] for wave in waves))
+
+    def train(self) -> None:
+        """The update: `n_epochs` passes of `n_minibatches` optimiser steps."""
+        begun = time.perf_counter()
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        tokens = self.rollout_buffer.n_tokens
+        batch_size = max(1, round(tokens / self.n_minibatches))
+        logged: list[dict[str, float]] = []
+        for _ in range(self.n_epochs):
+            for minibatch in self.rollout_buffer.get(batch_size):
+                statistics = self._gradient(minibatch)
+                logged.append(statistics)
+                if self.target_kl is not None and statistics["kl_old"] > 1.5 * self.target_kl:
+                    break
+                self._step(statistics)
+            else:
+                self._n_updates += 1
+                continue
+            break
+        for name in logged[0]:
+            self.logger.record(f"train/{name}", np.mean([row[name] for row in logged]))
+        self.logger.record("train/ratio_first_max_error", logged[0]["ratio_max_error"])
+        mask = self.rollout_buffer.actions >= 0
+        self.logger.record(
+            "train/explained_variance",
+            explained_variance(self.rollout_buffer.values[mask], self.rollout_buffer.returns[mask]),
+        )
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("time/update_seconds", time.perf_counter() - begun)
+
+    def _step(self, statistics: dict[str, float]) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        statistics["gradient_norm"] = float(norm)
+        self.policy.optimizer.step()
+
+    def _gradient(self, minibatch: RolloutBufferSamples) -> dict[str, float]:
+        """Accumulate the gradient of one minibatch over micro-batches; mean statistics."""
+        advantages = minibatch.advantages
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        sequences = minibatch.observations
+        assert isinstance(sequences, Sequences)
+        self.policy.optimizer.zero_grad()
+        total = len(minibatch.actions)
+        sums: dict[str, float] = {"gradient_norm": 0.0}
+        at = 0
+        for part in passes(sequences, self.microbatch_tokens):
+            rows = slice(at, at + int(part.lengths.sum()))
+            at = rows.stop
+            terms = self._terms(
+                part,
+                minibatch.actions[rows],
+                minibatch.old_log_prob[rows],
+                advantages[rows],
+                minibatch.returns[rows],
+            )
+            # Weighted by the minibatch's token count, so that micro-batches change nothing.
+            (terms.pop("objective").sum() / -total).backward()
+            worst = float(terms.pop("ratio_error").max())
+            sums["ratio_max_error"] = max(sums.get("ratio_max_error", 0.0), worst)
+            for name, value in terms.items():
+                sums[name] = sums.get(name, 0.0) + float(value.sum()) / total
+        return sums
+
+    def _terms(
+        self,
+        sequences: Sequences,
+        actions: Tensor,
+        old_log_probs: Tensor,
+        advantages: Tensor,
+        returns: Tensor,
+    ) -> dict[str, Tensor]:
+        """Every term of the objective for each token, (M,) each."""
+        values, log_probs, entropy = self.policy.evaluate_actions(sequences, actions)
+        epsilon = self.clip_range(self._current_progress_remaining)
+        ratio = (log_probs - old_log_probs).exp()
+        clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
+        surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+        kl_old = k3(old_log_probs, log_probs)
+        value_loss = (values.flatten() - returns) ** 2
+        objective = surrogate - self.kl_old_coef * kl_old - self.vf_coef * value_loss
+        if entropy is not None:
+            objective = objective + self.ent_coef * entropy
+        return {
+            "objective": objective,
+            "policy_loss": -surrogate.detach(),
+            "value_loss": value_loss.detach(),
+            "kl_old": kl_old.detach(),
+            "clip_fraction": ((ratio - 1).abs() > epsilon).float(),
+            "ratio_error": (ratio.detach() - 1).abs(),
+        }
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "rollout_buffer"]

@@ -1,0 +1,136 @@
+"""A `TokenVectorEnv` as a Stable-Baselines3 `VecEnv`, and the one way to put both together."""
+
+import time
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.sb3.policy import CausalLMPolicy
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+
+Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
+
+
+class TokenSB3VecEnv(VecEnv):
+    """The natively batched environment behind SB3's interface; no process, no copy per row.
+
+    Args:
+        env: The environment; SB3 expects auto-reset within the step, so its mode is "SameStep".
+    """
+
+    def __init__(self, env: TokenVectorEnv) -> None:
+        if env.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise InputError(
+                f"Stable-Baselines3 needs autoreset_mode='SameStep', not {env.autoreset_mode.value}"
+            )
+        self.token_env = env
+        self._actions: npt.NDArray[np.int64] = np.zeros(env.num_envs, dtype=np.int64)
+        self._returns = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self._begun = time.time()
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> npt.NDArray[np.int64]:
+        """New prompts in all rows."""
+        seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
+        observations, _ = self.token_env.reset(seed=seeds)
+        self._reset_seeds()
+        self._returns[:], self._lengths[:] = 0, 0
+        return observations
+
+    def step_async(self, actions: npt.NDArray[np.int64]) -> None:
+        """Remember the actions."""
+        self._actions = np.asarray(actions, dtype=np.int64).reshape(self.num_envs)
+
+    def step_wait(self) -> Any:
+        """Take the step; each row's info is a plain dict."""
+        observations, rewards, dones, _, infos = self.token_env.step(self._actions)
+        self._returns += rewards
+        self._lengths += 1
+        rows = [self._row_info(infos, dones, i) for i in range(self.num_envs)]
+        self._returns[dones], self._lengths[dones] = 0, 0
+        return observations, rewards.astype(np.float32), dones, rows
+
+    def _row_info(
+        self, infos: dict[str, Any], dones: npt.NDArray[np.bool_], i: int
+    ) -> dict[str, Any]:
+        if not dones[i]:
+            return _row(infos, i)
+        info = _row(infos["final_info"], i)
+        info["terminal_observation"] = infos["final_obs"][i]
+        info["TimeLimit.truncated"] = False
+        info["episode"] = {
+            "r": float(self._returns[i]),
+            "l": int(self._lengths[i]),
+            "t": round(time.time() - self._begun, 6),
+        }
+        return info
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.token_env.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """An attribute of the environment, once for each row asked for."""
+        return [getattr(self.token_env, attr_name) for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Set an attribute; all rows share it."""
+        setattr(self.token_env, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method once; all rows share the answer."""
+        answer = getattr(self.token_env, method_name)(*method_args, **method_kwargs)
+        return [answer for _ in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """No row is wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+
+def _row(infos: dict[str, Any], i: int) -> dict[str, Any]:
+    names = [key for key in infos if not key.startswith("_") and f"_{key}" in infos]
+    return {key: infos[key][i] for key in names if infos[f"_{key}"][i] and key != "final_info"}
+
+
+def policy_kwargs(env: TokenVectorEnv) -> dict[str, Any]:
+    """What a `CausalLMPolicy` must share with its environment: the starting model, temperature."""
+    reference = env.objective.reference
+    revision = getattr(reference.model.config, "_commit_hash", None)
+    return {
+        "model": reference.model.name_or_path,
+        "revision": revision,
+        "temperature": reference.temperature,
+    }
+
+
+def build(
+    algorithm: type[Algorithm],
+    env: TokenVectorEnv,
+    *,
+    policy_options: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Algorithm:
+    """Make an SB3 algorithm on `env` with a `CausalLMPolicy`, bound to it as its actor.
+
+    Args:
+        algorithm: An on-policy algorithm of Stable-Baselines3, or the flagship `PPO`.
+        env: The environment.
+        policy_options: Further keywords of `CausalLMPolicy`.
+        **kwargs: Keywords of the algorithm. γ = 1 unless given.
+
+    Returns:
+        The algorithm, ready to learn.
+    """
+    kwargs.setdefault("gamma", 1.0)
+    options = {**policy_kwargs(env), **(policy_options or {})}
+    learner = algorithm(CausalLMPolicy, TokenSB3VecEnv(env), policy_kwargs=options, **kwargs)
+    env.bind_actor(learner.policy)
+    return learner

@@ -1,0 +1,11 @@
+"""RLHF as a standard RL benchmark: a causal LM acts in a Gymnasium environment, a token a step."""
+
+from gymnasium.envs.registration import register
+
+__version__ = "0.1.0.dev0"
+
+register(
+    id="rlhf_gym/Text-v0",
+    entry_point="rlhf_gym.tasks.text:text_env",
+    vector_entry_point="rlhf_gym.tasks.text:text_vector_env",
+)

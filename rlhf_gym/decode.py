@@ -1,0 +1,228 @@
+"""Incremental decoding: keys and values in fixed slots, each row at its own position.
+
+`SlotDecoder` is the engine, `DecodeCache` a memo on top of it, whose answers never depend on what
+it happens to hold. transformers' static cache writes one shared position for all rows; here rows
+differ in length, come and go.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from rlhf_gym.lm import MAX_TOKENS_PER_PASS, CausalLM, trunk
+from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
+
+logger = logging.getLogger(__name__)
+
+
+class _Slots:
+    """Where the next keys and values go, shared by all layers of a cache."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.rows, self.width = rows, width
+        self.prefill: Tensor | None = None  # rows being prefilled, else decoding
+        self.positions: Tensor = torch.zeros(0, dtype=torch.int64)  # (rows,) column to write
+        self.visible = 0  # columns that any row may look at
+
+
+class _SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer: (rows, heads, width, head_dim)."""
+
+    is_compileable = False
+    is_sliding = False
+
+    def __init__(self, slots: _Slots) -> None:
+        super().__init__()
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        shape = (self.slots.rows, key_states.shape[1], self.slots.width)
+        self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
+        self.values = value_states.new_zeros(*shape, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        slots = self.slots
+        if slots.prefill is not None:
+            # New rows see nothing but themselves: attention runs on what came in.
+            self.keys[slots.prefill, :, : key_states.shape[2]] = key_states
+            self.values[slots.prefill, :, : value_states.shape[2]] = value_states
+            return key_states, value_states
+        every = torch.arange(len(key_states), device=key_states.device)
+        self.keys[every, :, slots.positions] = key_states[:, :, 0]
+        self.values[every, :, slots.positions] = value_states[:, :, 0]
+        return self.keys[:, :, : slots.visible], self.values[:, :, : slots.visible]
+
+    def keep(self, rows: Tensor) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        if self.slots.prefill is not None:
+            return query_length, 0
+        return self.slots.visible, 0
+
+    def get_seq_length(self) -> int:
+        return 0  # positions and masks are always passed; nothing may be derived from a length
+
+    def get_max_length(self) -> int:
+        return self.slots.width
+
+    def get_max_cache_shape(self) -> int:  # the older name of get_max_length
+        return self.slots.width
+
+
+def supports_slots(model: PreTrainedModel) -> bool:
+    """Whether plain full attention over (rows, heads, length, head_dim) is all the model keeps."""
+    config = model.config.get_text_config()
+    layer_types = getattr(config, "layer_types", None) or ["full_attention"]
+    windowed = getattr(config, "sliding_window", None) and getattr(
+        config, "use_sliding_window", True
+    )
+    attention = getattr(config, "_attn_implementation", None) in ("eager", "sdpa")
+    plain = all(kind == "full_attention" for kind in layer_types)
+    recurrent = bool(getattr(model, "_is_stateful", False))
+    return bool(plain and not windowed and attention and not recurrent)
+
+
+class SlotDecoder:
+    """Prefill rows, then advance all of them one token at a time, each at its own position.
+
+    Args:
+        lm: The model; it must pass `supports_slots`.
+        rows: Number of rows.
+        width: Most tokens that a row may reach.
+    """
+
+    def __init__(self, lm: CausalLM, rows: int, width: int) -> None:
+        self.lm = lm
+        self._slots = _Slots(rows, width)
+        layers = lm.model.config.get_text_config().num_hidden_layers
+        self._cache = Cache(layers=[_SlotLayer(self._slots) for _ in range(layers)])
+
+    def prefill(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """Put `tokens` (n, L) into the slots `rows` (n,); their last hidden states, (n, d)."""
+        lengths = row_lengths(tokens)
+        step = max(1, MAX_TOKENS_PER_PASS // max(tokens.shape[1], 1))
+        out = []
+        for at in range(0, len(rows), step):
+            part = slice(at, at + step)
+            width = int(lengths[part].max())
+            self._slots.prefill = rows[part]
+            hidden = self._forward(model_ids(tokens[part, :width]))
+            self._slots.prefill = None
+            every = torch.arange(len(hidden), device=hidden.device)
+            out.append(hidden[every, lengths[part] - 1])
+        return torch.cat(out)
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Write `tokens` (rows,) at `positions` (rows,); the hidden states there, (rows, d)."""
+        visible = int(positions.max()) + 1
+        self._slots.positions, self._slots.visible = positions, visible
+        hidden_from = torch.arange(visible, device=positions.device) > positions[:, None]
+        model = self.lm.model
+        mask = torch.zeros(hidden_from.shape, dtype=model.dtype, device=positions.device)
+        mask.masked_fill_(hidden_from, torch.finfo(model.dtype).min)
+        return self._forward(
+            tokens[:, None],
+            attention_mask=mask[:, None, None, :],  # (rows, 1, 1, visible), additive
+            position_ids=positions[:, None],
+        )[:, 0]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these: what is done costs no more compute."""
+        for layer in self._cache.layers:
+            layer.keep(rows)
+        self._slots.rows = len(rows)
+
+    def _forward(self, ids: Tensor, **inputs: Any) -> Tensor:
+        output = trunk(self.lm.model)(
+            input_ids=ids, past_key_values=self._cache, use_cache=True, **inputs
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+
+class DecodeCache:
+    """The last hidden state of every row, remembering what earlier calls computed.
+
+    Rows that grew by one token cost one decode step, new rows one prefill, unchanged rows nothing.
+    The answer never depends on what is remembered: everything is dropped when a parameter of the
+    model changes, and in training mode the memory is neither read nor written.
+
+    Args:
+        lm: The model. Families that `SlotDecoder` cannot serve get full forwards instead.
+    """
+
+    def __init__(self, lm: CausalLM) -> None:
+        self.lm = lm
+        self._served = supports_slots(lm.model)
+        if not self._served:
+            logger.warning(
+                "%s keeps more than plain attention state; decoding it by full forwards",
+                type(lm.model).__name__,
+            )
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._decoder: SlotDecoder | None = None
+        self._tokens: Tensor | None = None  # (N, L) rows that the slots hold
+        self._hidden: Tensor | None = None  # (N, d) their last hidden states
+        self._versions: tuple[object, ...] = ()
+
+    @torch.no_grad()
+    def last_hidden(self, tokens: Tensor) -> Tensor:
+        """Hidden state at each row's last real token: (N, L) -> (N, d); no gradient."""
+        if not self._served or self.lm.model.training:
+            return last_hidden(self.lm, tokens)
+        versions = tuple((p._version, p.data_ptr()) for p in self.lm.model.parameters())
+        if self._tokens is None or versions != self._versions or self._tokens.shape != tokens.shape:
+            self.clear()
+            self._versions = versions
+            self._decoder = SlotDecoder(self.lm, *tokens.shape)
+            self._tokens = torch.full_like(tokens, PAD)
+        assert self._decoder is not None
+        new, grown, last = self._compare(tokens)
+        if new.any():
+            self._store(new, self._decoder.prefill(new.nonzero()[:, 0], tokens[new]))
+        if grown.any():
+            # Rows that did not grow write their last token again, over itself.
+            every = torch.arange(len(tokens), device=tokens.device)
+            step = self._decoder.step(model_ids(tokens[every, last]), last)
+            self._store(grown, step[grown])
+        self._tokens = tokens.clone()
+        assert self._hidden is not None
+        return self._hidden.clone()
+
+    def _compare(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which rows are new and which grew by one token, (N,) bool each; last columns (N,)."""
+        assert self._tokens is not None
+        lengths, held = row_lengths(tokens), row_lengths(self._tokens)
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        prefix = ((tokens == self._tokens) | (columns >= held[:, None])).all(1) & (held > 0)
+        grown = prefix & (lengths == held + 1)
+        same = prefix & (lengths == held)
+        return ~(grown | same), grown, lengths - 1
+
+    def _store(self, rows: Tensor, hidden: Tensor) -> None:
+        if self._hidden is None:
+            self._hidden = hidden.new_zeros(len(rows), hidden.shape[-1])
+        self._hidden[rows] = hidden
+
+
+def last_hidden(lm: CausalLM, tokens: Tensor) -> Tensor:
+    """Hidden state at each row's last real token by a full forward: (N, L) -> (N, d)."""
+    lengths = row_lengths(tokens)
+    # One more column, so that the state after the last token is the state of a chosen one.
+    grown = torch.nn.functional.pad(tokens, (0, 1), value=PAD)
+    return lm.states(Sequences(grown, lengths, torch.ones_like(lengths)))

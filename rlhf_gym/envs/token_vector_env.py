@@ -1,0 +1,302 @@
+"""N conversations side by side: one reference step and one reward-model call for all rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from gymnasium.utils.seeding import np_random
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from rlhf_gym.envs.actor import Actor, ActorBinding
+from rlhf_gym.envs.infos import EpisodeInfos
+from rlhf_gym.errors import InputError
+from rlhf_gym.objective import Objective, Responses, TextReward, observation_sequences
+from rlhf_gym.prompts import PromptDataset, prompt_ids
+from rlhf_gym.tokens import PAD, Sequences, append, join, pad_rows, row_lengths
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
+    """A natively batched environment in which each row completes a prompt token by token.
+
+    Args:
+        objective: Reward, reference and β.
+        prompts: The prompts that `reset` draws from, at random with replacement.
+        num_envs: N, number of rows.
+        max_new_tokens: T, the token budget of a response.
+        stop_at_eos: Whether an EOS ends a response.
+        autoreset_mode: "SameStep", "NextStep" or "Disabled", as in Gymnasium.
+        gold: A scorer that only evaluation looks at, as (prompts, responses) -> scores.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        prompts: PromptDataset,
+        *,
+        num_envs: int = 1,
+        max_new_tokens: int,
+        stop_at_eos: bool = True,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
+        gold: TextReward | None = None,
+    ) -> None:
+        if num_envs < 1 or max_new_tokens < 1:
+            raise InputError("num_envs and max_new_tokens must be at least 1")
+        self.objective = objective
+        self.prompts = prompts
+        self.num_envs = num_envs
+        self.max_new_tokens = max_new_tokens
+        self.stop_at_eos = stop_at_eos
+        self.gold = gold
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        vocab_size = objective.reference.vocab_size
+        width = prompts.max_tokens + max_new_tokens
+        self.single_observation_space = spaces.Box(-1, vocab_size - 1, (width,), np.int64)
+        self.single_action_space = spaces.Discrete(vocab_size)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._eos = np.array(objective.reference.eos_ids if stop_at_eos else [], dtype=np.int64)
+        self._binding = ActorBinding()
+        self._rngs = [np_random()[0] for _ in range(num_envs)]
+        self._tokens: Ints = np.full((num_envs, width), PAD, dtype=np.int64)
+        self._prompt_lengths: Ints = np.zeros(num_envs, dtype=np.int64)
+        self._kl_sums: Floats = np.zeros(num_envs)
+        self._over: Bools = np.ones(num_envs, dtype=np.bool_)  # rows that need a reset
+
+    def bind_actor(self, actor: Actor | None) -> None:
+        """Learn log π from `actor` from now on (weakly held); None unbinds."""
+        self._binding = ActorBinding(actor)
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Ints, dict[str, Any]]:
+        """Begin with new prompts.
+
+        Args:
+            seed: Row i is seeded seed + i, or seed[i].
+            options: `reset_mask` (N,) bool: which rows; `prompt` (text or chat messages) or
+                `prompt_index`: the prompt of all rows reset.
+
+        Returns:
+            Observations (N, L) and an empty info.
+        """
+        options = options or {}
+        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), dtype=np.bool_)
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise InputError(f"reset_mask must be ({self.num_envs},) bool with a True in it")
+        unknown = options.keys() - {"reset_mask", "prompt", "prompt_index"}
+        if unknown:
+            raise InputError(f"unknown reset options {sorted(unknown)}")
+        if seed is not None:
+            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+            for i in np.flatnonzero(mask):
+                if seeds[i] is not None:
+                    self._rngs[i] = np_random(seeds[i])[0]
+        self._begin(mask, self._named_prompt(options))
+        return self._tokens.copy(), {}
+
+    def step(self, actions: Ints) -> tuple[Ints, Floats, Bools, Bools, dict[str, Any]]:
+        """Append one token to each row.
+
+        Args:
+            actions: (N,) token ids.
+
+        Returns:
+            Observations (N, L), rewards, terminations, truncations (always False), infos.
+        """
+        actions = self._checked(actions)
+        waiting = self._over.copy()
+        if waiting.any() and self.autoreset_mode != AutoresetMode.NEXT_STEP:
+            raise gymnasium.error.ResetNeeded(
+                f"rows {np.flatnonzero(waiting).tolist()} have ended or never began; call reset"
+            )
+        going = ~waiting
+        infos = EpisodeInfos(self.num_envs)
+        rewards = self._penalties(actions, going, infos)
+        tokens = self._tokens.copy()
+        tokens[going] = append(tokens[going], actions[going])
+        self._tokens = tokens
+        used = row_lengths(tokens) - self._prompt_lengths
+        ended = going & (np.isin(actions, self._eos) | (used >= self.max_new_tokens))
+        if ended.any():
+            rewards[ended] += self._finish(ended, infos)
+        self._over = ended.copy()
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
+            infos.finalise(ended, self._tokens)
+            self._begin(ended)
+        elif waiting.any():
+            self._begin(waiting)
+            self._over = ended.copy()
+        return self._tokens.copy(), rewards, ended, np.zeros_like(ended), infos.to_dict()
+
+    def play(
+        self, actions: Ints, log_probs: npt.NDArray[np.floating[Any]] | None = None
+    ) -> tuple[Floats, dict[str, Any], Ints]:
+        """Take one whole response a row from the rows' current prompts; then draw new prompts.
+
+        Pays exactly what `step` would have paid token by token, with one pass of the reference and
+        one of the reward model.
+
+        Args:
+            actions: (N, T) token ids, PAD after each response's end.
+            log_probs: (N, T) log π of the actions; asked from the bound actor if None.
+
+        Returns:
+            Rewards (N, T), infos (`ref_log_prob` and `kl` (N, T); `score`, `kl_sum`,
+            `finish_reason`, `prompt`, `response`, `actor_bound` (N,)), the next prompts (N, L).
+
+        Raises:
+            InputError: A row is not one whole response.
+        """
+        actions = np.asarray(actions, dtype=np.int64)
+        self._check_whole(actions)
+        lengths = row_lengths(actions)
+        tokens = join(self._tokens, actions)[:, : self._tokens.shape[1]]
+        sequences = observation_sequences(tokens, self._prompt_lengths)
+        sequences = sequences.to(self.objective.reference.device)
+        flat = self._flat_log_probs(actions, log_probs)
+        settled = self.objective.settle(
+            sequences, None if flat is None else flat.to(sequences.tokens.device)
+        )
+        mask = np.arange(actions.shape[1]) < lengths[:, None]
+        infos = EpisodeInfos(self.num_envs)
+        everyone = np.ones(self.num_envs, dtype=np.bool_)
+        kl_sums = infos.add_wave(settled, mask)
+        infos.add_episodes(settled.responses, settled.scores, kl_sums, everyone)
+        infos.add("actor_bound", np.full(self.num_envs, flat is not None), everyone)
+        rewards = np.zeros(actions.shape)
+        rewards[mask] = settled.rewards.double().cpu().numpy()
+        self._begin(everyone)
+        return rewards, infos.to_dict(), self._tokens.copy()
+
+    def _begin(self, mask: Bools, prompt: tuple[int, ...] | None = None) -> None:
+        rows = [prompt or self.prompts.draw(self._rngs[i]) for i in np.flatnonzero(mask)]
+        tokens = self._tokens.copy()
+        tokens[mask] = pad_rows(rows, tokens.shape[1])
+        self._tokens = tokens
+        self._prompt_lengths[mask] = [len(row) for row in rows]
+        self._kl_sums[mask] = 0.0
+        self._over[mask] = False
+
+    def _named_prompt(self, options: dict[str, Any]) -> tuple[int, ...] | None:
+        if "prompt_index" in options:
+            index = options["prompt_index"]
+            if not 0 <= index < len(self.prompts):
+                raise InputError(f"prompt_index must be 0 to {len(self.prompts) - 1}, not {index}")
+            return self.prompts.ids[index]
+        if "prompt" not in options:
+            return None
+        reference = self.objective.reference
+        ids = prompt_ids(options["prompt"], reference.tokenizer, reference.eos_ids)
+        if not 0 < len(ids) <= self.prompts.max_tokens:
+            raise InputError(
+                f"the prompt has {len(ids)} tokens; max_prompt_tokens is {self.prompts.max_tokens}"
+            )
+        return tuple(ids)
+
+    def _checked(self, actions: Ints) -> Ints:
+        actions = np.asarray(actions)
+        vocab_size = int(self.single_action_space.n)
+        whole = actions.shape == (self.num_envs,) and np.issubdtype(actions.dtype, np.integer)
+        if not whole or (actions < 0).any() or (actions >= vocab_size).any():
+            raise InputError(
+                f"actions must be ({self.num_envs},) integers from 0 to {vocab_size - 1}, not "
+                f"{actions!r}"
+            )
+        return actions.astype(np.int64)
+
+    def _penalties(self, actions: Ints, going: Bools, infos: EpisodeInfos) -> Floats:
+        """The KL half of the rewards of all rows that act, (N,); notes them in infos."""
+        device = self.objective.reference.device
+        reference = self.objective.ref_log_prob_of_next(
+            torch.from_numpy(self._tokens).to(device), torch.from_numpy(actions).to(device)
+        ).cpu()
+        actor = self._binding.get()
+        log_probs = None
+        if actor is not None:
+            log_probs = torch.from_numpy(np.asarray(actor.log_prob(self._tokens, actions)))
+            kl = (log_probs - reference).double().numpy()
+            self._kl_sums += np.where(going, kl, 0.0)
+            infos.add("kl", kl, going)
+        infos.add("ref_log_prob", reference.double().numpy(), going)
+        infos.add("actor_bound", np.full(self.num_envs, actor is not None), going)
+        penalties = self.objective.token_rewards(reference, log_probs).double().numpy()
+        return np.where(going, penalties, 0.0)
+
+    def _finish(self, ended: Bools, infos: EpisodeInfos) -> Floats:
+        """Scores of the rows that ended; notes them in infos."""
+        sequences = observation_sequences(self._tokens[ended], self._prompt_lengths[ended])
+        sequences = sequences.to(self.objective.reference.device)
+        responses = Responses(self.objective.reference, sequences)
+        scores = self.objective.scores(responses)
+        bound = self._binding.get() is not None
+        infos.add_episodes(responses, scores, self._kl_sums[ended] if bound else None, ended)
+        return scores.double().cpu().numpy()
+
+    def _check_whole(self, actions: Ints) -> None:
+        budget = self.max_new_tokens
+        if actions.ndim != 2 or len(actions) != self.num_envs or actions.shape[1] > budget:
+            raise InputError(
+                f"play takes ({self.num_envs}, T ≤ {budget}) token ids, not {actions.shape}"
+            )
+        begun = self._over | (row_lengths(self._tokens) > self._prompt_lengths)
+        if begun.any():
+            raise InputError(
+                f"rows {np.flatnonzero(begun).tolist()} are not at a prompt; reset them first"
+            )
+        lengths = row_lengths(actions)
+        columns = np.arange(actions.shape[1])
+        is_eos = np.isin(actions, self._eos)
+        inside = columns < lengths[:, None]
+        early = (is_eos & (columns < lengths[:, None] - 1)).any(1)
+        last = actions[np.arange(len(actions)), np.maximum(lengths - 1, 0)]
+        unfinished = ~np.isin(last, self._eos) & (lengths < budget)
+        in_range = (actions < self.single_action_space.n) & (actions >= 0)
+        broken = (inside != in_range).any(1) | early | unfinished | (lengths == 0)
+        if broken.any():
+            raise InputError(
+                f"rows {np.flatnonzero(broken).tolist()} are not one whole response each: token "
+                f"ids up to an EOS or to the budget of {budget}, then PAD"
+            )
+
+    def _flat_log_probs(
+        self, actions: Ints, log_probs: npt.NDArray[np.floating[Any]] | None
+    ) -> torch.Tensor | None:
+        mask = actions != PAD
+        if log_probs is None:
+            actor = self._binding.get()
+            if actor is None:
+                return None
+            log_probs = np.zeros(actions.shape, dtype=np.float32)
+            tokens = self._tokens
+            for t in range(int(mask.sum(1).max())):
+                now = np.where(mask[:, t], actions[:, t], 0)
+                log_probs[:, t] = actor.log_prob(tokens, now)
+                grown = append(tokens[mask[:, t]], now[mask[:, t]])
+                tokens = tokens.copy()
+                tokens[mask[:, t]] = grown
+        return torch.from_numpy(np.asarray(log_probs)[mask]).float()
+
+    def current_prompts(self) -> Sequences:
+        """The rows as they stand: tokens (N, L), starts at the prompts' ends, nothing chosen."""
+        return observation_sequences(self._tokens, self._prompt_lengths)
+
+
+def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    try:
+        return mode if isinstance(mode, AutoresetMode) else AutoresetMode(mode)
+    except ValueError as error:
+        names = [m.value for m in AutoresetMode]
+        raise InputError(f"autoreset_mode must be one of {names}, not {mode!r}") from error

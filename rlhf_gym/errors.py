@@ -1,0 +1,8 @@
+"""The one error that means: the input is bad, and here is how to mend it."""
+
+
+class InputError(ValueError):
+    """Bad input from the user: a file, a row, a name or an option.
+
+    The message names the thing and the mend. Scripts turn it into exit status 2.
+    """

@@ -1,0 +1,303 @@
+"""A causal language model as a distribution over next tokens: the one definition of a log-prob.
+
+Notation: N rows, L columns, M chosen tokens, d the model's width, V the number of usable tokens.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
+
+logger = logging.getLogger(__name__)
+
+# Rows of a no-gradient pass are cut so that at most this many tokens are in flight at a time.
+MAX_TOKENS_PER_PASS = 1 << 14
+# ... and at most this many logits.
+MAX_LOGITS_PER_PASS = 1 << 25
+
+
+def disable_dropout(config: PreTrainedConfig) -> None:
+    """Set every dropout probability of a model's config to 0.
+
+    With dropout left on, `train()` changes the log-probs and the first PPO ratio is no longer 1.
+    """
+    for name, value in vars(config).items():
+        is_dropout = "dropout" in name or "pdrop" in name
+        if is_dropout and isinstance(value, float | int) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
+
+
+def load_pretrained(
+    auto_class: Any,
+    name: str,
+    *,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    **config_options: Any,
+) -> PreTrainedModel:
+    """Load a float32 model by hub name or local path, dropout off, in eval mode.
+
+    Args:
+        auto_class: `AutoModelForCausalLM` or another auto class of transformers.
+        name: Hub name, or path of a folder that `save_pretrained` wrote.
+        revision: Commit or tag on the hub; pin it for work that is to be repeated.
+        attn_implementation: As in transformers; None leaves the choice to it.
+        **config_options: Entries of the model's config to set, such as `num_labels`.
+
+    Raises:
+        InputError: The model cannot be loaded.
+    """
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, **config_options)
+        disable_dropout(config)
+        model = auto_class.from_pretrained(
+            name, revision=revision, config=config, dtype=torch.float32, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"cannot load the model {name!r}: {error}\n"
+            "Give the path of a folder written by `save_pretrained`, or a hub name that this "
+            "machine can reach."
+        ) from error
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by hub name or local path.
+
+    Raises:
+        InputError: There is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)  # type: ignore[no-any-return]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot load a tokenizer from {name!r}: {error}") from error
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a response: the generation config's, else the config's, the tokenizer's.
+
+    Raises:
+        InputError: None of the three names one.
+    """
+    generation = getattr(model, "generation_config", None)
+    for holder in (generation, model.config, tokenizer):
+        ids = getattr(holder, "eos_token_id", None)
+        if ids is not None:
+            return tuple(sorted({ids} if isinstance(ids, int) else set(ids)))
+    raise InputError(
+        f"the model {model.name_or_path!r} names no eos_token_id; set it in its "
+        "generation_config.json, or its responses could never end"
+    )
+
+
+def vocabulary_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """V: how many of the model's logits the tokenizer can name.
+
+    Models are often padded to a round width; ids past the tokenizer's have no text.
+
+    Raises:
+        InputError: The tokenizer has ids that the model cannot embed.
+    """
+    head = model.get_output_embeddings()
+    named = max(tokenizer.get_vocab().values()) + 1
+    if named > head.weight.shape[0]:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has ids up to {named - 1}, but the model "
+            f"{model.name_or_path!r} has {head.weight.shape[0]} logits; use the tokenizer that "
+            "belongs to the model, or resize its embeddings"
+        )
+    return named
+
+
+@dataclass(frozen=True, eq=False)
+class CausalLM:
+    """A causal LM, its tokenizer and its sampling temperature: p(token | state).
+
+    Attributes:
+        model: Any `AutoModelForCausalLM` whose logits are its head applied to its trunk's last
+            hidden state.
+        tokenizer: The tokenizer that belongs to it.
+        temperature: Divides the logits everywhere: in sampling, in log-probs, in the update.
+        vocab_size: V; logits beyond it are dropped before the softmax.
+        eos_ids: The ids that end a response.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    temperature: float
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be positive, not {self.temperature}")
+
+    @classmethod
+    def wrap(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float = 1.0
+    ) -> "CausalLM":
+        """Wrap a loaded model, after checking that it is one that this project can serve.
+
+        Raises:
+            InputError: Its vocabulary does not fit, it has no EOS, the temperature is not
+                positive, or its logits are not simply head(trunk).
+        """
+        _check_head(model)
+        return cls(
+            model,
+            tokenizer,
+            float(temperature),
+            vocabulary_size(model, tokenizer),
+            eos_token_ids(model, tokenizer),
+        )
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        temperature: float = 1.0,
+        device: str | torch.device = "cpu",
+        attn_implementation: str | None = None,
+    ) -> "CausalLM":
+        """Load a model and its tokenizer by hub name or local path (see `load_pretrained`)."""
+        model = load_causal_lm(name, revision=revision, attn_implementation=attn_implementation)
+        tokenizer = load_tokenizer(name, revision=revision)
+        return cls.wrap(model.to(device), tokenizer, temperature)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.device
+
+    def states(self, sequences: Sequences) -> Tensor:
+        """Last hidden state in which each chosen token was chosen, (M, d)."""
+        # The last chosen token itself is never a state.
+        ids = model_ids(sequences.tokens[:, : max(sequences.width - 1, 1)])
+        hidden = trunk(self.model)(input_ids=ids, use_cache=False).last_hidden_state
+        rows, columns = sequences.index()
+        return hidden[rows, columns - 1]  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Tempered float32 logits of the usable tokens: (M, d) -> (M, V)."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits[..., : self.vocab_size].float() / self.temperature
+
+    def log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """Log-probs of `tokens` (M,) in the states `hidden` (M, d): (M,) float32."""
+        step = len(tokens) if torch.is_grad_enabled() else logit_rows(self.vocab_size)
+        parts = []
+        for at in range(0, len(tokens), max(step, 1)):
+            logits = self.logits(hidden[at : at + step])
+            picked = logits.gather(-1, tokens[at : at + step, None]).squeeze(-1)
+            parts.append(picked - logits.logsumexp(-1))
+        return torch.cat(parts) if parts else hidden.new_zeros(0)
+
+    def log_probs(self, sequences: Sequences) -> Tensor:
+        """Log-prob of every chosen token, (M,), in one pass over whole sequences; no gradient."""
+        with torch.no_grad():
+            parts = [
+                self.log_probs_of(self.states(part), part.chosen()) for part in passes(sequences)
+            ]
+        return torch.cat(parts)
+
+    def texts(self, rows: list[list[int]]) -> list[str]:
+        """Token ids as text, special tokens left out."""
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def logit_rows(vocab_size: int) -> int:
+    """How many rows of logits a no-gradient pass may hold at a time."""
+    return max(1, MAX_LOGITS_PER_PASS // vocab_size)
+
+
+def trunk(model: PreTrainedModel) -> nn.Module:
+    """The model without its head."""
+    return model.base_model  # type: ignore[no-any-return]
+
+
+def passes(sequences: Sequences, max_tokens: int = MAX_TOKENS_PER_PASS) -> Iterator[Sequences]:
+    """Cut the rows into groups of at most `max_tokens` tokens (at least one row a group)."""
+    step = max(1, max_tokens // max(sequences.width, 1))
+    for at in range(0, len(sequences.tokens), step):
+        yield sequences.rows(slice(at, at + step))
+
+
+def load_causal_lm(
+    name: str, *, revision: str | None = None, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A causal LM in float32, dropout off, in eval mode (see `load_pretrained`)."""
+    return load_pretrained(
+        AutoModelForCausalLM, name, revision=revision, attn_implementation=attn_implementation
+    )
+
+
+def weights_stamp(name: str) -> int:
+    """When a local folder's weights were last written (0 for a hub name): part of a cache key."""
+    return max((f.stat().st_mtime_ns for f in Path(name).glob("*.safetensors")), default=0)
+
+
+def shared_causal_lm(name: str, revision: str | None, temperature: float, device: str) -> CausalLM:
+    """The process's one frozen copy of a model; environments that name the same one share it."""
+    return replace(_frozen(name, revision, device, weights_stamp(name)), temperature=temperature)
+
+
+@lru_cache(maxsize=8)
+def _frozen(name: str, revision: str | None, device: str, stamp: int) -> CausalLM:
+    lm = CausalLM.load(name, revision=revision, device=device)
+    lm.model.requires_grad_(False)
+    return lm
+
+
+def continuation_log_probs(lm: CausalLM, prompts: Tensor, responses: Tensor) -> Tensor:
+    """Log-prob of each token of `responses` (N, T) after `prompts` (N, P): (N, T), 0 at PAD."""
+    sequences = continuations(prompts, responses).to(lm.device)
+    return unflatten(lm.log_probs(sequences), sequences.lengths, responses.shape[1])
+
+
+@torch.no_grad()
+def _check_head(model: PreTrainedModel) -> None:
+    ids = torch.tensor([[0, 1]], device=model.device)
+    whole = model(input_ids=ids, use_cache=False).logits
+    parts = model.get_output_embeddings()(
+        trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
+    )
+    if not torch.allclose(whole.float(), parts.float(), atol=1e-4, rtol=1e-4):
+        raise InputError(
+            f"the model {model.name_or_path!r} ({type(model).__name__}) changes its logits after "
+            "its head (a scale or a soft cap), which is not supported; use another family"
+        )
+
+
+def kl_to(hidden_p: Tensor, p: CausalLM, hidden_q: Tensor, q: CausalLM) -> Tensor:
+    """Exact KL(p ‖ q) over the vocabulary in each state: two (M, d) -> (M,) nats, never negative."""
+    out = []
+    step = logit_rows(p.vocab_size)
+    for at in range(0, len(hidden_p), step):
+        log_p = F.log_softmax(p.logits(hidden_p[at : at + step]), -1)
+        log_q = F.log_softmax(q.logits(hidden_q[at : at + step]), -1)
+        out.append((log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0.0))
+    return torch.cat(out) if out else hidden_p.new_zeros(0)

@@ -1,0 +1,226 @@
+"""The objective, defined once: r_t = −β (log π − log π_ref) + 1[t = T] · R(x, y).
+
+Nothing else in the project computes a reward. Notation: N rows, M chosen tokens, β = `kl_coef`.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlhf_gym.decode import DecodeCache
+from rlhf_gym.errors import InputError
+from rlhf_gym.kl import k1
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.tokens import PAD, Sequences, pad_rows, row_sums
+
+TextReward = Callable[[list[str], list[str]], Sequence[float]]
+"""A reward as a plain function: (prompts, responses), N texts each, to N finite numbers."""
+
+
+class Responses:
+    """Finished responses as shaping functions see them.
+
+    Attributes:
+        sequences: Token ids; a row's chosen tokens are its whole response.
+        stopped: (N,) bool, whether the response ended with an EOS (else the budget ended it).
+    """
+
+    def __init__(self, lm: CausalLM, sequences: Sequences) -> None:
+        self._lm = lm
+        self.sequences = sequences
+        ends = (sequences.starts + sequences.lengths - 1).clamp(min=0)
+        last = sequences.tokens.gather(1, ends[:, None])[:, 0]
+        self.stopped = torch.isin(last, torch.tensor(lm.eos_ids, device=last.device))
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """N prompts as text."""
+        tokens, starts, _ = (part.tolist() for part in self.sequences)
+        return self._lm.texts([row[:s] for row, s in zip(tokens, starts, strict=True)])
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """N responses as text."""
+        tokens, starts, lengths = (part.tolist() for part in self.sequences)
+        rows = zip(tokens, starts, lengths, strict=True)
+        return self._lm.texts([row[s : s + n] for row, s, n in rows])
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """ "stop" where an EOS ended the response, "length" where the budget did."""
+        return ["stop" if stopped else "length" for stopped in self.stopped.tolist()]
+
+
+Shaping = Callable[[Responses, Tensor], Tensor]
+"""A pure function of (x, y): (responses, scores so far (N,)) to new scores (N,)."""
+
+
+class Settlement(NamedTuple):
+    """What an environment pays for whole responses.
+
+    Attributes:
+        rewards: (M,) of every chosen token.
+        ref_log_probs: (M,) log π_ref of every chosen token.
+        kl: (M,) k1 of every chosen token; None where the actor's log-probs are unknown.
+        scores: (N,) R(x, y).
+        responses: The texts and ends.
+    """
+
+    rewards: Tensor
+    ref_log_probs: Tensor
+    kl: Tensor | None
+    scores: Tensor
+    responses: Responses
+
+
+class Objective:
+    """Reward model or callable + shaping + reference + β.
+
+    Args:
+        reference: The frozen reference π_ref with the environment's temperature.
+        reward: A `RewardModel`, or a function of (prompts, responses).
+        kl_coef: β ≥ 0, reward for a nat of divergence.
+        shaping: Pure functions applied to the scores in turn.
+
+    Raises:
+        InputError: β is negative.
+    """
+
+    def __init__(
+        self,
+        reference: CausalLM,
+        reward: RewardModel | TextReward,
+        *,
+        kl_coef: float,
+        shaping: Sequence[Shaping] = (),
+    ) -> None:
+        if not kl_coef >= 0:
+            raise InputError(f"kl_coef must be at least 0, not {kl_coef}")
+        self.reference = reference
+        self.reward = reward
+        self.kl_coef = float(kl_coef)
+        self.shaping = tuple(shaping)
+        # A reward model with the policy's tokenizer scores the very ids that were sampled;
+        # re-tokenised text need not be the same ids.
+        self._shares_ids = (
+            isinstance(reward, RewardModel)
+            and reward.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
+        )
+        self._decode = DecodeCache(reference)
+
+    def scores(self, responses: Responses) -> Tensor:
+        """R(x, y), shaping included: (N,) float32 on the reference's device.
+
+        Raises:
+            InputError: A reward function returned the wrong number of scores, or a NaN or
+                infinity.
+        """
+        if isinstance(self.reward, RewardModel):
+            scores = self.reward.scores(self._reward_ids(responses).to(self.reward.device))
+        else:
+            raw = self.reward(responses.prompts, responses.texts)
+            scores = torch.as_tensor(np.asarray(raw, dtype=np.float32))
+        scores = scores.float().to(self.reference.device)
+        expected = (len(responses.sequences.tokens),)
+        if tuple(scores.shape) != expected:
+            raise InputError(
+                f"the reward {_name(self.reward)} returned shape {tuple(scores.shape)} for "
+                f"{expected[0]} responses; it must return one number for each"
+            )
+        for shape in self.shaping:
+            scores = shape(responses, scores)
+        bad = (~torch.isfinite(scores)).nonzero()[:, 0].tolist()
+        if bad:
+            raise InputError(
+                f"the reward {_name(self.reward)} returned {scores[bad[0]].item()} for response "
+                f"{bad[0]} of {expected[0]}: {responses.texts[bad[0]][:80]!r}; it must be finite"
+            )
+        return scores
+
+    def ref_log_probs(self, sequences: Sequences) -> Tensor:
+        """log π_ref of every chosen token by one pass over whole sequences: (M,)."""
+        return self.reference.log_probs(sequences)
+
+    @torch.no_grad()
+    def ref_log_prob_of_next(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """log π_ref of one next token a row: (N, L) and (N,) -> (N,)."""
+        hidden = self._decode.last_hidden(observations)
+        return self.reference.log_probs_of(hidden, actions)
+
+    def token_rewards(self, ref_log_probs: Tensor, log_probs: Tensor | None) -> Tensor:
+        """The penalty on each token, −β · k1; with no actor's log-probs the half that is known.
+
+        That half is +β · log π_ref; the agent owes −β · log π in its own loop.
+        """
+        if log_probs is None:
+            return self.kl_coef * ref_log_probs
+        return -self.kl_coef * k1(log_probs, ref_log_probs)
+
+    def settle(self, sequences: Sequences, log_probs: Tensor | None) -> Settlement:
+        """Rewards of whole responses from the actor's log-probs (M,), None if unknown."""
+        responses = Responses(self.reference, sequences)
+        ref_log_probs = self.ref_log_probs(sequences)
+        rewards = self.token_rewards(ref_log_probs, log_probs).clone()
+        scores = self.scores(responses)
+        rewards[torch.cumsum(sequences.lengths, 0) - 1] += scores
+        kl = None if log_probs is None else k1(log_probs, ref_log_probs)
+        return Settlement(rewards, ref_log_probs, kl, scores, responses)
+
+    def value(self, scores: Tensor, kl: Tensor, lengths: Tensor) -> Tensor:
+        """Each response's share of J: score − β · Σ_t KL_t, (N,) from (N,), (M,) and (N,)."""
+        return scores.double() - self.kl_coef * row_sums(kl, lengths)
+
+    def _reward_ids(self, responses: Responses) -> Tensor:
+        if self._shares_ids:
+            return responses.sequences.tokens
+        assert isinstance(self.reward, RewardModel)
+        tokenizer = self.reward.tokenizer
+        starts = tokenizer(responses.prompts)["input_ids"]
+        rows = [
+            self.reward.encode(start, text)
+            for start, text in zip(starts, responses.texts, strict=True)
+        ]
+        return torch.from_numpy(pad_rows(rows))
+
+
+def load_callable(name: str) -> Callable[..., object]:
+    """Resolve "package.module:function".
+
+    Raises:
+        InputError: There is no such module or function.
+    """
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise InputError(f"a callable is named 'package.module:function', not {name!r}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"cannot import {name!r}: {error}") from error
+    if not callable(found):
+        raise InputError(f"{name!r} is not callable")
+    return found  # type: ignore[no-any-return]
+
+
+def _name(reward: RewardModel | TextReward) -> str:
+    if isinstance(reward, RewardModel):
+        return repr(reward.model.name_or_path)
+    return repr(getattr(reward, "__qualname__", type(reward).__name__))
+
+
+def observation_sequences(
+    tokens: npt.NDArray[np.int64], prompt_lengths: npt.NDArray[np.int64]
+) -> Sequences:
+    """Observations (N, L) with their prompts' lengths (N,) as sequences of whole responses."""
+    lengths = (tokens != PAD).sum(1)
+    return Sequences(
+        torch.from_numpy(tokens),
+        torch.from_numpy(prompt_lengths),
+        torch.from_numpy(lengths - prompt_lengths),
+    )

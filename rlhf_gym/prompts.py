@@ -1,0 +1,215 @@
+"""Prompts: read from text, JSON, JSON Lines or `datasets`, tokenised once, held-out ones apart."""
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_gym.errors import InputError
+
+Prompt = str | list[dict[str, str]]
+"""A prompt is plain text or a list of chat messages, ``{"role": …, "content": …}`` each."""
+
+SPLITS = ("all", "train", "held_out")
+
+
+def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """Rows of a local file, each with a name for error messages ("FILE, row 3").
+
+    ``.json`` holds one list; ``.jsonl`` one JSON value a line; ``.jsonl.gz`` the same, compressed;
+    anything else one text a line.
+
+    Raises:
+        InputError: The file is missing, is not UTF-8, or a line is not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        if path.suffix == ".json":
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(rows, list):
+                raise InputError(f"{path} holds a JSON {type(rows).__name__}; a list is needed")
+            yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
+            return
+        is_json = path.name.endswith((".jsonl", ".jsonl.gz"))
+        for i, line in enumerate(_lines(path), 1):
+            if line.strip():
+                yield f"{path}, line {i}", json.loads(line) if is_json else line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}); convert it first") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    except (EOFError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    if path.suffix == ".gz":
+        import gzip
+
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            yield from file
+    else:
+        with path.open(encoding="utf-8") as file:
+            yield from file
+
+
+def load_texts(
+    source: str, *, column: str | None = None, split: str = "train", revision: str | None = None
+) -> list[Prompt]:
+    """Texts (or chat messages) from a local file or a dataset of the `datasets` library.
+
+    Args:
+        source: A path (see `read_rows`), or a dataset's name.
+        column: The field to take where a row is an object; "prompt" or "text" if None.
+        split: Split of a `datasets` dataset.
+        revision: Commit or tag of a hub dataset.
+
+    Raises:
+        InputError: The source is missing or empty, or a row has no such text; it is named.
+    """
+    if Path(source).suffix in {".json", ".jsonl", ".gz", ".txt"} or Path(source).is_file():
+        rows = list(read_rows(source))
+    else:
+        rows = _dataset_rows(source, split, revision)
+    texts = [_field(where, row, column) for where, row in rows]
+    if not texts:
+        raise InputError(f"{source} holds no rows; at least one is needed")
+    return texts
+
+
+def _dataset_rows(name: str, split: str, revision: str | None) -> list[tuple[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(name, split=split, revision=revision)
+    except Exception as error:  # the library raises a dozen types; all mean the same to a user
+        raise InputError(
+            f"cannot load the dataset {name!r} (split {split!r}): {error}\n"
+            "Give an existing file, or a dataset that this machine can reach."
+        ) from error
+    return [(f"{name}, row {i}", row) for i, row in enumerate(data, 1)]
+
+
+def _field(where: str, row: Any, column: str | None) -> Prompt:
+    if isinstance(row, dict):
+        names = [column] if column else ["prompt", "text"]
+        found = [name for name in names if name in row]
+        if not found:
+            raise InputError(f"{where} has no column {' or '.join(names)}; it has {sorted(row)}")
+        row = row[found[0]]
+    if isinstance(row, str) and row:
+        return row
+    if isinstance(row, list) and row and all(_is_message(m) for m in row):
+        return row
+    raise InputError(f"{where}: a text or a list of chat messages is needed, not {str(row)[:60]!r}")
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and {"role", "content"} <= set(message)
+
+
+def prompt_ids(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]
+) -> list[int]:
+    """Token ids of a prompt: with BOS where the tokenizer has one, never closed by an EOS.
+
+    Raises:
+        InputError: Chat messages, but the tokenizer has no chat template.
+    """
+    if not isinstance(prompt, str):
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"the prompts are chat messages, but the tokenizer of {tokenizer.name_or_path!r} "
+                "has no chat template; give plain text, or a tokenizer that has one"
+            )
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(prompt)["input_ids"])
+    bare = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    # Some tokenizers close every text by themselves; the response comes after a prompt.
+    if len(ids) > 1 and ids[-1] in eos_ids and bare[-1:] != ids[-1:]:
+        ids.pop()
+    return ids
+
+
+def is_held_out(prompt: Prompt, share: float) -> bool:
+    """Whether a prompt belongs to the held-out share; it depends on nothing but its text."""
+    key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+    return zlib.crc32(key.encode()) % 10_000 < share * 10_000
+
+
+@dataclass(frozen=True)
+class PromptDataset:
+    """Tokenised prompts.
+
+    Attributes:
+        ids: Token ids of each prompt.
+        max_tokens: The budget that all of them keep.
+        dropped: How many were too long for it; none is ever cut midway.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    max_tokens: int
+    dropped: int = 0
+
+    @classmethod
+    def from_texts(
+        cls,
+        prompts: Sequence[Prompt],
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        max_words: int | None = None,
+        split: str = "all",
+        held_out: float = 0.1,
+    ) -> "PromptDataset":
+        """Tokenise prompts, drop the ones that are too long, keep one split.
+
+        Args:
+            prompts: Texts or chat messages.
+            tokenizer: The policy's tokenizer.
+            eos_ids: The ids that end a response.
+            max_tokens: Longest prompt that is kept.
+            max_words: Keep only so many first words of a text (to make prompts of whole texts).
+            split: "all", "train" or "held_out"; equal prompts are always on one side.
+            held_out: Share of prompts that is held out.
+
+        Raises:
+            InputError: No prompt is left, or an option is out of range.
+        """
+        if split not in SPLITS:
+            raise InputError(f"split must be one of {SPLITS}, not {split!r}")
+        if max_words is not None:
+            if max_words < 1:
+                raise InputError(f"prompt_words must be at least 1, not {max_words}")
+            prompts = [
+                " ".join(p.split()[:max_words]) if isinstance(p, str) else p for p in prompts
+            ]
+        unique = list({json.dumps(p): p for p in prompts}.values())
+        if split != "all":
+            unique = [p for p in unique if is_held_out(p, held_out) == (split == "held_out")]
+        rows = [prompt_ids(p, tokenizer, eos_ids) for p in unique]
+        kept = tuple(tuple(row) for row in rows if 0 < len(row) <= max_tokens)
+        if not kept:
+            longest = min(map(len, rows), default=0)
+            raise InputError(
+                f"no prompt is left of {len(unique)} in split {split!r}: max_prompt_tokens is "
+                f"{max_tokens}, the shortest has {longest}; raise max_prompt_tokens, or give more "
+                "prompts"
+            )
+        return cls(kept, max_tokens, len(rows) - len(kept))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """One prompt at random."""
+        return self.ids[int(rng.integers(len(self.ids)))]

@@ -1,0 +1,108 @@
+"""Whole responses drawn from a causal LM."""
+
+import torch
+from torch import Tensor
+
+from rlhf_gym.decode import SlotDecoder, last_hidden, supports_slots
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.tokens import PAD, row_lengths
+
+# Dropping finished rows copies the cache, so it waits until this share of them is done.
+DROP_SHARE = 0.2
+
+
+def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One token a row from tempered logits: (N, V) -> (N,) int64.
+
+    One uniform number a row and a running sum of the probabilities; the usual V exponential
+    variables a row would cost a third of a decode step.
+    """
+    edges = torch.softmax(logits, -1).cumsum(-1)
+    uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device)
+    # The first token whose right edge lies beyond the point, so none of probability 0.
+    tokens = torch.searchsorted(edges, uniform * edges[:, -1:], right=True)
+    return tokens.squeeze(-1).clamp(max=logits.shape[-1] - 1)
+
+
+@torch.no_grad()
+def sample_responses(
+    lm: CausalLM,
+    prompts: Tensor,
+    max_new_tokens: int,
+    *,
+    stop_at_eos: bool = True,
+    deterministic: bool = False,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw one response a row.
+
+    Args:
+        lm: Model and temperature.
+        prompts: (N, P) int64, right-padded; on the model's device.
+        max_new_tokens: T, the token budget.
+        stop_at_eos: Whether an EOS id ends a response (it is part of it).
+        deterministic: Take the likeliest token instead of drawing one.
+        generator: Source of randomness on the model's device; torch's global one if None.
+
+    Returns:
+        (N, T) int64, PAD after each response's end.
+    """
+    out = torch.full((len(prompts), max_new_tokens), PAD, device=prompts.device)
+    eos = torch.tensor(lm.eos_ids if stop_at_eos else [], device=prompts.device)
+    rows = torch.arange(len(prompts), device=prompts.device)  # where each live slot writes to
+    alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
+    stepper = _Slotted(lm, prompts, max_new_tokens) if _can_slot(lm) else _Full(lm, prompts)
+    for t in range(max_new_tokens):
+        logits = lm.logits(stepper.hidden)
+        tokens = logits.argmax(-1) if deterministic else draw(logits, generator)
+        out[rows[alive], t] = tokens[alive]
+        alive &= ~torch.isin(tokens, eos)
+        n_alive = int(alive.sum())
+        if n_alive == 0 or t == max_new_tokens - 1:
+            break
+        if n_alive <= (1 - DROP_SHARE) * len(alive):
+            kept = alive.nonzero()[:, 0]
+            stepper.keep(kept)
+            rows, tokens, alive = rows[kept], tokens[kept], alive[kept]
+        stepper.advance(tokens)
+    return out
+
+
+def _can_slot(lm: CausalLM) -> bool:
+    return supports_slots(lm.model) and not lm.model.training
+
+
+class _Slotted:
+    """Decoding with keys and values in slots."""
+
+    def __init__(self, lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> None:
+        self._decoder = SlotDecoder(lm, len(prompts), prompts.shape[1] + max_new_tokens)
+        self._positions = row_lengths(prompts)
+        self.hidden = self._decoder.prefill(
+            torch.arange(len(prompts), device=prompts.device), prompts
+        )
+
+    def keep(self, rows: Tensor) -> None:
+        self._decoder.keep(rows)
+        self._positions = self._positions[rows]
+
+    def advance(self, tokens: Tensor) -> None:
+        self.hidden = self._decoder.step(tokens, self._positions)
+        self._positions = self._positions + 1
+
+
+class _Full:
+    """The same by full forwards, for families that slots cannot serve."""
+
+    def __init__(self, lm: CausalLM, prompts: Tensor) -> None:
+        self._lm, self._tokens = lm, prompts
+        self.hidden = last_hidden(lm, prompts)
+
+    def keep(self, rows: Tensor) -> None:
+        self._tokens = self._tokens[rows]
+
+    def advance(self, tokens: Tensor) -> None:
+        grown = torch.nn.functional.pad(self._tokens, (0, 1), value=PAD)
+        grown[torch.arange(len(tokens)), row_lengths(self._tokens)] = tokens
+        self._tokens = grown
+        self.hidden = last_hidden(self._lm, grown)

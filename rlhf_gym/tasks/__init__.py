@@ -1,0 +1,1 @@
+"""The tasks behind the registered environment ids, one file each."""

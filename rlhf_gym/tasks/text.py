@@ -1,0 +1,126 @@
+"""`rlhf_gym/Text-v0`: any causal LM, any reward, any prompts."""
+
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+import torch
+
+from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm import shared_causal_lm
+from rlhf_gym.objective import Objective, TextReward, load_callable
+from rlhf_gym.prompts import PromptDataset, load_texts
+from rlhf_gym.reward_model import RewardModel, shared_reward_model
+
+
+class Parts(TypedDict):
+    """What both environment classes are made of."""
+
+    objective: Objective
+    prompts: PromptDataset
+    max_new_tokens: int
+    stop_at_eos: bool
+    gold: TextReward | None
+
+
+def load_parts(
+    *,
+    reference: str,
+    reward_model: str,
+    prompts: str,
+    max_prompt_tokens: int = 64,
+    max_new_tokens: int = 48,
+    kl_coef: float = 0.1,
+    temperature: float = 1.0,
+    device: str = "auto",
+    reference_revision: str | None = None,
+    reward_model_revision: str | None = None,
+    prompts_revision: str | None = None,
+    prompt_column: str | None = None,
+    prompt_words: int | None = None,
+    split: str = "train",
+    held_out: float = 0.1,
+    stop_at_eos: bool = True,
+    gold: str | None = None,
+) -> Parts:
+    """Load everything an environment is made of.
+
+    Args:
+        reference: Causal LM, by hub name or local path; policies start from it too.
+        reward_model: Sequence classifier with one label, by hub name or local path, or a function
+            of (prompts, responses) as "package.module:function".
+        prompts: Text lines, JSON, JSON Lines, or a dataset of the `datasets` library.
+        max_prompt_tokens: Longer prompts are dropped and counted, never cut.
+        max_new_tokens: Token budget of a response.
+        kl_coef: β.
+        temperature: Divides the logits of policy and reference alike.
+        device: "auto", "cpu", "cuda" …
+        reference_revision: Commit or tag on the hub.
+        reward_model_revision: Commit or tag on the hub.
+        prompts_revision: Commit or tag on the hub.
+        prompt_column: Field of a JSON object or column of a dataset.
+        prompt_words: Keep only so many first words of each text.
+        split: "train", "held_out" or "all" prompts.
+        held_out: Share of the prompts that is held out, chosen by a hash of their text.
+        stop_at_eos: Whether an EOS ends a response.
+        gold: A scorer that only evaluation looks at, as "package.module:function".
+
+    Raises:
+        InputError: Something cannot be loaded, or does not fit; the message names it.
+    """
+    device = resolve_device(device)
+    lm = shared_causal_lm(reference, reference_revision, temperature, device)
+    context = getattr(lm.model.config, "max_position_embeddings", None)
+    if context and max_prompt_tokens + max_new_tokens > context:
+        raise InputError(
+            f"max_prompt_tokens + max_new_tokens = {max_prompt_tokens + max_new_tokens}, but "
+            f"{reference!r} has a context of {context} tokens; lower one of them"
+        )
+    texts = load_texts(prompts, column=prompt_column, revision=prompts_revision)
+    dataset = PromptDataset.from_texts(
+        texts,
+        lm.tokenizer,
+        lm.eos_ids,
+        max_prompt_tokens,
+        max_words=prompt_words,
+        split=split,
+        held_out=held_out,
+    )
+    reward: RewardModel | TextReward
+    if is_callable_name(reward_model):
+        reward = cast(TextReward, load_callable(reward_model))
+    else:
+        reward = shared_reward_model(reward_model, reward_model_revision, device)
+    return Parts(
+        objective=Objective(lm, reward, kl_coef=kl_coef),
+        prompts=dataset,
+        max_new_tokens=max_new_tokens,
+        stop_at_eos=stop_at_eos,
+        gold=None if gold is None else cast(TextReward, load_callable(gold)),
+    )
+
+
+def is_callable_name(name: str) -> bool:
+    """Whether a reward is named as "package.module:function" rather than as a model."""
+    return ":" in name and not Path(name).exists()
+
+
+def resolve_device(device: str) -> str:
+    """"auto" is the GPU where there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def text_env(*, render_mode: str | None = None, **keywords: Any) -> TokenEnv:
+    """`rlhf_gym/Text-v0` for `gym.make`; keywords as in `load_parts`."""
+    return TokenEnv(**load_parts(**keywords))
+
+
+def text_vector_env(
+    *, num_envs: int = 1, autoreset_mode: str = "SameStep", **keywords: Any
+) -> TokenVectorEnv:
+    """`rlhf_gym/Text-v0` for `gym.make_vec`; keywords as in `load_parts`."""
+    return TokenVectorEnv(
+        **load_parts(**keywords), num_envs=num_envs, autoreset_mode=autoreset_mode
+    )
