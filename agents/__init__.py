@@ -1,1 +1,1 @@
-"""The agents of rlhf_gym: who acts. (Another package, openai-agents, uses this import name too.)"""
+"""The agents of rlhf_gym: who acts. The package openai-agents has the same import name."""

@@ -9,3 +9,9 @@ register(
     entry_point="rlhf_gym.tasks.text:text_env",
     vector_entry_point="rlhf_gym.tasks.text:text_vector_env",
 )
+
+register(
+    id="rlhf_gym/Reviews-v0",
+    entry_point="rlhf_gym.tasks.reviews:reviews_env",
+    vector_entry_point="rlhf_gym.tasks.reviews:reviews_vector_env",
+)

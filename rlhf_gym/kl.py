@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def k1(log_probs: Tensor, other_log_probs: Tensor) -> Tensor:
-    """log p − log q of tokens drawn from p: unbiased for KL(p ‖ q), of either sign.
+    """Log p − log q of tokens drawn from p: unbiased for KL(p ‖ q), of either sign.
 
     In a reward it is the only estimator whose expected gradient is that of −KL.
 

@@ -198,7 +198,7 @@ class CausalLM:
         # The last chosen token itself is never a state.
         ids = model_ids(sequences.tokens[:, : max(sequences.width - 1, 1)])
         hidden = trunk(self.model)(input_ids=ids, use_cache=False).last_hidden_state
-        rows, columns = sequences.index()
+        rows, columns = sequences.cells()
         return hidden[rows, columns - 1]  # type: ignore[no-any-return]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -293,7 +293,7 @@ def _check_head(model: PreTrainedModel) -> None:
 
 
 def kl_to(hidden_p: Tensor, p: CausalLM, hidden_q: Tensor, q: CausalLM) -> Tensor:
-    """Exact KL(p ‖ q) over the vocabulary in each state: two (M, d) -> (M,) nats, never negative."""
+    """Exact KL(p ‖ q) over the vocabulary in each state: two (M, d) -> (M,) nats, at least 0."""
     out = []
     step = logit_rows(p.vocab_size)
     for at in range(0, len(hidden_p), step):

@@ -54,7 +54,7 @@ class Responses:
 
     @property
     def finish_reasons(self) -> list[str]:
-        """ "stop" where an EOS ended the response, "length" where the budget did."""
+        """Why each ended: "stop" by an EOS, "length" by the budget."""
         return ["stop" if stopped else "length" for stopped in self.stopped.tolist()]
 
 
@@ -145,12 +145,12 @@ class Objective:
         return scores
 
     def ref_log_probs(self, sequences: Sequences) -> Tensor:
-        """log π_ref of every chosen token by one pass over whole sequences: (M,)."""
+        """Log π_ref of every chosen token by one pass over whole sequences: (M,)."""
         return self.reference.log_probs(sequences)
 
     @torch.no_grad()
     def ref_log_prob_of_next(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """log π_ref of one next token a row: (N, L) and (N,) -> (N,)."""
+        """Log π_ref of one next token a row: (N, L) and (N,) -> (N,)."""
         hidden = self._decode.last_hidden(observations)
         return self.reference.log_probs_of(hidden, actions)
 

@@ -1,7 +1,7 @@
 """Human choices among K answers: what a comparison is, and how to read it from files."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

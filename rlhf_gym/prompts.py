@@ -74,14 +74,25 @@ def load_texts(
     Raises:
         InputError: The source is missing or empty, or a row has no such text; it is named.
     """
+    rows = load_rows(source, split=split, revision=revision)
+    return [text_field(where, row, column) for where, row in rows]
+
+
+def load_rows(
+    source: str, *, split: str = "train", revision: str | None = None
+) -> list[tuple[str, Any]]:
+    """Rows of a local file or of a dataset, each with a name for error messages.
+
+    Raises:
+        InputError: The source is missing or empty.
+    """
     if Path(source).suffix in {".json", ".jsonl", ".gz", ".txt"} or Path(source).is_file():
         rows = list(read_rows(source))
     else:
         rows = _dataset_rows(source, split, revision)
-    texts = [_field(where, row, column) for where, row in rows]
-    if not texts:
+    if not rows:
         raise InputError(f"{source} holds no rows; at least one is needed")
-    return texts
+    return rows
 
 
 def _dataset_rows(name: str, split: str, revision: str | None) -> list[tuple[str, Any]]:
@@ -97,7 +108,12 @@ def _dataset_rows(name: str, split: str, revision: str | None) -> list[tuple[str
     return [(f"{name}, row {i}", row) for i, row in enumerate(data, 1)]
 
 
-def _field(where: str, row: Any, column: str | None) -> Prompt:
+def text_field(where: str, row: Any, column: str | None) -> Prompt:
+    """The text (or chat messages) of a row: the row itself, or its field.
+
+    Raises:
+        InputError: There is none; the row is named.
+    """
     if isinstance(row, dict):
         names = [column] if column else ["prompt", "text"]
         found = [name for name in names if name in row]

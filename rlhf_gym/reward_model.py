@@ -111,7 +111,7 @@ class RewardModel(nn.Module):
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
 
     def scores(self, tokens: Tensor) -> Tensor:
-        """gain · logit + bias of rows of token ids: (B, L) -> (B,) float32, no gradient."""
+        """Gain · logit + bias of rows of token ids: (B, L) -> (B,) float32, no gradient."""
         return self.gain * self.logits(tokens) + self.bias
 
     def encode(self, prompt_ids: list[int], response: str) -> list[int]:
@@ -170,7 +170,7 @@ def _head(model: PreTrainedModel) -> nn.Linear:
 
 
 def choice_log_probs(logits: Tensor, sizes: Tensor) -> Tensor:
-    """log P(y_i | x_n) of every candidate: softmax over the candidates of its own comparison.
+    """Log P(y_i | x_n) of every candidate: softmax over the candidates of its own comparison.
 
     Args:
         logits: (B,) of all candidates, comparison after comparison.

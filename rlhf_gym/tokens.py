@@ -35,7 +35,7 @@ class Sequences(NamedTuple):
     starts: Tensor
     lengths: Tensor
 
-    def index(self) -> tuple[Tensor, Tensor]:
+    def cells(self) -> tuple[Tensor, Tensor]:
         """Row and column of every chosen token, each (M,) int64, row after row."""
         rows = torch.repeat_interleave(self.lengths)
         first = torch.cumsum(self.lengths, 0) - self.lengths
@@ -44,7 +44,7 @@ class Sequences(NamedTuple):
 
     def chosen(self) -> Tensor:
         """The chosen tokens, (M,) int64."""
-        return self.tokens[self.index()]
+        return self.tokens[self.cells()]
 
     def rows(self, which: Tensor | slice) -> "Sequences":
         """The sequences at `which` (an index or a slice of rows)."""

@@ -1,13 +1,28 @@
 """What every script shares: parse the command line, run, and turn errors into exit statuses."""
 
+import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import gymnasium
+import torch
 import tyro
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
+import rlhf_gym  # noqa: F401 (registers the environments)
+from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 
 Config = TypeVar("Config")
@@ -36,6 +51,68 @@ def status(main: Callable[[Config], object], config: Config) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def device(name: str) -> str:
+    """The device named, "auto" being the GPU where there is one.
+
+    Raises:
+        InputError: A GPU is asked for, and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if name.startswith("cuda") and not has_gpu:
+        raise InputError(f"--device {name}, but torch finds no GPU here; use cpu or auto")
+    if name != "auto":
+        return name
+    return "cuda" if has_gpu else "cpu"
+
+
+def parse_values(texts: dict[str, str]) -> dict[str, Any]:
+    """Keywords from the command line: values are JSON where they parse, else strings."""
+
+    def value(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    return {key: value(text) for key, text in texts.items()}
+
+
+def make_env(env_id: str, num_envs: int, keywords: dict[str, Any]) -> TokenVectorEnv:
+    """`gymnasium.make_vec`, with unknown ids and keywords as input errors."""
+    try:
+        env = gymnasium.make_vec(env_id, num_envs=num_envs, **keywords).unwrapped
+    except gymnasium.error.Error as error:
+        raise InputError(f"cannot make the environment {env_id!r}: {error}") from error
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise InputError(f"--env-kwargs do not fit {env_id!r}: {error}") from error
+    if not isinstance(env, TokenVectorEnv):
+        raise InputError(f"{env_id!r} is not an environment of this project")
+    return env
+
+
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left; yields the function that advances it."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    if not console.is_terminal:
+        console.print(f"{label}: {total}", highlight=False)
+    with bar:
+        task = bar.add_task(label, total=total)
+        yield lambda n: bar.advance(task, n)
 
 
 def quiet() -> None:

@@ -131,7 +131,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         environments: npt.NDArray[np.int64],
         sequences: Sequences,
     ) -> RolloutBufferSamples:
-        rows, columns = (part.numpy() for part in sequences.index())
+        rows, columns = (part.numpy() for part in sequences.cells())
         steps = starts[rows] + columns - sequences.starts.numpy()[rows]
         cells = steps, environments[rows]
         # Trailing padding that no row of this minibatch needs costs compute in every layer.

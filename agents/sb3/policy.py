@@ -155,9 +155,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         return values, distribution.log_prob(actions), distribution.entropy()
 
     @torch.no_grad()
-    def sample(
-        self, prompts: Tensor, max_new_tokens: int, *, stop_at_eos: bool = True
-    ) -> Tensor:
+    def sample(self, prompts: Tensor, max_new_tokens: int, *, stop_at_eos: bool = True) -> Tensor:
         """Whole responses: prompts (N, P) -> (N, T), PAD after each response's end."""
         return sample_responses(self.core, prompts, max_new_tokens, stop_at_eos=stop_at_eos)
 
@@ -175,7 +173,7 @@ class CausalLMPolicy(ActorCriticPolicy):
     def log_prob(
         self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """log π of actions: what `forward` just computed where it did, else computed now."""
+        """Log π of actions: what `forward` just computed where it did, else computed now."""
         found, known = (
             self._last.look_up(observations, actions)
             if self._last is not None

@@ -151,9 +151,7 @@ class PPO(OnPolicyAlgorithm):
         prompts = np.asarray(self._last_obs)[:, : env.prompts.max_tokens]
         begun = time.perf_counter()
         on_device = torch.from_numpy(prompts).to(self.device)
-        responses = self.policy.sample(
-            on_device, env.max_new_tokens, stop_at_eos=env.stop_at_eos
-        )
+        responses = self.policy.sample(on_device, env.max_new_tokens, stop_at_eos=env.stop_at_eos)
         sampled = time.perf_counter()
         sequences = continuations(on_device, responses)
         values, log_probs = self.policy.score(sequences)

@@ -14,7 +14,7 @@ class Actor(Protocol):
     def log_prob(
         self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """log π(action | observation), tempered and masked as the action was drawn.
+        """Log π(action | observation), tempered and masked as the action was drawn.
 
         Args:
             observations: (N, L) int64, right-padded with PAD.

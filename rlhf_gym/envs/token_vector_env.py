@@ -17,7 +17,7 @@ from rlhf_gym.envs.infos import EpisodeInfos
 from rlhf_gym.errors import InputError
 from rlhf_gym.objective import Objective, Responses, TextReward, observation_sequences
 from rlhf_gym.prompts import PromptDataset, prompt_ids
-from rlhf_gym.tokens import PAD, Sequences, append, join, pad_rows, row_lengths
+from rlhf_gym.tokens import PAD, append, join, pad_rows, row_lengths
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -71,6 +71,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._prompt_lengths: Ints = np.zeros(num_envs, dtype=np.int64)
         self._kl_sums: Floats = np.zeros(num_envs)
         self._over: Bools = np.ones(num_envs, dtype=np.bool_)  # rows that need a reset
+        self.episodes = 0  # responses finished so far
 
     def bind_actor(self, actor: Actor | None) -> None:
         """Learn log π from `actor` from now on (weakly held); None unbinds."""
@@ -176,13 +177,45 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         kl_sums = infos.add_wave(settled, mask)
         infos.add_episodes(settled.responses, settled.scores, kl_sums, everyone)
         infos.add("actor_bound", np.full(self.num_envs, flat is not None), everyone)
+        self.episodes += self.num_envs
         rewards = np.zeros(actions.shape)
         rewards[mask] = settled.rewards.double().cpu().numpy()
         self._begin(everyone)
         return rewards, infos.to_dict(), self._tokens.copy()
 
+    def get_state(self) -> dict[str, Any]:
+        """Everything that later episodes depend on, as JSON: prompts and each row's RNG.
+
+        Raises:
+            InputError: A row is midway through a response.
+        """
+        if (row_lengths(self._tokens) > self._prompt_lengths).any() or self._over.any():
+            raise InputError("the environment's state is kept at prompts only; a row is midway")
+        return {
+            "prompts": [row[row != PAD].tolist() for row in self._tokens],
+            "rngs": [rng.bit_generator.state for rng in self._rngs],
+            "episodes": self.episodes,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> Ints:
+        """Go on from `get_state`; returns the observations (N, L)."""
+        if len(state["prompts"]) != self.num_envs:
+            raise InputError(
+                f"the state has {len(state['prompts'])} rows, this environment {self.num_envs}"
+            )
+        every = np.ones(self.num_envs, dtype=np.bool_)
+        for rng, held in zip(self._rngs, state["rngs"], strict=True):
+            rng.bit_generator.state = held
+        self.episodes = state["episodes"]
+        self._place(every, [tuple(row) for row in state["prompts"]])
+        return self._tokens.copy()
+
     def _begin(self, mask: Bools, prompt: tuple[int, ...] | None = None) -> None:
-        rows = [prompt or self.prompts.draw(self._rngs[i]) for i in np.flatnonzero(mask)]
+        self._place(
+            mask, [prompt or self.prompts.draw(self._rngs[i]) for i in np.flatnonzero(mask)]
+        )
+
+    def _place(self, mask: Bools, rows: list[tuple[int, ...]]) -> None:
         tokens = self._tokens.copy()
         tokens[mask] = pad_rows(rows, tokens.shape[1])
         self._tokens = tokens
@@ -241,6 +274,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         sequences = sequences.to(self.objective.reference.device)
         responses = Responses(self.objective.reference, sequences)
         scores = self.objective.scores(responses)
+        self.episodes += int(ended.sum())
         bound = self._binding.get() is not None
         infos.add_episodes(responses, scores, self._kl_sums[ended] if bound else None, ended)
         return scores.double().cpu().numpy()
@@ -288,10 +322,6 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
                 tokens = tokens.copy()
                 tokens[mask[:, t]] = grown
         return torch.from_numpy(np.asarray(log_probs)[mask]).float()
-
-    def current_prompts(self) -> Sequences:
-        """The rows as they stand: tokens (N, L), starts at the prompts' ends, nothing chosen."""
-        return observation_sequences(self._tokens, self._prompt_lengths)
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:

@@ -106,7 +106,7 @@ def is_callable_name(name: str) -> bool:
 
 
 def resolve_device(device: str) -> str:
-    """"auto" is the GPU where there is one."""
+    """The device named; "auto" is the GPU where there is one."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -96,7 +96,8 @@ class RichProgress(TrainerCallback):
         seconds_each = (time.monotonic() - self._began) / (state.global_step - self._first_step)
         left = timedelta(seconds=round(seconds_each * (state.max_steps - state.global_step)))
         self.console.print(
-            f"{self.label}: {state.global_step}/{state.max_steps} updates, loss {loss}, {left} left",
+            f"{self.label}: {state.global_step}/{state.max_steps} updates, loss {loss}, "
+            f"{left} left",
             highlight=False,
         )
 

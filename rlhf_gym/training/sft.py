@@ -1,11 +1,7 @@
 """Supervised fine-tuning (SFT): a causal LM learns to give the responses of a data set.
 
 The loss of an update is the mean of -log p(token | state) over all its response tokens, EOS
-included; prompts and padding have none. Several examples share a row ("packing"): positions
-restart with each, which is how transformers' attention masks know that they must not see one
-another.
-
-Notation: N rows, L columns, V the number of usable tokens.
+included; prompts and padding have none.
 """
 
 import inspect
@@ -13,24 +9,223 @@ import logging
 import math
 import shutil
 import time
-from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from rlhf_gym.errors import InputError
+from rlhf_gym.files import last_checkpoint, whole_folder
 from rlhf_gym.lm import MAX_TOKENS_PER_PASS, CausalLM
-from rlhf_gym.prompts import Prompt, is_held_out, prompt_ids
-from rlhf_gym.prompts import _dataset_rows as dataset_rows
-from rlhf_gym.prompts import _field as field
-from rlhf_gym.tokens import Sequences, model_ids, pad_rows, row_sums
+from rlhf_gym.tokens import row_sums
 from rlhf_gym.training.progress import RichProgress
+from rlhf_gym.training.sft_data import (
+    IGNORED,
+    SFTData,
+    SFTExample,
+    as_sequences,
+    collate,
+    collate_alone,
+    pack,
+)
 
 logger = logging.getLogger(__name__)
+
+# A micro-batch has at most so many logits: 2 GiB with their gradient.
+MAX_LOGITS = 1 << 27
+
+
+def response_loss(
+    lm: CausalLM, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """Sum of -log p over the labelled tokens, divided by their number in the whole update."""
+    targets = labels[:, 1:]
+    learnt = targets != IGNORED
+    logits = outputs.logits[:, :-1][learnt][:, : lm.vocab_size].float() / lm.temperature
+    total = F.cross_entropy(logits, targets[learnt], reduction="sum")
+    return total / (learnt.sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+@torch.no_grad()
+def can_pack(lm: CausalLM, examples: Sequence[SFTExample], tolerance: float = 1e-4) -> bool:
+    """Whether the model keeps the examples of a row apart: families differ, so it is tried."""
+    if "position_ids" not in inspect.signature(lm.model.forward).parameters:
+        return False
+    pair = [e._replace(prompt_ids=(), response_ids=e.ids[:16]) for e in (*examples, *examples)[:2]]
+    inputs = {name: value.to(lm.device) for name, value in collate([pair]).items()}
+    labels = inputs.pop("labels")
+    packed = response_loss(lm, lm.model(**inputs, use_cache=False), labels)
+    alone = -lm.log_probs(as_sequences(pair).to(lm.device)).mean()
+    return abs(float(packed - alone)) < tolerance
+
+
+def response_nll(lm: CausalLM, examples: Sequence[SFTExample]) -> dict[str, float] | None:
+    """Mean -log p of a response token in nats: value, standard error, n examples; None for none.
+
+    Each token counts once; the error is that of a ratio of sums over independent examples.
+    """
+    if not examples:
+        return None
+    sequences = as_sequences(sorted(examples, key=lambda e: len(e.ids))).to(lm.device)
+    sums = -row_sums(lm.log_probs(sequences), sequences.lengths)
+    value = float(sums.sum() / sequences.lengths.sum())
+    residuals = sums - value * sequences.lengths
+    error = float(residuals.square().sum().sqrt() / sequences.lengths.sum())
+    return {"value": value, "se": error, "n": len(examples)}
+
+
+def train_sft(
+    lm: CausalLM,
+    data: SFTData,
+    run_dir: str | Path,
+    *,
+    epochs: float = 1.0,
+    learning_rate: float = 1e-4,
+    batch_tokens: int = 8192,
+    packing: bool = True,
+    seed: int = 0,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Fine-tune `lm.model` in place and save it with its tokenizer in ``run_dir/policy``.
+
+    AdamW, no weight decay, gradient norm at most 1; the learning rate rises over the first 5 % of
+    updates and falls to 0 along a cosine. Checkpoints go to ``run_dir/checkpoints_sft``.
+
+    Args:
+        lm: The model, on the device to train on.
+        data: What `prepare` gave for this model.
+        run_dir: Folder of the run.
+        epochs: Passes over the data.
+        learning_rate: Its peak.
+        batch_tokens: Tokens of an update, prompts included, about.
+        packing: Whether several examples may share a row (if the model can keep them apart).
+        seed: Seed of the data's order.
+        resume: Whether to go on from the last checkpoint; else checkpoints there are removed.
+
+    Returns:
+        The figures measured. Losses are nats a response token, `response_nll` of the held-out
+        examples.
+    """
+    packed = packing and can_pack(lm, data.train)
+    if packing and not packed:
+        logger.warning(
+            "%s does not keep packed examples apart; each gets a row of its own",
+            type(lm.model).__name__,
+        )
+    rows = pack(data.train, data.max_tokens) if packed else [[e] for e in data.train]
+    before = response_nll(lm, data.held_out)
+    checkpoints = Path(run_dir) / "checkpoints_sft"
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    arguments = _arguments(
+        lm,
+        rows,
+        batch_tokens,
+        output_dir=str(checkpoints),
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    now, updates, seconds = _fit(lm, rows, collate if packed else collate_alone, arguments)
+    after = response_nll(lm, data.held_out)
+    save(lm, Path(run_dir) / "policy")
+    tokens = sum(len(e.ids) for e in data.train)
+    return {
+        "examples": len(data.train),
+        "held_out_examples": len(data.held_out),
+        "cut": data.cut,
+        "dropped": data.dropped,
+        "eos_token_id": data.eos_token_id,
+        "packed": packed,
+        "rows": len(rows),
+        "tokens": tokens,
+        "response_tokens": sum(len(e.ids) - e.start for e in data.train),
+        "updates": updates,
+        "held_out_loss_before": before,
+        "held_out_loss_after": after,
+        "perplexity_before": before and math.exp(before["value"]),
+        "perplexity_after": after and math.exp(after["value"]),
+        "seconds": seconds,
+        "tokens_per_second": now / updates * epochs * tokens / seconds,
+    }
+
+
+def _arguments(
+    lm: CausalLM, rows: Sequence[Sequence[SFTExample]], batch_tokens: int, **options: Any
+) -> TrainingArguments:
+    lengths = [sum(len(example.ids) for example in row) for row in rows]
+    wanted = min(max(round(batch_tokens * len(rows) / sum(lengths)), 1), len(rows))
+    fitting = max(min(MAX_TOKENS_PER_PASS, MAX_LOGITS // lm.vocab_size) // max(lengths), 1)
+    accumulate = math.ceil(wanted / fitting)
+    on_cpu = lm.device.type == "cpu"
+    arguments = TrainingArguments(
+        per_device_train_batch_size=math.ceil(wanted / accumulate),
+        gradient_accumulation_steps=accumulate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        max_grad_norm=1.0,
+        logging_steps=0.01,
+        save_strategy="steps",
+        save_steps=0.1,
+        save_total_limit=1,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=True,
+        report_to="none",
+        **options,
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # the Trainer would else wrap the model in nn.DataParallel
+    return arguments
+
+
+def _fit(
+    lm: CausalLM,
+    rows: list[list[SFTExample]],
+    collator: Callable[[Sequence[Sequence[SFTExample]]], dict[str, Tensor]],
+    arguments: TrainingArguments,
+) -> tuple[int, int, float]:
+    """Train; the updates made now and in all, and the seconds that it took."""
+    checkpoint = last_checkpoint(Path(str(arguments.output_dir)))
+    use_cache = lm.model.config.use_cache
+    _check_saveable(lm)
+    began = time.monotonic()
+    with RichProgress("fine-tuning") as progress:
+        trainer = Trainer(
+            model=lm.model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=collator,
+            compute_loss_func=partial(response_loss, lm),
+            callbacks=[progress],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    lm.model.config.use_cache = use_cache  # the Trainer switches it off, and it would be saved
+    lm.model.eval()
+    first = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
+    updates = trainer.state.global_step
+    return updates - first, updates, time.monotonic() - began
+
+
+def _check_saveable(lm: CausalLM) -> None:
+    """Mend what `save_pretrained` would refuse, a sampling option without `do_sample`."""
+    generation = lm.model.generation_config
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        generation.do_sample = True
+
+
+def save(lm: CausalLM, folder: Path) -> None:
+    """Save model and tokenizer so that `folder` is there whole or not at all."""
+    with whole_folder(folder) as partial:
+        lm.model.save_pretrained(partial)
+        lm.tokenizer.save_pretrained(partial)

@@ -1,0 +1,28 @@
+"""Algorithms by name: any module with a dataclass `Config` and `make(config, env)`."""
+
+import importlib
+from dataclasses import is_dataclass
+from types import ModuleType
+
+from rlhf_gym.errors import InputError
+
+
+def load_algorithm(name: str) -> ModuleType:
+    """The module that `name` stands for: one of `agents`, or a dotted path of your own.
+
+    Raises:
+        InputError: There is none, or it lacks `Config` or `make`.
+    """
+    dotted = name if "." in name else f"agents.{name}"
+    try:
+        module = importlib.import_module(dotted)
+    except ImportError as error:
+        raise InputError(
+            f"cannot import the algorithm {name!r} (as {dotted}): {error}\nName a module of "
+            "`agents`, such as ppo, or the dotted path of your own"
+        ) from error
+    if not is_dataclass(getattr(module, "Config", None)) or not callable(
+        getattr(module, "make", None)
+    ):
+        raise InputError(f"{dotted} is no algorithm: it needs a dataclass Config and make")
+    return module

@@ -1,0 +1,85 @@
+"""A Stable-Baselines3 algorithm as a `Learner` of this project's scripts."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import KVWriter, Logger
+
+from agents.sb3.checkpoint import CheckpointCallback, restore_latest
+from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.ppo import PPO
+from agents.training_run import TrainingRun
+from rlhf_gym.files import whole_folder
+
+
+class SB3Learner:
+    """Learns with an SB3 algorithm; writes SB3's log into a training run.
+
+    Args:
+        algorithm: As `agents.sb3.build` returns it.
+        checkpoint_seconds: At least so long between checkpoints (the flagship's only).
+    """
+
+    def __init__(self, algorithm: BaseAlgorithm, checkpoint_seconds: float = 60.0) -> None:
+        self.algorithm = algorithm
+        self.checkpoint_seconds = checkpoint_seconds
+
+    @property
+    def policy(self) -> CausalLMPolicy:
+        """The policy."""
+        assert isinstance(self.algorithm.policy, CausalLMPolicy)
+        return self.algorithm.policy
+
+    def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
+        """Sample about `total_tokens` tokens in all and learn from them.
+
+        The flagship writes checkpoints into ``run.checkpoints`` and goes on from the last one.
+        """
+        callback = None
+        fresh = True
+        if run is not None:
+            self.algorithm.set_logger(Logger(None, [_RunFormat(run)]))
+            if isinstance(self.algorithm, PPO):
+                fresh = not restore_latest(self.algorithm, run)
+                callback = CheckpointCallback(run.checkpoints, self.checkpoint_seconds)
+        done = 0 if fresh else self.algorithm.num_timesteps
+        if done < total_tokens:
+            self.algorithm.learn(total_tokens - done, callback=callback, reset_num_timesteps=fresh)
+
+    def save(self, directory: Path) -> None:
+        """Write the language model and tokenizer, and the value head beside them."""
+        save_policy(self.policy, directory)
+
+
+def save_policy(policy: CausalLMPolicy, directory: Path) -> None:
+    """Save for transformers' `from_pretrained`; `directory` is there whole or not at all."""
+    generation: Any = policy.lm.generation_config
+    # Plain `generate` then samples as the environment did.
+    generation.do_sample, generation.temperature = True, policy.temperature
+    generation.top_k, generation.top_p = 0, 1.0
+    head = {k: v.detach().contiguous().cpu() for k, v in policy.value_head.state_dict().items()}
+    with whole_folder(directory) as partial:
+        policy.lm.save_pretrained(partial)
+        policy.core.tokenizer.save_pretrained(partial)
+        save_file(head, partial / "value_head.safetensors")
+
+
+class _RunFormat(KVWriter):
+    """SB3's logger, writing to a `TrainingRun`."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        self._run = run
+
+    def write(
+        self,
+        key_values: dict[str, Any],
+        key_excluded: dict[str, tuple[str, ...]],
+        step: int = 0,
+    ) -> None:
+        numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, int | float)}
+        self._run.record(step, numbers)
+
+    def close(self) -> None:
+        pass

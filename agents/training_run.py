@@ -1,0 +1,138 @@
+"""Where a learner writes what it measures: metrics.csv, TensorBoard and a progress bar."""
+
+import csv
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+
+class TrainingRun:
+    """The record of one training in its run folder.
+
+    Use as a context manager. Rows are keyed by the tokens sampled so far; `rewind` cuts the record
+    back to a restored checkpoint, so a resumed run's file is that of one never stopped.
+
+    Args:
+        run_dir: The run folder.
+        total_tokens: What the progress bar counts to.
+        label: What is shown beside it.
+    """
+
+    def __init__(self, run_dir: Path, total_tokens: int, label: str) -> None:
+        self.run_dir = run_dir
+        self.checkpoints = run_dir / "checkpoints"
+        self._file = run_dir / "metrics.csv"
+        self._rows: list[dict[str, str]] = self._read()
+        self._tensorboard: SummaryWriter | None = None
+        self._earlier_seconds = 0.0
+        self._begun = time.monotonic()
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %  {task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._console = console
+        self._total = total_tokens
+        self._tenths = 0
+        self._task = self._progress.add_task(label, total=total_tokens, note="")
+
+    def __enter__(self) -> "TrainingRun":
+        self._tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"))
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those before a resume included."""
+        return self._earlier_seconds + time.monotonic() - self._begun
+
+    @property
+    def tokens(self) -> int:
+        """Tokens sampled at the last record."""
+        return int(self._rows[-1]["tokens"]) if self._rows else 0
+
+    def rewind(self, tokens: int) -> None:
+        """Forget every row after `tokens`."""
+        self._rows = [row for row in self._rows if int(row["tokens"]) <= tokens]
+        self._earlier_seconds = float(self._rows[-1]["seconds"]) if self._rows else 0.0
+        self._write_all()
+
+    def record(self, tokens: int, metrics: Mapping[str, float]) -> None:
+        """Add a row: what was measured when `tokens` had been sampled."""
+        row = {"tokens": str(tokens), "seconds": f"{self.seconds:.3f}"}
+        row.update({name: repr(float(value)) for name, value in metrics.items()})
+        known = self._columns()
+        self._rows.append(row)
+        if self._columns() == known:
+            with self._file.open("a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, known).writerow(row)
+        else:  # a new column: the header changes
+            self._write_all()
+        assert self._tensorboard is not None, "record inside `with TrainingRun(…)`"
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(name, float(value), tokens)
+        self._show(tokens, metrics)
+
+    def _show(self, tokens: int, metrics: Mapping[str, float]) -> None:
+        score = metrics.get("rollout/score")
+        kl = metrics.get("rollout/kl_per_sequence")
+        note = "" if score is None or kl is None else f"score {score:.3f} at {kl:.2f} nats"
+        self._progress.update(self._task, completed=min(tokens, self._total), note=note)
+        tenths = min(10 * tokens // max(self._total, 1), 10)
+        if not self._console.is_terminal and tenths > self._tenths:
+            self._tenths = tenths
+            self._console.print(f"{tenths * 10} % of {self._total} tokens, {note}", highlight=False)
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self._file.exists():
+            return []
+        with self._file.open(newline="", encoding="utf-8") as file:
+            return [
+                {key: value for key, value in row.items() if value not in ("", None)}
+                for row in csv.DictReader(file)
+            ]
+
+    def _columns(self) -> list[str]:
+        return list(dict.fromkeys(key for row in self._rows for key in row))
+
+    def _write_all(self) -> None:
+        partial = self._file.with_suffix(".csv.partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns() or ["tokens", "seconds"])
+            writer.writeheader()
+            writer.writerows(self._rows)
+        os.replace(partial, self._file)
+
+
+class Learner(Protocol):
+    """What `make(config, env)` of an algorithm's module returns."""
+
+    @property
+    def policy(self) -> object:
+        """The network that acts."""
+        ...
+
+    def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
+        """Sample about so many tokens and learn from them; measurements go to `run`."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write the policy for transformers' `from_pretrained`, tokenizer included."""
+        ...

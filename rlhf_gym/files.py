@@ -1,0 +1,60 @@
+"""Files and folders that are there whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.errors import InputError
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Fill a temporary folder that takes the name `folder` at the end, if nothing was raised."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    for file in partial.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file at once."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Write JSON at once; paths become strings."""
+    write_text(file, json.dumps(values, indent=2, default=str, ensure_ascii=False) + "\n")
+
+
+def read_json(file: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        InputError: The file is missing or not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error}") from error
+    except ValueError as error:
+        raise InputError(
+            f"{file} is not valid JSON ({error}); delete it to make it anew"
+        ) from error
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint of a `transformers.Trainer`; a half-written one is passed over."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)

@@ -1,0 +1,39 @@
+"""`rlhf_gym/Reviews-v0`: film reviews, wholly inside the package; no network, no download.
+
+The reference is a small Llama trained on reviews of `rlhf_gym.tasks.grammar`; the packaged reward
+model learned from choices that a simulated human (`rlhf_gym.human`, VADER) made among K = 4 of the
+reference's responses. `scripts/make_reviews.py` makes both, and the prompts, again.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.tasks.text import text_env, text_vector_env
+
+ASSETS = Path(__file__).parent / "assets" / "reviews"
+
+DEFAULTS: dict[str, Any] = {
+    "reference": str(ASSETS / "reference"),
+    "reward_model": str(ASSETS / "reward_model"),
+    "prompts": str(ASSETS / "prompts.json"),
+    "max_prompt_tokens": 12,
+    "max_new_tokens": 40,
+    "kl_coef": 0.37,
+    "gold": "rlhf_gym.human:compound",
+}
+"""Any keyword of `rlhf_gym/Text-v0` may be given as well."""
+
+
+def reviews_env(*, render_mode: str | None = None, **keywords: Any) -> TokenEnv:
+    """`rlhf_gym/Reviews-v0` for `gym.make`."""
+    return text_env(render_mode=render_mode, **{**DEFAULTS, **keywords})
+
+
+def reviews_vector_env(
+    *, num_envs: int = 1, autoreset_mode: str = "SameStep", **keywords: Any
+) -> TokenVectorEnv:
+    """`rlhf_gym/Reviews-v0` for `gym.make_vec`."""
+    return text_vector_env(
+        num_envs=num_envs, autoreset_mode=autoreset_mode, **{**DEFAULTS, **keywords}
+    )

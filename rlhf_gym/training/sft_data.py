@@ -1,0 +1,251 @@
+"""Data of supervised fine-tuning: texts to token ids, made to fit, packed into rows.
+
+Several examples share a row ("packing"): positions restart with each, which is how transformers'
+attention masks know that they must not see one another.
+
+Notation: N rows, L columns.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.prompts import Prompt, is_held_out, load_rows, prompt_ids, text_field
+from rlhf_gym.tokens import Sequences, model_ids, pad_rows
+
+IGNORED = -100
+"""The label that transformers counts as no target."""
+
+
+class SFTExample(NamedTuple):
+    """A prompt and the response to be learnt, as token ids.
+
+    Attributes:
+        prompt_ids: The prompt; the BOS alone, or nothing, where a text is all response.
+        response_ids: The response.
+        held_out: Whether it is kept from training.
+    """
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    held_out: bool = False
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Prompt and response."""
+        return self.prompt_ids + self.response_ids
+
+    @property
+    def start(self) -> int:
+        """Where the learnt tokens start: nothing predicts the first token of all."""
+        return max(len(self.prompt_ids), 1)
+
+
+class SFTData(NamedTuple):
+    """What is learnt and what is held out, none longer than `max_tokens`.
+
+    Attributes:
+        train: Examples to learn, closed by EOS where they were not cut.
+        held_out: Examples to measure on, likewise.
+        max_tokens: Longest example, and the width of a packed row.
+        eos_token_id: The EOS that closes the responses.
+        cut: How many responses were too long and lost their end, EOS included.
+        dropped: How many examples were left out, because their prompt leaves no room.
+    """
+
+    train: list[SFTExample]
+    held_out: list[SFTExample]
+    max_tokens: int
+    eos_token_id: int
+    cut: int
+    dropped: int
+
+
+def load_examples(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    eos_ids: Sequence[int],
+    *,
+    column: str | None = None,
+    held_out: float = 0.1,
+    split: str = "train",
+) -> list[SFTExample]:
+    """Read and tokenise examples; their responses are not yet closed by an EOS.
+
+    A row is ``{"prompt": …, "response": …}`` (or "completion"), or one plain text, which is all
+    response, or one list of chat messages, whose last one is the response.
+
+    Args:
+        source: A local file (see `read_rows`), or the name of a `datasets` dataset.
+        tokenizer: The model's tokenizer.
+        eos_ids: The ids that end a response.
+        column: The field that holds the text or the messages; None takes prompt and response where
+            a row has a prompt, else "text".
+        held_out: Share of examples that is held out; equal prompts are always on one side.
+        split: Split of a `datasets` dataset.
+
+    Raises:
+        InputError: The source is missing or empty, or a row is none of these; it is named.
+    """
+    examples = []
+    for where, row in load_rows(source, split=split):
+        prompt, response = _texts(where, row, column)
+        start, rest = encode(prompt, response, tokenizer, eos_ids)
+        held = is_held_out(prompt or response, held_out)
+        examples.append(SFTExample(tuple(start), tuple(rest), held))
+    return examples
+
+
+def _texts(where: str, row: Any, column: str | None) -> tuple[Prompt, str]:
+    """Prompt ("" if there is none) and response of one row."""
+    prompt: Prompt = ""
+    if column is None and isinstance(row, dict) and "prompt" in row:
+        prompt = text_field(where, row, "prompt")
+        column = "completion" if "completion" in row else "response"
+    response = text_field(where, row, column)
+    if isinstance(response, str):
+        return prompt, response
+    messages = response if isinstance(prompt, str) else [*prompt, *response]
+    if (prompt and isinstance(prompt, str)) or len(messages) < 2:
+        raise InputError(f"{where}: a response in chat messages needs a prompt in chat messages")
+    if messages[-1]["role"] != "assistant":
+        raise InputError(f"{where}: the last message must be the assistant's, it is the response")
+    return messages[:-1], messages[-1]["content"]
+
+
+def encode(
+    prompt: Prompt, response: str, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of the response that continues it, with no EOS added."""
+    start = prompt_ids(prompt, tokenizer, eos_ids)
+    if isinstance(prompt, str):
+        # Tokenised as one text where the border allows it: a tokenizer that opens each text with
+        # a space would else put one between the two.
+        whole = prompt_ids(prompt + response, tokenizer, eos_ids)
+        if whole[: len(start)] == start:
+            return start, whole[len(start) :]
+    return start, list(tokenizer(response, add_special_tokens=False)["input_ids"])
+
+
+def prepare(
+    lm: CausalLM,
+    examples: Sequence[SFTExample],
+    max_tokens: int,
+    eos_token_id: int | None = None,
+) -> SFTData:
+    """Close the responses by an EOS, and make every example fit into `max_tokens`.
+
+    Args:
+        lm: The model to be trained.
+        examples: What `load_examples` gave.
+        max_tokens: Longest example. A longer response is cut; a prompt that leaves no room for a
+            single token of response is dropped.
+        eos_token_id: One of the model's EOS ids; None takes the one that the model, as it is,
+            finds likeliest after these responses.
+
+    Raises:
+        InputError: An option does not suit the model, or no example is left to train on.
+    """
+    limit = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    if not 2 <= max_tokens <= (limit or max_tokens):
+        raise InputError(
+            f"max_tokens is {max_tokens}, but must be at least 2 and no more than the model's "
+            f"{limit} positions"
+        )
+    if eos_token_id is None:
+        eos_token_id = likeliest_eos(lm, examples, max_tokens)
+    if eos_token_id not in lm.eos_ids:
+        raise InputError(
+            f"eos_token_id is {eos_token_id}, but generation with this model ends at {lm.eos_ids}; "
+            "choose one of these, or add it to the model's generation_config.json"
+        )
+    fitted, cut = [], 0
+    for example in examples:
+        response = example.response_ids
+        if response[-1:] != (eos_token_id,):
+            response = (*response, eos_token_id)
+        room = max(max_tokens - len(example.prompt_ids), 0)
+        short = example._replace(response_ids=response[:room])
+        if len(short.ids) > short.start:
+            fitted.append(short)
+            cut += len(response) > room
+    dropped = len(examples) - len(fitted)
+    train = [example for example in fitted if not example.held_out]
+    if not train:
+        raise InputError(
+            f"no example is left to train on: of {len(examples)}, {dropped} have prompts that do "
+            f"not fit into max_tokens ({max_tokens}), the others are held out"
+        )
+    held_out = [example for example in fitted if example.held_out]
+    return SFTData(train, held_out, max_tokens, eos_token_id, cut, dropped)
+
+
+def likeliest_eos(lm: CausalLM, examples: Sequence[SFTExample], max_tokens: int) -> int:
+    """Of the model's EOS ids, the one that it finds likeliest behind (some of) the responses."""
+    some = [example.ids for example in examples if 0 < len(example.ids) < max_tokens][:32]
+    if len(lm.eos_ids) == 1 or not some:
+        return lm.eos_ids[0]
+    lengths = torch.tensor([len(ids) for ids in some])
+
+    def mean(eos: int) -> float:
+        rows = torch.from_numpy(pad_rows([[*ids, eos] for ids in some]))
+        ends = Sequences(rows, lengths, torch.ones_like(lengths))
+        return float(lm.log_probs(ends.to(lm.device)).mean())
+
+    return max(lm.eos_ids, key=mean)
+
+
+def pack(examples: Sequence[SFTExample], max_tokens: int) -> list[list[SFTExample]]:
+    """Share examples out over as few rows of `max_tokens` as best-fit decreasing finds."""
+    rows: list[list[SFTExample]] = []
+    free: list[tuple[int, int]] = []  # (tokens left, row), ascending
+    for example in sorted(examples, key=lambda e: len(e.ids), reverse=True):
+        at = bisect_left(free, (len(example.ids), 0))
+        if at == len(free):
+            free.append((max_tokens, len(rows)))
+            rows.append([])
+        left, row = free.pop(at)
+        rows[row].append(example)
+        insort(free, (left - len(example.ids), row))
+    return rows
+
+
+def collate(rows: Sequence[Sequence[SFTExample]]) -> dict[str, Tensor]:
+    """Rows of one or more examples as inputs of a causal LM.
+
+    Returns:
+        input_ids, position_ids (from 0 for each example, and for the padding behind the last) and
+        labels (`IGNORED` wherever nothing is learnt), each (N, L) int64.
+    """
+    tokens = torch.from_numpy(pad_rows([[t for e in row for t in e.ids] for row in rows]))
+    labels = torch.full_like(tokens, IGNORED)
+    positions = torch.zeros_like(tokens)
+    for i, row in enumerate(rows):
+        at = 0
+        for example in row:
+            end = at + len(example.ids)
+            labels[i, at + example.start : end] = tokens[i, at + example.start : end]
+            positions[i, at:end] = torch.arange(end - at)
+            at = end
+        positions[i, at:] = torch.arange(tokens.shape[1] - at)
+    return {"input_ids": model_ids(tokens), "position_ids": positions, "labels": labels}
+
+
+def collate_alone(rows: Sequence[Sequence[SFTExample]]) -> dict[str, Tensor]:
+    """Rows of one example each, for models that make their own positions."""
+    inputs = collate(rows)
+    del inputs["position_ids"]
+    return inputs
+
+
+def as_sequences(examples: Sequence[SFTExample]) -> Sequences:
+    """The examples, one a row, with the learnt tokens as the chosen ones."""
+    starts = torch.tensor([e.start for e in examples])
+    lengths = torch.tensor([len(e.ids) for e in examples]) - starts
+    return Sequences(torch.from_numpy(pad_rows([e.ids for e in examples])), starts, lengths)

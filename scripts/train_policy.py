@@ -1,0 +1,165 @@
+"""`python scripts/train_policy.py --env ID --algorithm NAME --total-tokens N` trains a policy.
+
+Any registered environment, any algorithm: NAME is a module under `agents` (ppo, sb3_ppo, sb3_a2c)
+or the dotted path of your own; its options follow the common ones, so ask for --help together with
+--algorithm. Writes policy/ (for transformers' from_pretrained), reference/, metrics.csv,
+tensorboard/ and checkpoints/ into the run folder; with --resume a stopped run of ppo goes on.
+"""
+
+import dataclasses
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+from common import device, make_env, parse_values, status
+from stable_baselines3.common.utils import set_random_seed
+
+from agents.algorithm import load_algorithm
+from agents.training_run import TrainingRun
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.files import read_json, whole_folder, write_json
+
+DEFAULT_ALGORITHM = "ppo"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options that all algorithms share."""
+
+    env: str = "rlhf_gym/Reviews-v0"
+    """Environment id."""
+    algorithm: str = DEFAULT_ALGORITHM
+    """A module under `agents`, or a dotted path."""
+    total_tokens: int = 400_000
+    """Response tokens to sample in all."""
+    num_envs: int = 256
+    """Rows of the environment; ppo plays one episode in each a wave."""
+    env_kwargs: dict[str, str] = field(default_factory=dict)
+    """Keywords of the environment, KEY VALUE …; values are parsed as JSON, else taken as text."""
+    run_dir: Path = Path("runs/policy")
+    """Folder to write to."""
+    seed: int = 0
+    """Seed of everything."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda."""
+    resume: bool = False
+    """Go on from the run folder's last checkpoint."""
+
+
+def main(config: Config) -> None:
+    """Make environment and learner, learn, save."""
+    algorithm_config = config.algorithm_options  # type: ignore[attr-defined]
+    if (config.run_dir / "policy.json").exists():
+        print(f"{config.run_dir}/policy.json is there already: nothing to do")
+        return
+    env = make_env(
+        config.env,
+        config.num_envs,
+        {"device": device(config.device), **parse_values(config.env_kwargs)},
+    )
+    plain = dataclasses.asdict(config)
+    check_same_run(config.run_dir, plain, resume=config.resume)
+    train(
+        env,
+        config.algorithm,
+        algorithm_config,
+        total_tokens=config.total_tokens,
+        run_dir=config.run_dir,
+        seed=config.seed,
+    )
+
+
+def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> None:
+    """Begin a run folder, or make sure that it holds the same run, stopped.
+
+    Raises:
+        InputError: It holds another run, or one that `resume` was not asked for.
+    """
+    file = run_dir / "config.json"
+    if file.exists():
+        if not resume and (run_dir / "checkpoints").exists():
+            raise InputError(f"{run_dir} holds a stopped run; --resume goes on, or name another")
+        before = read_json(file)
+        now = {key: str(value) for key, value in config.items()}
+        other = [
+            key
+            for key in now
+            if key not in ("resume", "run_dir", "device") and now[key] != str(before.get(key))
+        ]
+        if resume and other:
+            raise InputError(
+                f"{run_dir} holds a run with another {', '.join(other)}; give the same options to "
+                "go on, or another --run-dir"
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(file, config)
+
+
+def train(
+    env: TokenVectorEnv,
+    algorithm: str,
+    algorithm_config: Any,
+    *,
+    total_tokens: int,
+    run_dir: Path,
+    seed: int,
+) -> dict[str, float]:
+    """Learn on `env` and write policy/, reference/ and policy.json; the figures of the latter."""
+    set_random_seed(seed)
+    env.reset(seed=seed)
+    learner = load_algorithm(algorithm).make(algorithm_config, env)
+    reference = env.objective.reference
+    with whole_folder(run_dir / "reference") as folder:
+        reference.model.save_pretrained(folder)
+        reference.tokenizer.save_pretrained(folder)
+    with TrainingRun(run_dir, total_tokens, f"{algorithm} on {len(env.prompts)} prompts") as run:
+        learner.learn(total_tokens, run)
+        seconds = run.seconds
+        tokens = run.tokens
+    learner.save(run_dir / "policy")
+    figures = {
+        "episodes": env.episodes,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+    }
+    write_json(run_dir / "policy.json", figures)
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    return figures
+
+
+def parse(config_class: type[Any], doc: str | None) -> Any:
+    """Parse the command line in two steps: first the algorithm, then its own options with it."""
+    arguments = sys.argv[1:]
+    name = DEFAULT_ALGORITHM
+    for i, argument in enumerate(arguments):
+        if argument == "--algorithm" and i + 1 < len(arguments):
+            name = arguments[i + 1]
+        elif argument.startswith("--algorithm="):
+            name = argument.split("=", 1)[1]
+    options = load_algorithm(name).Config
+    whole = dataclasses.make_dataclass(
+        "Options",
+        [("algorithm_options", tyro.conf.OmitArgPrefixes[options], field(default_factory=options))],
+        bases=(config_class,),
+        frozen=True,
+    )
+    return tyro.cli(whole, description=doc)
+
+
+def parse_and_run(main: Any, config_class: type[Any], doc: str | None) -> None:
+    """`common.run` for scripts whose options depend on the algorithm; never returns."""
+    try:
+        config = parse(config_class, doc)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(status(main, config))
+
+
+if __name__ == "__main__":
+    parse_and_run(main, Config, __doc__)
