@@ -108,7 +108,8 @@ class SlotDecoder:
         self.lm = lm
         self._slots = _Slots(rows, width)
         layers = lm.model.config.get_text_config().num_hidden_layers
-        self._cache = Cache(layers=[_SlotLayer(self._slots) for _ in range(layers)])
+        self._layers = [_SlotLayer(self._slots) for _ in range(layers)]
+        self._cache = Cache(layers=self._layers)  # type: ignore[arg-type]
 
     def prefill(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """Put `tokens` (n, L) into the slots `rows` (n,); their last hidden states, (n, d)."""
@@ -141,7 +142,7 @@ class SlotDecoder:
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these: what is done costs no more compute."""
-        for layer in self._cache.layers:
+        for layer in self._layers:
             layer.keep(rows)
         self._slots.rows = len(rows)
 

@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -58,3 +59,12 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The last whole checkpoint of a `transformers.Trainer`; a half-written one is passed over."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
+def hash_files(path: Path) -> str:
+    """SHA-256 of a file, or of the weights (safetensors) in a folder."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()

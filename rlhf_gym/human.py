@@ -37,4 +37,7 @@ def choose(
         (N,) index of the chosen candidate.
     """
     # argmax of utility/τ plus Gumbel noise is a draw from the softmax.
-    return (utilities + temperature * rng.gumbel(size=utilities.shape)).argmax(1)
+    chosen: npt.NDArray[np.int64] = (
+        utilities + temperature * rng.gumbel(size=utilities.shape)
+    ).argmax(1)
+    return chosen

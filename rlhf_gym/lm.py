@@ -90,7 +90,7 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
         InputError: There is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load a tokenizer from {name!r}: {error}") from error
 
@@ -186,7 +186,8 @@ class CausalLM:
         """Load a model and its tokenizer by hub name or local path (see `load_pretrained`)."""
         model = load_causal_lm(name, revision=revision, attn_implementation=attn_implementation)
         tokenizer = load_tokenizer(name, revision=revision)
-        return cls.wrap(model.to(device), tokenizer, temperature)
+        model.to(torch.device(device))  # type: ignore[arg-type]  # decorated in transformers
+        return cls.wrap(model, tokenizer, temperature)
 
     @property
     def device(self) -> torch.device:
@@ -236,7 +237,7 @@ def logit_rows(vocab_size: int) -> int:
 
 def trunk(model: PreTrainedModel) -> nn.Module:
     """The model without its head."""
-    return model.base_model  # type: ignore[no-any-return]
+    return model.base_model
 
 
 def passes(sequences: Sequences, max_tokens: int = MAX_TOKENS_PER_PASS) -> Iterator[Sequences]:

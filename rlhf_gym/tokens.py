@@ -62,10 +62,12 @@ class Sequences(NamedTuple):
 
 def row_lengths(tokens: TokenArray) -> TokenArray:
     """Number of real tokens of each row: (N, L) -> (N,)."""
-    return (tokens != PAD).sum(-1)
+    return (tokens != PAD).sum(-1)  # type: ignore[no-any-return]
 
 
-def pad_rows(rows: Sequence[Sequence[int]], width: int | None = None) -> npt.NDArray[np.int64]:
+def pad_rows(
+    rows: Sequence[Sequence[int] | npt.NDArray[np.int64]], width: int | None = None
+) -> npt.NDArray[np.int64]:
     """Ragged lists of ids as one (N, width) int64 array, right-padded with PAD.
 
     Args:

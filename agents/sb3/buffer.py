@@ -144,5 +144,6 @@ class SequenceRolloutBuffer(RolloutBuffer):
             self.returns[cells],
         )
         return RolloutBufferSamples(
-            sequences.to(self.device), *(self.to_torch(q) for q in quantities)
+            sequences.to(self.device),  # type: ignore[arg-type]  # the policy takes both
+            *(self.to_torch(q) for q in quantities),
         )

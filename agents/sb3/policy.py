@@ -122,7 +122,9 @@ class CausalLMPolicy(ActorCriticPolicy):
         self._cache = DecodeCache(self.core)
         self._last: _LastActions | None = None
         self.optimizer = self.optimizer_class(
-            self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs
+            self.parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
         )
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:

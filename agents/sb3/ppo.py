@@ -65,7 +65,7 @@ class PPO(OnPolicyAlgorithm):
     def __init__(
         self,
         policy: str | type[CausalLMPolicy],
-        env: VecEnv | str | None,
+        env: VecEnv,
         learning_rate: float | Schedule = 3e-4,
         *,
         n_waves: int = 1,

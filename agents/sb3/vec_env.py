@@ -132,5 +132,7 @@ def build(
     kwargs.setdefault("gamma", 1.0)
     options = {**policy_kwargs(env), **(policy_options or {})}
     learner = algorithm(CausalLMPolicy, TokenSB3VecEnv(env), policy_kwargs=options, **kwargs)
-    env.bind_actor(learner.policy)
+    policy = learner.policy
+    assert isinstance(policy, CausalLMPolicy)
+    env.bind_actor(policy)
     return learner

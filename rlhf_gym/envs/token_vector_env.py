@@ -62,6 +62,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         width = prompts.max_tokens + max_new_tokens
         self.single_observation_space = spaces.Box(-1, vocab_size - 1, (width,), np.int64)
         self.single_action_space = spaces.Discrete(vocab_size)
+        self._vocab_size = vocab_size
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._eos = np.array(objective.reference.eos_ids if stop_at_eos else [], dtype=np.int64)
@@ -102,7 +103,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             raise InputError(f"unknown reset options {sorted(unknown)}")
         if seed is not None:
             seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
-            for i in np.flatnonzero(mask):
+            for i in np.flatnonzero(mask).tolist():
                 if seeds[i] is not None:
                     self._rngs[i] = np_random(seeds[i])[0]
         self._begin(mask, self._named_prompt(options))
@@ -241,7 +242,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
 
     def _checked(self, actions: Ints) -> Ints:
         actions = np.asarray(actions)
-        vocab_size = int(self.single_action_space.n)
+        vocab_size = self._vocab_size
         whole = actions.shape == (self.num_envs,) and np.issubdtype(actions.dtype, np.integer)
         if not whole or (actions < 0).any() or (actions >= vocab_size).any():
             raise InputError(
@@ -297,7 +298,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         early = (is_eos & (columns < lengths[:, None] - 1)).any(1)
         last = actions[np.arange(len(actions)), np.maximum(lengths - 1, 0)]
         unfinished = ~np.isin(last, self._eos) & (lengths < budget)
-        in_range = (actions < self.single_action_space.n) & (actions >= 0)
+        in_range = (actions < self._vocab_size) & (actions >= 0)
         broken = (inside != in_range).any(1) | early | unfinished | (lengths == 0)
         if broken.any():
             raise InputError(

@@ -46,7 +46,7 @@ def encode_comparisons(
     Raises:
         InputError: None is left.
     """
-    vocab = model.model.get_input_embeddings().weight.shape[0]
+    vocab = int(model.model.config.vocab_size)
     encoded = []
     for i, comparison in enumerate(comparisons, 1):
         rows = comparison.rows(model.tokenizer, max_tokens)

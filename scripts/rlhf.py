@@ -1,0 +1,224 @@
+"""`python scripts/rlhf.py` is the whole of RLHF: comparisons, reward model, policy, report.
+
+Collects comparisons among the reference's own samples (or takes yours with --data), trains a
+reward model on them, trains a policy against it, evaluates it on held-out prompts and writes
+report.html. By default on the embedded task, which needs no network. A stage whose output is
+already in the run folder is skipped, so a stopped run goes on with the same command.
+"""
+
+import dataclasses
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import evaluate
+import report
+import torch
+import train_policy
+import train_reward_model
+from common import device, make_env, parse_values, progress_bar
+from rich.console import Console
+
+from rlhf_gym.collect import collect_comparisons
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.files import hash_files, read_json, write_json
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.objective import TextReward, load_callable
+from rlhf_gym.preferences import read_comparisons, write_comparisons
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the whole journey."""
+
+    env: str = "rlhf_gym/Reviews-v0"
+    """Environment id; Text-v0 takes any model and any prompts."""
+    algorithm: str = train_policy.DEFAULT_ALGORITHM
+    """A module under `agents`, or a dotted path."""
+    total_tokens: int = 450_000
+    """Response tokens that the policy samples while it learns."""
+    num_envs: int = 256
+    """Rows of the environment."""
+    env_kwargs: dict[str, str] = field(default_factory=dict)
+    """Keywords of the environment, KEY VALUE …; values are parsed as JSON, else taken as text."""
+    data: Path | None = None
+    """Comparisons of your own; otherwise the simulated human chooses among fresh samples."""
+    comparisons: int = 4096
+    """Comparisons to collect."""
+    candidates: int = 4
+    """Responses that the simulated human chooses among, K."""
+    human: str = "rlhf_gym.human:compound"
+    """The simulated human's utility of a response, as "package.module:function"; also the gold
+    score that evaluation reports, and that no training sees."""
+    human_temperature: float = 0.25
+    """How far from always choosing the best the simulated human is."""
+    reward_epochs: float = 2.0
+    """Passes over the comparisons."""
+    reward_learning_rate: float = 1e-3
+    """Peak of the reward model's learning rate."""
+    reward_batch_size: int = 32
+    """Comparisons an update of the reward model."""
+    episodes: int = 3072
+    """Responses of the policy in the evaluation."""
+    prompts: int = 48
+    """Held-out prompts in the evaluation."""
+    reference_samples: int = 128
+    """Responses of the reference to each of them."""
+    run_dir: Path = Path("runs/rlhf")
+    """Folder to write to."""
+    seed: int = 0
+    """Seed of everything."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda."""
+
+
+def main(config: Config) -> None:
+    """Every stage in turn."""
+    begun = time.monotonic()
+    keywords = {"device": device(config.device), **parse_values(config.env_kwargs)}
+    if "split" in keywords:
+        raise InputError("`split` is set by the stages: they train on train, evaluate on held_out")
+    # The reward does not matter to the two stages that make it.
+    env = make_env(config.env, 1, {**keywords, "reward_model": config.human})
+    held_out = {**keywords, "split": "held_out"}
+    make_env(config.env, 1, {**held_out, "reward_model": config.human})  # fail now, not at the end
+    train_policy.check_same_run(config.run_dir, dataclasses.asdict(config), resume=True)
+    comparisons = collect(config, env)
+    train_reward(config, env, comparisons)
+    rewarded = {"reward_model": str(config.run_dir / "reward_model"), "gold": config.human}
+    train(config, {**keywords, **rewarded})
+    figures = evaluate_policy(config, {**held_out, **rewarded})
+    summary = summarise(config, env, figures, comparisons)
+    write_json(config.run_dir / "summary.json", summary)
+    page = report.write_report(config.run_dir)
+    report.print_samples(config.run_dir, console)
+    console.print(evaluate.table(figures))
+    console.print(f"report: {page} ({time.monotonic() - begun:.0f} s)", highlight=False)
+
+
+def collect(config: Config, env: TokenVectorEnv) -> Path:
+    """Stage 1: comparisons.jsonl in the run folder."""
+    file = config.run_dir / "comparisons.jsonl"
+    if file.exists():
+        console.print("1/4 comparisons: done before")
+        return file
+    partial = file.with_name(".comparisons.partial.jsonl")
+    if config.data is not None:
+        console.print(f"1/4 comparisons: {config.data}")
+        write_comparisons(partial, read_comparisons(config.data))
+    else:
+        console.print("1/4 comparisons: the reference speaks, the simulated human chooses")
+        with progress_bar("comparisons", config.comparisons) as advance:
+            comparisons = collect_comparisons(
+                env.objective.reference,
+                env.prompts,
+                cast(TextReward, load_callable(config.human)),
+                config.comparisons,
+                k=config.candidates,
+                temperature=config.human_temperature,
+                max_new_tokens=env.max_new_tokens,
+                stop_at_eos=env.stop_at_eos,
+                seed=config.seed,
+                progress=advance,
+            )
+        write_comparisons(partial, comparisons)
+    partial.rename(file)
+    return file
+
+
+def train_reward(config: Config, env: TokenVectorEnv, comparisons: Path) -> None:
+    """Stage 2: reward_model/ and reward_model.json in the run folder."""
+    if (config.run_dir / "reward_model.json").exists():
+        console.print("2/4 reward model: done before")
+        return
+    console.print("2/4 reward model: learns to predict the choices")
+    work = config.run_dir / "reward_run"
+    train_reward_model.main(
+        train_reward_model.Config(
+            data=comparisons,
+            backbone=env.objective.reference.model.name_or_path,
+            run_dir=work,
+            seed=config.seed,
+            device=config.device,
+            epochs=config.reward_epochs,
+            batch_size=config.reward_batch_size,
+            learning_rate=config.reward_learning_rate,
+        )
+    )
+    shutil.rmtree(config.run_dir / "reward_model", ignore_errors=True)
+    (work / "reward_model").rename(config.run_dir / "reward_model")
+    (work / "reward_model.json").rename(config.run_dir / "reward_model.json")
+    shutil.rmtree(work)
+
+
+def train(config: Config, keywords: dict[str, Any]) -> None:
+    """Stage 3: policy/, reference/, metrics.csv and policy.json in the run folder."""
+    if (config.run_dir / "policy.json").exists():
+        console.print("3/4 policy: done before")
+        return
+    console.print(f"3/4 policy: {config.algorithm} on {config.env}")
+    train_policy.train(
+        make_env(config.env, config.num_envs, keywords),
+        config.algorithm,
+        config.algorithm_options,  # type: ignore[attr-defined]
+        total_tokens=config.total_tokens,
+        run_dir=config.run_dir,
+        seed=config.seed,
+    )
+
+
+def evaluate_policy(config: Config, keywords: dict[str, Any]) -> dict[str, Any]:
+    """Stage 4: evaluation.json and samples.jsonl in the run folder."""
+    file = config.run_dir / "evaluation.json"
+    if file.exists():
+        console.print("4/4 evaluation: done before")
+        return cast(dict[str, Any], read_json(file))
+    console.print("4/4 evaluation: held-out prompts")
+    env = make_env(config.env, 1, keywords)
+    policy = CausalLM.load(str(config.run_dir / "policy"), device=env.objective.reference.device)
+    return evaluate.measure(
+        env,
+        policy,
+        config.run_dir,
+        n_prompts=config.prompts,
+        n_policy=max(1, config.episodes // config.prompts),
+        n_reference=config.reference_samples,
+        seed=config.seed,
+    )
+
+
+def summarise(
+    config: Config, env: TokenVectorEnv, figures: dict[str, Any], comparisons: Path
+) -> dict[str, Any]:
+    """What summary.json says."""
+    names = (
+        "score_before score_after gold_before gold_after kl objective_before objective_after "
+        "objective_optimum optimality"
+    ).split()
+    packages = ("torch", "transformers", "gymnasium", "stable_baselines3", "numpy")
+    return {
+        "env_id": config.env,
+        "algorithm": config.algorithm,
+        "seed": config.seed,
+        **read_json(config.run_dir / "policy.json"),
+        **{name: figures[name] for name in names},
+        "hashes": {
+            "reference": hash_files(config.run_dir / "reference"),
+            "reward_model": hash_files(config.run_dir / "reward_model"),
+            "data": hash_files(comparisons),
+        },
+        "versions": {"python": sys.version.split()[0], "rlhf_gym": version("rlhf-gym")}
+        | {name: version(name) for name in packages},
+        "threads": torch.get_num_threads(),
+    }
+
+
+if __name__ == "__main__":
+    train_policy.parse_and_run(main, Config, __doc__)
