@@ -29,6 +29,9 @@ MIN_ESS = 20.0
 
 ROWS_PER_PASS = 512
 
+DISTINCT_RESPONSES = 16
+"""Responses to a prompt that distinct n-grams are counted in; the share falls with their number."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
@@ -44,7 +47,7 @@ class Drawn:
         ref_log_prob: log π_ref of the response.
         lengths: Tokens of the response.
         stopped: Whether an EOS ended it.
-        distinct: (P, 2) share of distinct 1- and 2-grams among all responses to a prompt.
+        distinct: (P, 2) share of distinct 1- and 2-grams among the first responses to a prompt.
     """
 
     prompts: list[str]
@@ -129,7 +132,7 @@ def _measure(
     texts, prompts = responses.texts, responses.prompts
     golden = None if gold is None else np.asarray(gold(prompts, texts), float).reshape(-1, n)
     replies = [row[row != PAD] for row in _reply_ids(sequences)]
-    groups = [replies[i : i + n] for i in range(0, len(replies), n)]
+    groups = [replies[i : i + min(n, DISTINCT_RESPONSES)] for i in range(0, len(replies), n)]
     return Drawn(
         prompts=prompts[::n],
         texts=[texts[i : i + n] for i in range(0, len(texts), n)],

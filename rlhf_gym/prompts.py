@@ -155,10 +155,16 @@ def prompt_ids(
     return ids
 
 
-def is_held_out(prompt: Prompt, share: float) -> bool:
-    """Whether a prompt belongs to the held-out share; it depends on nothing but its text."""
+def is_held_out(prompt: Prompt, share: float, *, salt: str = "") -> bool:
+    """Whether a prompt belongs to the held-out share; it depends on nothing but its text.
+
+    Args:
+        prompt: Text or chat messages.
+        share: Share of all prompts that is held out.
+        salt: Another salt makes another, independent split.
+    """
     key = prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
-    return zlib.crc32(key.encode()) % 10_000 < share * 10_000
+    return zlib.crc32((salt + key).encode()) % 10_000 < share * 10_000
 
 
 @dataclass(frozen=True)

@@ -53,15 +53,15 @@ class RewardModel(nn.Module):
             InputError: It cannot be loaded, has more than one label, or has no trained head.
         """
         model = load_pretrained(AutoModelForSequenceClassification, name, revision=revision)
-        if model.config.num_labels != 1:
-            raise InputError(
-                f"the reward model {name!r} has {model.config.num_labels} labels; one is needed"
-            )
         architectures = model.config.architectures or []
         if not any("ForSequenceClassification" in kind for kind in architectures):
             raise InputError(
                 f"{name!r} is a {' or '.join(architectures) or 'model'} without a reward head; "
                 "train one on it first: scripts/train_reward_model.py --backbone " + name
+            )
+        if model.config.num_labels != 1:
+            raise InputError(
+                f"the reward model {name!r} has {model.config.num_labels} labels; one is needed"
             )
         return cls(model, load_tokenizer(name, revision=revision)).to(device)
 

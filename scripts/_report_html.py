@@ -47,14 +47,19 @@ class Run:
     def held_out(self, name: str) -> tuple[Figure | None, Figure | None, Figure | None]:
         """A figure of the reference, of the policy and of the optimum; None where unknown."""
         figures = {**self.evaluation, **self.summary}
-        if name == "kl":
-            before, after = None, figures.get("kl")
-        else:
-            before, after = figures.get(f"{name}_before"), figures.get(f"{name}_after")
+        before, after = figures.get(f"{name}_before"), figures.get(f"{name}_after")
+        if name == "kl" and figures.get("kl"):
+            before, after = {"value": 0.0, "se": 0.0}, figures["kl"]
         optimum = figures.get("objective_optimum")
         if name != "objective" and optimum:  # too few samples for J* are too few for these
             optimum = self.evaluation.get("optimum", {}).get(name)
         return before, after, optimum
+
+    @property
+    def optimality(self) -> Figure | None:
+        """Optimality; None where it is unknown."""
+        found = self.summary.get("optimality")
+        return found if found and math.isfinite(found["value"]) else None
 
     @property
     def name(self) -> str:
@@ -102,7 +107,7 @@ def _show_figure(figure: Figure) -> str:
         return show(float(value))
     # Two digits of the standard error say how many of the value mean anything.
     decimals = min(max(1 - math.floor(math.log10(se)), 0), 6)
-    return _minus(f"{value:,.{decimals}f} ± {se:,.{decimals}f}")
+    return _minus(f"{value:,.{decimals}f} ±\N{NO-BREAK SPACE}{se:,.{decimals}f}")
 
 
 def _minus(text: str) -> str:
@@ -159,7 +164,7 @@ def _image(chart: Chart, kind: str = "") -> str:
 
 
 def _headline(run: Run, bar: Chart | None) -> str:
-    found = run.summary.get("optimality")
+    found = run.optimality
     if found:
         value = (
             f'<p class="headline"><strong>{escape(show(found))}</strong> optimality '
@@ -203,7 +208,7 @@ def _best_of(found: dict[str, Figure]) -> str:
     reached = ", ".join(f"best-of-{k} reaches {show(figure)}" for k, figure in found.items())
     return (
         f"Without training, {reached}: of n responses of the reference, the one with the highest "
-        "score is kept, at a KL of at most log n − (n − 1)/n nats a sequence."
+        "score is kept; its KL is counted as log n − (n − 1)/n nats a sequence, the most it can be."
     )
 
 
@@ -260,8 +265,8 @@ def _curves(curves: Sequence[Chart], diagnostics: Sequence[Chart]) -> str:
         "Learning curves",
         _paragraph(
             "Lines are means over the responses of each update, to training prompts: faint as "
-            "they came, bold as a running mean. Marks are measured on held-out prompts, with "
-            "standard errors."
+            "they came, bold as a running mean. Marks and dashed lines are measured on held-out "
+            "prompts, marks with standard errors."
         ),
         _charts(curves),
         f"<details><summary>The update itself</summary>{folded}</details>" if folded else "",
@@ -401,8 +406,9 @@ h3 { font-size: .8rem; font-weight: 600; color: var(--soft); margin: 0 0 .15rem;
 p { margin: .6rem 0; max-width: 46rem; }
 img { display: block; width: 100%; height: auto; background: #ffffff; border-radius: 6px;
   border: 1px solid var(--line); }
-img.bar { max-width: 46rem; margin: .75rem 0; }
+img.bar { max-width: 36rem; margin: .75rem 0; }
 .headline strong { font-size: 2rem; font-weight: 650; line-height: 1.2; }
+.headline span { display: block; }
 .headline span, .score, .empty { color: var(--soft); }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(7rem, 1fr)); gap: .5rem;
   margin: 1rem 0 0; max-width: 46rem; }
@@ -432,6 +438,7 @@ summary { cursor: pointer; color: var(--soft); margin: .75rem 0; }
 @media (max-width: 30rem) {
   table { font-size: .82rem; }
   th, td { padding-right: .45rem; }
+  .figures td { white-space: normal; }
 }
 @media print { body { max-width: none; } section, article { break-inside: avoid-page; } }
 """

@@ -8,7 +8,6 @@ config.json where they are there: a file that is not leaves its section out.
 import csv
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from common import run as run_script
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.ticker import EngFormatter
 from rich import box
 from rich.console import Console
@@ -28,10 +28,15 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_gym.errors import InputError
+from rlhf_gym.files import read_json, write_text
 
 Floats = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.uint8]
+Draw = Callable[[Axes], None]
 
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c4601a", "#2c7a4b", "#6b7280"
+
+DPI = 160
 
 BAR_LIMITS = (-1.0, 1.5)
 """Optimality beyond these is drawn at the edge, so that the rest stays readable."""
@@ -92,17 +97,18 @@ def write_report(run_dir: Path) -> Path:
         InputError: summary.json is missing, or one of the files cannot be read.
     """
     run = read_run(run_dir)
-    drawn = _draw_curves(run)
-    if drawn:
-        _write(run_dir / "curves.png", _together([draw for _, draw in drawn]))
+    curves = [(title, _pixels(draw)) for title, draw in _curves(run)]
+    if curves:
+        (run_dir / "curves.png").write_bytes(_png(_tiled([pixels for _, pixels in curves])))
+    diagnostics = [p for p in DIAGNOSTICS if _has(run, p.column)]
     text = page(
         run,
         _bar(run),
-        [_chart(title, draw) for title, draw in drawn],
-        [_chart(p.title, _curve(run, p)) for p in DIAGNOSTICS if _has(run, p.column)],
+        [Chart(_png(pixels), title) for title, pixels in curves],
+        [Chart(_png(_pixels(_curve(run, panel))), panel.title) for panel in diagnostics],
     )
     file = run_dir / "report.html"
-    _write(file, text.encode("utf-8"))
+    write_text(file, text)
     return file
 
 
@@ -146,21 +152,24 @@ def read_run(run_dir: Path) -> Run:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return _object(file, _read_text(file) or "{}")
+    return _object(file, read_json(file)) if file.exists() else {}
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
-    lines = enumerate(_read_text(file).split("\n"), 1)
-    return [_object(f"line {i} of {file}", line) for i, line in lines if line.strip()]
+    rows = []
+    for i, line in enumerate(_read_text(file).split("\n"), 1):
+        try:
+            rows += [_object(f"line {i} of {file}", json.loads(line))] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"line {i} of {file} is not valid JSON ({error}); delete the file to do without it"
+            ) from error
+    return rows
 
 
-def _object(where: object, text: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where} is no JSON ({error}); run again, or mend the file") from None
+def _object(where: object, values: object) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise InputError(f"{where} is no JSON object; run again, or mend the file")
+        raise InputError(f"{where} holds no JSON object; delete the file to make it anew")
     return values
 
 
@@ -169,7 +178,9 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8") if file.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} cannot be read ({error}); run again, or mend the file") from None
+        raise InputError(
+            f"cannot read {file}: {error}; delete the file to do without it"
+        ) from error
 
 
 def _read_metrics(file: Path) -> dict[str, Floats]:
@@ -189,20 +200,11 @@ def _number(cell: str | None) -> float:
     return value if np.isfinite(value) else float("nan")
 
 
-def _write(file: Path, data: bytes) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, file)
-
-
-Draw = Callable[[Axes], None]
-
-
 def _has(run: Run, column: str) -> bool:
     return bool(np.isfinite(run.metrics.get(column, np.empty(0))).any())
 
 
-def _draw_curves(run: Run) -> list[tuple[str, Draw]]:
+def _curves(run: Run) -> list[tuple[str, Draw]]:
     """The learning curves that the metrics allow: title and how to draw it."""
     drawn = [(panel.title, _curve(run, panel)) for panel in CURVES if _has(run, panel.column)]
     if _has(run, "rollout/score") and _has(run, "rollout/kl_per_sequence"):
@@ -254,9 +256,8 @@ def _score_against_kl(run: Run, axes: Axes, title: str) -> None:
     kl, score = kl[known], score[known]
     axes.plot(kl, score, color=BLUE, alpha=0.3, linestyle="none", marker=".", markersize=4)
     axes.plot(_running_mean(kl), _running_mean(score), color=BLUE, linewidth=1.8)
-    nothing = {"value": 0.0, "se": 0.0}
     marks = (("reference", GREY, "s"), ("policy, held out", ORANGE, "o"), ("optimum", GREEN, "D"))
-    places = zip((nothing, *run.held_out("kl")[1:]), run.held_out("score"), marks, strict=True)
+    places = zip(run.held_out("kl"), run.held_out("score"), marks, strict=True)
     for x, y, (label, color, marker) in places:
         if x and y:
             _point(axes, x["value"], y, xerr=_error(x), label=label, color=color, marker=marker)
@@ -281,56 +282,60 @@ def _dress(axes: Axes, title: str, x_label: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8, framealpha=0.8, edgecolor="none")
+        # Below the chart, where no curve can run through it.
+        axes.legend(
+            fontsize=8, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.19)
+        )
 
 
-def _figure(width: float, height: float) -> Figure:
+def _pixels(draw: Draw, width: float = 4.6, height: float = 3.2) -> Pixels:
+    """Draw on white, (height, width, RGBA); sizes in inches."""
     # No pyplot: nothing global, no window, and safe beside the caller's own figures.
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    draw(figure.add_subplot())
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())
 
 
-def _png(figure: Figure) -> bytes:
+def _png(pixels: Pixels) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
+    imsave(buffer, pixels, format="png")
     return buffer.getvalue()
 
 
-def _chart(title: str, draw: Draw) -> Chart:
-    figure = _figure(4.6, 3.0)
-    draw(figure.add_subplot())
-    return Chart(_png(figure), title)
-
-
-def _together(draws: list[Draw]) -> bytes:
-    columns = min(len(draws), 3)
-    rows = -(-len(draws) // columns)
-    figure = _figure(4.6 * columns, 3.0 * rows)
-    for i, draw in enumerate(draws, 1):
-        draw(figure.add_subplot(rows, columns, i))
-    return _png(figure)
+def _tiled(charts: list[Pixels]) -> Pixels:
+    """Charts of one size, three abreast."""
+    blank = np.full_like(charts[0], 255)
+    columns = min(len(charts), 3)
+    charts = charts + [blank] * (-len(charts) % columns)
+    return np.vstack([np.hstack(charts[i : i + columns]) for i in range(0, len(charts), columns)])
 
 
 def _bar(run: Run) -> Chart | None:
     """Optimality on the line from the reference, 0, to the optimum, 1."""
-    found = run.summary.get("optimality")
+    found = run.optimality
     if not found:
         return None
-    low, high = BAR_LIMITS
-    value = float(np.clip(found["value"], low, high))
-    interval = [found.get("low"), found.get("high")]
-    ends = [float(np.clip(value if end is None else end, low, high)) for end in interval]
-    figure = _figure(5.6, 1.5)
-    axes = figure.add_subplot()
+    value = _on_bar(found["value"])
+    ends = [_on_bar(found.get(end), value) for end in ("low", "high")]
+    marks = [
+        (f"best-of-{k}", _on_bar(mark["value"]))
+        for k, mark in (run.evaluation.get("best_of_n_optimality") or {}).items()
+    ]
+
+    def draw(axes: Axes) -> None:
+        _draw_bar(axes, value, ends, marks)
+
+    alt = f"Optimality {show(found)} on a bar from the reference, 0, to the optimum, 1"
+    return Chart(_png(_pixels(draw, 4.8, 1.45)), alt)
+
+
+def _draw_bar(axes: Axes, value: float, ends: list[float], marks: list[tuple[str, float]]) -> None:
     axes.barh(0, 1, height=0.5, color="#e5e7eb")
     axes.barh(0, value, height=0.5, color=BLUE)
     errors = [[max(value - ends[0], 0)], [max(ends[1] - value, 0)]]
     axes.errorbar([value], [0], xerr=errors, color="black", capsize=4, linewidth=1.3)
-    marks = [
-        (f"best-of-{k}", float(np.clip(mark["value"], low, high)))
-        for k, mark in (run.evaluation.get("best_of_n_optimality") or {}).items()
-    ]
     for i, (label, x) in enumerate(marks):
         # Labels at heights of their own never meet.
         axes.plot([x, x], [-0.25, 0.42 + 0.3 * i], color=ORANGE, linewidth=1.3)
@@ -342,8 +347,11 @@ def _bar(run: Run) -> Chart | None:
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0\nreference", "0.25", "0.5", "0.75", "1\noptimum"])
     axes.tick_params(labelsize=10)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    alt = f"Optimality {show(found)} on a bar from the reference, 0, to the optimum, 1"
-    return Chart(_png(figure), alt)
+
+
+def _on_bar(value: float | None, unknown: float = 0.0) -> float:
+    known = value if value is not None and np.isfinite(value) else unknown
+    return float(np.clip(known, *BAR_LIMITS))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import train_reward_model
 from common import device, make_env, parse_values, progress_bar
 from rich.console import Console
 
+import rlhf_gym
 from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -214,7 +215,7 @@ def summarise(
             "reward_model": hash_files(config.run_dir / "reward_model"),
             "data": hash_files(comparisons),
         },
-        "versions": {"python": sys.version.split()[0], "rlhf_gym": version("rlhf-gym")}
+        "versions": {"python": sys.version.split()[0], "rlhf_gym": rlhf_gym.__version__}
         | {name: version(name) for name in packages},
         "threads": torch.get_num_threads(),
     }

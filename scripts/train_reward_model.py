@@ -57,7 +57,6 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Read, train, judge, normalise, save; the figures."""
-    config.run_dir.mkdir(parents=True, exist_ok=True)
     figures_file = config.run_dir / "reward_model.json"
     if figures_file.exists():
         print(f"{figures_file} is there already: nothing to do; another --run-dir starts a new run")
@@ -76,6 +75,7 @@ def main(config: Config) -> dict[str, Any]:
         f"{len(encoded)} comparisons to learn, {len(held_out)} held out; "
         f"{dropped + dropped_test} dropped as longer than {longest} tokens"
     )
+    config.run_dir.mkdir(parents=True, exist_ok=True)
     write_json(config.run_dir / "config.json", asdict(config))
     before = judge_reward_model(model, held_out)
     train_reward_model(

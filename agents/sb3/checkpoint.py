@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -77,7 +78,7 @@ def restore_latest(model: PPO, run: TrainingRun) -> bool:
         return False
     try:
         _restore(model, found[-1])
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"cannot go on from {found[-1]}: {error}\nDelete that folder to go on from the one "
             "before it, or start in another run folder"

@@ -95,6 +95,7 @@ class PPO(OnPolicyAlgorithm):
         self.kl_old_coef, self.normalize_advantage = kl_old_coef, normalize_advantage
         self.target_kl, self.microbatch_tokens = target_kl, microbatch_tokens
         self.clip_range: Schedule = FloatSchedule(clip_range)
+        self.stage_seconds: dict[str, float] = {}  # of the last iteration
         budget = env.get_attr("max_new_tokens")[0] if isinstance(env, VecEnv) else 1
         options = {"entropy": ent_coef != 0.0, **(policy_kwargs or {})}
         super().__init__(
@@ -166,11 +167,6 @@ class PPO(OnPolicyAlgorithm):
         settled = time.perf_counter()
         lengths = sequences.lengths.cpu().numpy()
         self.num_timesteps += int(lengths.sum())
-        assert self.ep_info_buffer is not None
-        self.ep_info_buffer.extend(
-            {"r": float(r), "l": int(n), "t": settled}
-            for r, n in zip(rewards.sum(1), lengths, strict=True)
-        )
         infos["seconds"] = {
             "sample": sampled - begun,
             "score": scored - sampled,
@@ -195,7 +191,8 @@ class PPO(OnPolicyAlgorithm):
         record("rollout/stopped", (gathered("finish_reason") == "stop").mean())
         record("rollout/episodes", len(scores))
         for stage in waves[0]["seconds"]:
-            record(f"time/{stage}_seconds", sum(wave["seconds"][stage] for wave in waves))
+            self.stage_seconds[stage] = sum(wave["seconds"][stage] for wave in waves)
+            record(f"time/{stage}_seconds", self.stage_seconds[stage])
 
     def train(self) -> None:
         """The update: `n_epochs` passes of `n_minibatches` optimiser steps."""
@@ -225,7 +222,8 @@ class PPO(OnPolicyAlgorithm):
             explained_variance(self.rollout_buffer.values[mask], self.rollout_buffer.returns[mask]),
         )
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("time/update_seconds", time.perf_counter() - begun)
+        self.stage_seconds["update"] = time.perf_counter() - begun
+        self.logger.record("time/update_seconds", self.stage_seconds["update"])
 
     def _step(self, statistics: dict[str, float]) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)

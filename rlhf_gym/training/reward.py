@@ -75,8 +75,10 @@ def split_comparisons(
     Raises:
         InputError: One side is empty.
     """
-    train = [c for c in comparisons if not is_held_out(c.prompt, held_out)]
-    test = [c for c in comparisons if is_held_out(c.prompt, held_out)]
+    # A salt of its own: comparisons collected on an environment's training prompts must split too.
+    sides = [is_held_out(c.prompt, held_out, salt="comparisons") for c in comparisons]
+    train = [c for c, held in zip(comparisons, sides, strict=True) if not held]
+    test = [c for c, held in zip(comparisons, sides, strict=True) if held]
     if not train or not test:
         raise InputError(
             f"{len(comparisons)} comparisons split by prompt into {len(train)} for training and "

@@ -1,0 +1,290 @@
+"""Tiny random models, made in memory and saved once a session; nothing is downloaded.
+
+The weights are large, so that the distributions are far from uniform and a wrong position, mask or
+neighbour shows in the fifth digit and long before.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from rlhf_gym.decode import last_hidden
+from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.lm import CausalLM, trunk
+from rlhf_gym.objective import Objective
+from rlhf_gym.prompts import PromptDataset
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.tokens import PAD
+
+torch.set_num_threads(1)
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = ["<unk>", "<pad>", "<s>", "</s>", *LETTERS]
+V = len(VOCABULARY)
+PAD_ID, BOS, EOS = 1, 2, 3
+# Several ends, so that random responses stop early now and then.
+ENDS = (EOS, 20, 21, 22, 23, 24)
+PROMPTS = ("a b", "c", "d e f g", "h i j", "k l m n o")
+MAX_PROMPT, BUDGET = 6, 5
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "gpt2": {},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 8, "use_sliding_window": False},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.3},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
+    # Every other layer looks 4 tokens back, under names of its own.
+    "gpt_neo": {
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 4,
+        "num_layers": 2,
+        "num_heads": 4,
+    },
+    "cohere": {"num_key_value_heads": 2},
+    # Positions are a bias on attention, made from a 2-D mask.
+    "bloom": {},
+    "falcon": {"alibi": True},
+    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # no cache at all
+}
+SERVED = ("llama", "gpt2", "qwen3", "gpt_neox", "opt")
+UNSERVED = ("mistral", "gpt_neo", "bloom", "falcon", "openai-gpt")
+
+
+def make_tokenizer(pad_token: str = "<pad>") -> PreTrainedTokenizerBase:
+    """Letters apart by spaces; every text opens with <s>."""
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", BOS)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token=pad_token,
+        unk_token="<unk>",
+    )
+
+
+def make_config(family: str, **options: Any) -> Any:
+    common = {
+        "vocab_size": V,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "pad_token_id": PAD_ID,
+        "initializer_range": 0.3,
+    }
+    return AutoConfig.for_model(family, **{**common, **FAMILIES[family], **options})
+
+
+@pytest.fixture(scope="session")
+def save_lm(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Path of a saved tiny LM: `save_lm(family, seed, eos, pad_is_eos, **config)`."""
+
+    @lru_cache
+    def save(
+        family: str = "llama",
+        *,
+        seed: int = 0,
+        eos: tuple[int, ...] = ENDS,
+        pad_is_eos: bool = False,
+        **options: Any,
+    ) -> str:
+        if pad_is_eos:
+            options["pad_token_id"] = EOS
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(make_config(family, **options))
+        model.generation_config.eos_token_id = list(eos)
+        path = tmp_path_factory.mktemp(family)
+        model.save_pretrained(path)
+        make_tokenizer("</s>" if pad_is_eos else "<pad>").save_pretrained(path)
+        return str(path)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def load_lm(save_lm) -> Callable[..., CausalLM]:
+    """A fresh `CausalLM`: keywords of `save_lm`, and `temperature`."""
+
+    def load(family: str = "llama", *, temperature: float = 1.0, **options: Any) -> CausalLM:
+        return CausalLM.load(save_lm(family, **options), temperature=temperature)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def save_reward_model(save_lm, tmp_path_factory) -> Callable[..., str]:
+    """Path of a saved tiny reward model on a backbone with these keywords of `save_lm`."""
+
+    @lru_cache
+    def save(**options: Any) -> str:
+        torch.manual_seed(1)
+        reward_model = RewardModel.from_backbone(save_lm(**{"seed": 7, **options}))
+        reward_model.set_gain(0.7, 0.2)
+        path = tmp_path_factory.mktemp("reward_model")
+        reward_model.save_pretrained(path)
+        return str(path)
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def prompt_file(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("\n".join(PROMPTS))
+    return str(path)
+
+
+def text_reward(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """A number in [-1, 1) that depends on every letter of prompt and response."""
+    pairs = zip(prompts, responses, strict=True)
+    return [zlib.crc32(f"{p}|{r}".encode()) % 1000 / 500 - 1 for p, r in pairs]
+
+
+@pytest.fixture(scope="session")
+def make_objective(load_lm) -> Callable[..., Objective]:
+    """An `Objective` on a fresh reference: its own keywords, and those of `load_lm`."""
+
+    def make(
+        family: str = "llama",
+        *,
+        reward: Any = text_reward,
+        kl_coef: float = 0.3,
+        temperature: float = 0.8,
+        shaping: Sequence[Any] = (),
+        **options: Any,
+    ) -> Objective:
+        reference = load_lm(family, temperature=temperature, **options)
+        return Objective(reference, reward, kl_coef=kl_coef, shaping=shaping)
+
+    return make
+
+
+def prompt_dataset(lm: CausalLM) -> PromptDataset:
+    return PromptDataset.from_texts(PROMPTS, lm.tokenizer, lm.eos_ids, MAX_PROMPT)
+
+
+@pytest.fixture(scope="session")
+def make_vector_env(make_objective) -> Callable[..., TokenVectorEnv]:
+    """A `TokenVectorEnv`: its own keywords, and those of `make_objective`."""
+
+    def make(
+        num_envs: int = 3,
+        *,
+        max_new_tokens: int = BUDGET,
+        stop_at_eos: bool = True,
+        autoreset_mode: str = "SameStep",
+        objective: Objective | None = None,
+        **options: Any,
+    ) -> TokenVectorEnv:
+        objective = objective or make_objective(**options)
+        return TokenVectorEnv(
+            objective,
+            prompt_dataset(objective.reference),
+            num_envs=num_envs,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            autoreset_mode=autoreset_mode,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_env(make_objective) -> Callable[..., TokenEnv]:
+    """A `TokenEnv`: its own keywords, and those of `make_objective`."""
+
+    def make(
+        *,
+        max_new_tokens: int = BUDGET,
+        stop_at_eos: bool = True,
+        objective: Objective | None = None,
+        **options: Any,
+    ) -> TokenEnv:
+        objective = objective or make_objective(**options)
+        prompts = prompt_dataset(objective.reference)
+        return TokenEnv(objective, prompts, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos)
+
+    return make
+
+
+class ModelActor:
+    """An actor that knows log π by full forwards of a model of its own."""
+
+    def __init__(self, lm: CausalLM) -> None:
+        self.lm = lm
+
+    @torch.no_grad()
+    def log_prob(self, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        hidden = last_hidden(self.lm, torch.from_numpy(observations))
+        return self.lm.log_probs_of(hidden, torch.from_numpy(actions)).numpy()
+
+
+@pytest.fixture(scope="session")
+def actor(load_lm) -> ModelActor:
+    """Someone who acts otherwise than the reference."""
+    return ModelActor(load_lm("llama", seed=3, temperature=0.8))
+
+
+def draw_responses(n: int, budget: int = BUDGET, seed: int = 0) -> np.ndarray:
+    """Whole responses of random tokens, (n, budget), PAD behind each end."""
+    rng = np.random.default_rng(seed)
+    out = rng.integers(0, V, (n, budget))
+    for row in out:
+        ends = np.flatnonzero(np.isin(row, ENDS))
+        if len(ends):
+            row[ends[0] + 1 :] = PAD
+    return out
+
+
+@torch.no_grad()
+def hidden_alone(lm: CausalLM, row: Sequence[int]) -> torch.Tensor:
+    """Last hidden state of one unpadded row by transformers alone, (d,)."""
+    ids = torch.tensor([[int(i) for i in row if i != PAD]])
+    return trunk(lm.model)(input_ids=ids, use_cache=False).last_hidden_state[0, -1]
+
+
+@torch.no_grad()
+def log_probs_alone(lm: CausalLM, prompt: Sequence[int], response: Sequence[int]) -> torch.Tensor:
+    """Log-probs of a response's tokens by transformers alone on one unpadded row, (T,)."""
+    prompt, response = ([int(i) for i in part if i != PAD] for part in (prompt, response))
+    logits = lm.model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    log_p = torch.log_softmax(logits[:, : lm.vocab_size] / lm.temperature, -1)
+    return log_p[range(len(response)), response]
+
+
+@contextmanager
+def count_forwards(lm: CausalLM) -> Iterator[list[tuple[int, int]]]:
+    """The (rows, tokens) of every forward of a model's trunk."""
+    shapes: list[tuple[int, int]] = []
+
+    def note(module: Any, args: Any, kwargs: Any) -> None:
+        shapes.append(tuple((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape))
+
+    handle = trunk(lm.model).register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield shapes
+    finally:
+        handle.remove()

@@ -1,0 +1,203 @@
+"""Bad input gets a clear error that names the file, the row and the mend."""
+
+import gzip
+import json
+
+import pytest
+
+import rlhf_gym  # noqa: F401
+from rlhf_gym.errors import InputError
+from rlhf_gym.objective import load_callable
+from rlhf_gym.preferences import Comparison, read_comparisons, write_comparisons
+from rlhf_gym.prompts import PromptDataset, is_held_out, load_texts
+from rlhf_gym.tasks.text import text_env, text_vector_env
+
+
+def write(tmp_path, name: str, text: str) -> str:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_prompts_are_read_from_every_local_format(tmp_path):
+    expected = ["one two", "three"]
+    rows = [{"prompt": text} for text in expected]
+    lines = "\n".join(json.dumps(row) for row in rows)
+    packed = tmp_path / "p.jsonl.gz"
+    packed.write_bytes(gzip.compress(lines.encode()))
+    files = [
+        write(tmp_path, "p.txt", "one two\n\nthree\n"),
+        write(tmp_path, "p.json", json.dumps(expected)),
+        write(tmp_path, "q.json", json.dumps(rows)),
+        write(tmp_path, "p.jsonl", lines),
+        str(packed),
+    ]
+    for file in files:
+        assert load_texts(file) == expected
+    assert load_texts(write(tmp_path, "c.json", '[{"q": "x"}]'), column="q") == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "{}", "a list is needed"),
+        ("a.json", "[", "not valid JSON"),
+        ("a.json", '["ok", 7]', "row 2"),
+        ("a.json", '["ok", ""]', "row 2"),
+        ("a.json", '[{"wrong": "x"}]', "has no column prompt or text"),
+        ("a.json", "[]", "holds no rows"),
+        ("a.txt", "", "holds no rows"),
+        ("a.jsonl", '"ok"\nnot json', "not valid JSON"),
+    ],
+)
+def test_bad_prompts_are_named(tmp_path, name, text, message):
+    with pytest.raises(InputError, match=message) as raised:
+        load_texts(write(tmp_path, name, text))
+    assert name in str(raised.value)
+
+
+def test_missing_or_garbled_prompt_files_are_named(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_texts(str(tmp_path / "none.json"))
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_texts(str(tmp_path / "latin.txt"))
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'"x"\n' * 1000)[:-12])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_texts(str(tmp_path / "cut.jsonl.gz"))
+
+
+def test_too_long_prompts_are_dropped_and_counted(load_lm):
+    lm = load_lm()
+    data = PromptDataset.from_texts(["a b", "a b c d e f"], lm.tokenizer, lm.eos_ids, 4)
+    assert (len(data), data.dropped) == (1, 1)
+    with pytest.raises(InputError, match="raise max_prompt_tokens"):
+        PromptDataset.from_texts(["a b c d e f"], lm.tokenizer, lm.eos_ids, 4)
+
+
+def test_chat_prompts_without_a_template_are_refused(load_lm):
+    lm = load_lm()
+    with pytest.raises(InputError, match="no chat template"):
+        PromptDataset.from_texts([[{"role": "user", "content": "a"}]], lm.tokenizer, (3,), 4)
+
+
+def test_splits_are_disjoint_complete_and_depend_on_the_text_alone(load_lm):
+    lm = load_lm()
+    texts = [f"{a} {b}" for a in "abcdefgh" for b in "ijklmnop"]
+
+    def ids(split: str) -> set[tuple[int, ...]]:
+        data = PromptDataset.from_texts(
+            [*texts, *texts], lm.tokenizer, lm.eos_ids, 4, split=split, held_out=0.3
+        )
+        assert len(set(data.ids)) == len(data)
+        return set(data.ids)
+
+    assert ids("train") & ids("held_out") == set()
+    assert ids("train") | ids("held_out") == ids("all")
+    assert 5 < len(ids("held_out")) < 35
+    assert is_held_out("x", 1.0)
+    assert not is_held_out("x", 0.0)
+
+
+ROW = {"prompt": "p", "candidates": ["a", "b", "c"], "best": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"best": 3}, "best is 3, but must be 0 to 2"),
+        ({"best": True}, "best is True"),
+        ({"candidates": ["a"]}, "at least two"),
+        ({"candidates": ["a", "", "c"]}, "candidate 1"),
+        ({"candidates": ["a", True, "c"]}, "candidate 1"),
+        ({"ids": {"prompt": [1], "candidates": [[1]]}}, "one list for each candidate"),
+    ],
+)
+def test_bad_comparisons_are_named_by_line(tmp_path, change, message):
+    lines = [json.dumps(ROW), json.dumps({**ROW, **change})]
+    with pytest.raises(InputError, match=message) as raised:
+        read_comparisons(write(tmp_path, "c.jsonl", "\n".join(lines)))
+    assert "c.jsonl, line 2" in str(raised.value)
+
+
+def test_comparisons_survive_a_round_trip(tmp_path):
+    comparisons = [
+        Comparison("p", ("a", "b", "c"), 1),
+        Comparison("q", ("", "b"), 0, ((1, 2), ((3,), (4, 5)))),
+    ]
+    write_comparisons(tmp_path / "c.jsonl", comparisons)
+    assert read_comparisons(tmp_path / "c.jsonl") == comparisons
+
+
+def test_hh_pairs_split_at_the_last_shared_turn(tmp_path):
+    shared = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: why\n\nAssistant:"
+    row = {"chosen": shared + " because", "rejected": shared + " no"}
+    (found,) = read_comparisons(write(tmp_path, "hh.jsonl", json.dumps(row)))
+    assert found == Comparison(shared, (" because", " no"), 0)
+    bad = json.dumps({"chosen": "x", "rejected": "y"})
+    with pytest.raises(InputError, match="share no"):
+        read_comparisons(write(tmp_path, "bad.jsonl", bad))
+
+
+def nan_reward(prompts: list[str], responses: list[str]) -> list[float]:
+    return [float("nan")] * len(responses)
+
+
+def short_reward(prompts: list[str], responses: list[str]) -> list[float]:
+    return [0.0]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"reference": "/nowhere"}, "cannot load the model"),
+        ({"reward_model": "nowhere:function"}, "cannot import"),
+        ({"reward_model": "rlhf_gym.human:nothing"}, "cannot import"),
+        ({"prompts": "/nowhere.txt"}, "no such file"),
+        ({"prompt_column": "x", "prompts": "/nowhere.json"}, "no such file"),
+        ({"max_new_tokens": 100}, "context of 64"),
+        ({"kl_coef": -1}, "kl_coef must be at least 0"),
+        ({"temperature": 0}, "temperature must be positive"),
+        ({"split": "test"}, "split must be one of"),
+        ({"max_prompt_tokens": 1}, "no prompt is left"),
+    ],
+)
+def test_bad_environment_keywords(save_lm, prompt_file, keywords, message):
+    good = {
+        "reference": save_lm(),
+        "reward_model": "rlhf_gym.human:compound",
+        "prompts": prompt_file,
+        "max_prompt_tokens": 8,
+        "max_new_tokens": 4,
+        "split": "all",
+    }
+    text_env(**good)
+    with pytest.raises(InputError, match=message):
+        text_env(**{**good, **keywords})
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [("nan_reward", "must be finite"), ("short_reward", "one number for each")],
+)
+def test_bad_rewards_are_named_when_they_are_paid(save_lm, prompt_file, reward, message):
+    env = text_vector_env(
+        reference=save_lm(),
+        reward_model=f"{__name__}:{reward}",
+        prompts=prompt_file,
+        max_new_tokens=1,
+        split="all",
+        max_prompt_tokens=8,
+        num_envs=2,
+    )
+    env.reset(seed=0)
+    with pytest.raises(InputError, match=message) as raised:
+        env.step(env.action_space.sample())
+    assert reward in str(raised.value)
+
+
+def test_callables_are_named_by_module_and_function():
+    assert load_callable("json:dumps") is json.dumps
+    for name in ("json", "json:__doc__", "no.such.module:f"):
+        with pytest.raises(InputError):
+            load_callable(name)

@@ -1,0 +1,388 @@
+"""The report of a run: whole in one file, harmless, and complete as far as the folder goes."""
+
+import csv
+import io
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rlhf_gym.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "scripts" / "report.py"
+EVIL = '<script>alert("$x_1$")</script>&amp; [bold]a[/bold] \x1b[31m\x00 \ud800 \u202e …'
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def report(monkeypatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    import report
+
+    return report
+
+
+def figure(value: float, se: float = 0.0123, n: int = 48) -> dict[str, float]:
+    return {"value": value, "se": se, "n": n}
+
+
+def interval(value: float) -> dict[str, float]:
+    return {**figure(value, 0.021), "low": value - 0.04, "high": value + 0.04}
+
+
+def make_summary() -> dict[str, Any]:
+    return {
+        "env_id": "rlhf_gym/Reviews-v0",
+        "algorithm": "ppo",
+        "seed": 1,
+        "episodes": 20480,
+        "tokens": 614400,
+        "seconds": 754.3,
+        "tokens_per_second": 814.5,
+        "score_before": figure(0.2114),
+        "score_after": figure(2.314, 0.041),
+        "gold_before": figure(0.102),
+        "gold_after": figure(0.813),
+        "kl": figure(6.41, 0.22),
+        "objective_before": figure(0.2114),
+        "objective_after": figure(1.673, 0.035),
+        "objective_optimum": figure(1.981, 0.028),
+        "optimality": interval(0.826),
+        "hashes": {"reference": "ab" * 32, "reward_model": "cd" * 32, "data": EVIL},
+        "versions": {"python": "3.11.2", "torch": "2.11.0", "git": {"commit": "0123abc"}},
+    }
+
+
+def make_evaluation() -> dict[str, Any]:
+    summary = make_summary()
+    shared = ("score", "gold", "objective")
+    pairs = {f"{name}_{at}": summary[f"{name}_{at}"] for name in shared for at in PAIR}
+    more = {
+        "length": (30.1, 26.3),
+        "stopped": (0.02, 0.91),
+        "ref_perplexity": (21.4, 18.9),
+        "distinct_1": (0.41, 0.32),
+        "novelty": (0.31, 0.42),
+    }
+    for name, values in more.items():
+        pairs |= {f"{name}_{at}": figure(x) for at, x in zip(PAIR, values, strict=True)}
+    return {
+        **pairs,
+        "kl": summary["kl"],
+        "kl_per_token": figure(0.21),
+        "win_rate_score": figure(0.93),
+        "win_rate_gold": figure(0.81),
+        "objective_optimum": summary["objective_optimum"],
+        "optimality": summary["optimality"],
+        "optimum": {
+            "ess": figure(51.2),
+            "kl": figure(7.12),
+            "score": figure(2.69),
+            "samples": 192,
+        },
+        "best_of_n_optimality": {"4": interval(0.41), "16": interval(0.52)},
+    }
+
+
+PAIR = ("before", "after")
+SAMPLE = {
+    "prompt": "The film was",
+    "reference": " about a man who",
+    "policy": " a joy from start to end.",
+    "reference_score": 0.1234,
+    "policy_score": 2.5,
+    "reference_gold": 0.25,
+    "policy_gold": 0.75,
+}
+REWARD_MODEL = {
+    "accuracy": figure(0.742),
+    "nll": figure(0.521),
+    "accuracy_longest": figure(0.513),
+    "accuracy_chance": figure(0.5, 0.0),
+    "comparisons": 4000,
+    "held_out": 400,
+}
+
+
+def make_metrics(updates: int) -> str:
+    rng = np.random.default_rng(0)
+    progress = np.linspace(0, 1, updates)
+    kl = 6.4 * progress + 0.05 * rng.random(updates)
+    score = 0.2 + 2.1 * np.sqrt(progress) + 0.1 * rng.normal(size=updates)
+    columns = {
+        "tokens": 7680.0 * np.arange(1, updates + 1),
+        "rollout/score": score,
+        "rollout/kl_per_sequence": kl,
+        "rollout/objective": score - 0.1 * kl,
+        "rollout/length": 30 - 4 * progress,
+        "rollout/stopped": 0.9 * progress,
+        "train/clip_fraction": 0.1 * progress,
+        "train/explained_variance": np.full(updates, np.nan),
+    }
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow(["" if np.isnan(cell) else cell for cell in row])
+    return file.getvalue()
+
+
+def make_samples() -> str:
+    evil = {**SAMPLE, "prompt": EVIL, "policy": EVIL, "reference": "", "policy_gold": None}
+    return "".join(f"{json.dumps(sample)}\n" for sample in [evil, *[SAMPLE] * 5])
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    """A finished run."""
+    files = {
+        "summary.json": json.dumps(make_summary()),
+        "evaluation.json": json.dumps(make_evaluation()),
+        "reward_model.json": json.dumps(REWARD_MODEL),
+        "config.json": json.dumps({"kl_coef": 0.1, "name": EVIL, "env_kwargs": {"split": None}}),
+        "samples.jsonl": make_samples(),
+        "metrics.csv": make_metrics(80),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def undrawn(report, monkeypatch) -> None:
+    """Charts without their drawing, which takes time."""
+    monkeypatch.setattr(report, "_pixels", lambda *_: np.zeros((2, 2, 4), np.uint8))
+
+
+def set_summary(run_dir: Path, **values: object) -> None:
+    (run_dir / "summary.json").write_text(json.dumps({**make_summary(), **values}))
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page; every opened tag must be closed in order."""
+
+    EMPTY = ("meta", "img", "!doctype")
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.source = file.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data.replace("\N{NO-BREAK SPACE}", " ")
+
+    @property
+    def images(self) -> list[str]:
+        return [value or "" for name, value in self.attributes if name == "src"]
+
+
+def size(png: bytes) -> tuple[int, int]:
+    assert png.startswith(PNG)
+    assert png.endswith(b"IEND\xaeB`\x82")
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+def test_the_whole_report_is_one_file(report, run_dir, capsys):
+    report.main(report.Config(run_dir))
+    assert "report.html" in capsys.readouterr().out
+    page = Page(run_dir / "report.html")
+    assert not {"script", "link", "iframe", "object", "base", "form"} & set(page.tags)
+    assert not any(name.startswith("on") or name == "href" for name, _ in page.attributes)
+    assert not re.search(r"https?:|url\(|@import", page.source)
+    assert len(page.images) == 1 + 6 + 1  # the bar, the curves, the clip fraction
+    assert all(image.startswith("data:image/png;base64,") for image in page.images)
+    for section in (
+        "Optimality",
+        "Before and after",
+        "Learning curves",
+        "Reward model",
+        "Samples",
+        "Configuration",
+        "Versions and hashes",
+    ):
+        assert section in page.text
+    width, height = size((run_dir / "curves.png").read_bytes())
+    assert width > height > 500
+
+
+def test_figures_come_with_errors_and_units(report, run_dir, undrawn):
+    text = Page(report.write_report(run_dir)).text
+    for shown in (
+        "0.826 ± 0.021",
+        "95 % interval 0.786 to 0.866, 48 held-out prompts",
+        "best-of-16 reaches 0.520 ± 0.021",
+        "2.314 ± 0.041",
+        "6.41 ± 0.22",
+        "KL to the reference, nats a sequence",
+        "12 min 34 s",
+        "614,400",
+        "accuracy of preferring the longest response",
+        "4,000 comparisons learnt from, 400 comparisons held out",
+        "novelty",
+        "git.commit",
+        "env_kwargs.split",
+    ):
+        assert shown in text
+
+
+def test_texts_are_escaped(report, run_dir, undrawn):
+    page = Page(report.write_report(run_dir))
+    assert "<script>" not in page.source
+    # A prompt, a response, a config value and a hash.
+    assert page.text.count('<script>alert("$x_1$")</script>&amp;') == 4
+    assert "\x1b" not in page.source
+    assert "\x00" not in page.source
+    assert "(empty)" in page.text
+
+
+@pytest.mark.parametrize(
+    ("file", "section"),
+    [
+        ("evaluation.json", "best-of"),
+        ("reward_model.json", "Reward model"),
+        ("config.json", "Configuration"),
+        ("samples.jsonl", "Samples"),
+        ("metrics.csv", "Learning curves"),
+    ],
+)
+def test_a_missing_file_leaves_its_section_out(report, run_dir, file, section, undrawn):
+    assert section in Page(report.write_report(run_dir)).text
+    (run_dir / file).unlink()
+    assert section not in Page(report.write_report(run_dir)).text
+
+
+def test_a_summary_is_enough(report, tmp_path, undrawn):
+    set_summary(tmp_path, versions=None, hashes=None)
+    page = Page(report.write_report(tmp_path))
+    assert len(page.images) == 1
+    assert "2.314 ± 0.041" in page.text
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_without_gold_and_optimum(report, run_dir, undrawn):
+    nothing = dict.fromkeys(("gold_before", "gold_after", "objective_optimum", "optimality"))
+    set_summary(run_dir, **nothing, kl=figure(float("nan"), float("nan")))
+    evaluation = {**make_evaluation(), **nothing, "win_rate_gold": None}
+    del evaluation["best_of_n_optimality"]
+    evaluation["optimum"]["ess"] = figure(3.4, 0.3)
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
+    text = Page(report.write_report(run_dir)).text
+    assert "unknown" in text
+    assert "3.40 ± 0.30 effective samples" in text
+    assert "gold score" not in text
+    assert "2.69" not in text  # the optimum's score is as unsure as J*
+
+
+@pytest.mark.parametrize("value", [-7.0, 3.0, 1.02, float("nan")])
+def test_any_optimality_can_be_drawn(report, run_dir, value):
+    run = report.read_run(run_dir)
+    run.summary["optimality"] = {**interval(value), "low": float("nan")}
+    run.evaluation["best_of_n_optimality"]["16"] = figure(-9.0)
+    bar = report._bar(run)
+    assert bar is None if np.isnan(value) else size(bar.png)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "images"),
+    [
+        (make_metrics(1), 6 + 1),
+        ("tokens,rollout/score,rollout/length\n10,0.5,\n20,0.7\n30,inf,many\n", 1),
+        ("rollout/score,rollout/kl_per_sequence\n0.5,1\n,2\n", 3),
+        ("tokens,rollout/score\n", 0),
+        ("", 0),
+    ],
+)
+def test_short_and_ragged_metrics(report, run_dir, metrics, images):
+    set_summary(run_dir, optimality=None)
+    (run_dir / "metrics.csv").write_text(metrics)
+    assert len(Page(report.write_report(run_dir)).images) == images
+
+
+def test_samples_on_the_terminal(report, run_dir):
+    console = Console(file=io.StringIO(), width=100)
+    report.print_samples(run_dir, console)
+    text = console.file.getvalue()
+    assert "[bold]a[/bold]" in text
+    assert "\x1b" not in text
+    assert text.count("gold 0.75") == 2
+    assert "(empty)" in text
+    (run_dir / "samples.jsonl").unlink()
+    silent = Console(file=io.StringIO())
+    report.print_samples(run_dir, silent)
+    assert not silent.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("file", "data"),
+    [
+        ("summary.json", b"{"),
+        ("summary.json", b"[]"),
+        ("evaluation.json", b"\xff"),
+        ("samples.jsonl", b'{}\n{"prompt"\n'),
+        ("samples.jsonl", b"3\n"),
+        ("metrics.csv", b"tokens\n\xff\n"),
+    ],
+)
+def test_bad_files_are_named(report, run_dir, file, data):
+    (run_dir / file).write_bytes(data)
+    with pytest.raises(InputError, match=re.escape(file)):
+        report.write_report(run_dir)
+
+
+def test_no_summary_is_an_input_error(tmp_path):
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--run-dir", tmp_path],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 2
+    assert "summary.json is not there" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"),
+        (float("nan"), "–"),
+        (3, "3"),
+        (614400, "614,400"),
+        (-0.123456, "−0.123"),
+        (figure(1.23456, 0.0432), "1.235 ± 0.043"),
+        (figure(1234.5, 120.0), "1,234 ± 120"),
+        (figure(0.5, 0.0), "0.5"),
+        (figure(0.5, float("nan"), 1), "0.5"),
+        ({"value": None, "se": None, "n": 0}, "–"),
+    ],
+)
+def test_numbers_show_what_is_known_of_them(report, value, shown):
+    assert report.show(value).replace("\N{NO-BREAK SPACE}", " ") == shown

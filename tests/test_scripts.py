@@ -1,0 +1,167 @@
+"""Every script runs as a user runs it: exit 0 done, 2 bad input, and nothing half-written."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def run(script: str, *arguments: object, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def tiny(save_lm, tmp_path_factory) -> list[str]:
+    """--env-kwargs of a tiny Text-v0 with prompts on both sides of the split."""
+    path = tmp_path_factory.mktemp("scripts") / "prompts.json"
+    path.write_text(json.dumps([f"{a} {b}" for a in "abcdefgh" for b in "ijklmnop"]))
+    return [
+        *("reference", save_lm()),
+        *("prompts", str(path)),
+        *("max_prompt_tokens", "4"),
+        *("max_new_tokens", "5"),
+        *("kl_coef", "0.2"),
+        *("held_out", "0.3"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def journey(tiny, tmp_path_factory) -> tuple[Path, list[object]]:
+    """A run folder of rlhf.py and the command that made it."""
+    run_dir = tmp_path_factory.mktemp("journey") / "run"
+    command = [
+        *("--env", "rlhf_gym/Text-v0"),
+        *("--env-kwargs", *tiny),
+        *("--human", "conftest:text_reward"),
+        *("--comparisons", 96, "--reward-epochs", 1, "--reward-batch-size", 16),
+        *("--total-tokens", 150, "--num-envs", 16, "--n-minibatches", 2),
+        *("--episodes", 160, "--prompts", 8, "--reference-samples", 16),
+        *("--run-dir", run_dir, "--device", "cpu"),
+    ]
+    return run_dir, command
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable_conftest(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        yield
+
+
+def test_rlhf_makes_the_whole_run_folder_and_skips_what_is_done(journey):
+    run_dir, command = journey
+    run("rlhf.py", *command)
+    for name in (
+        "config.json comparisons.jsonl reward_model.json metrics.csv policy.json evaluation.json "
+        "samples.jsonl summary.json report.html curves.png reference reward_model policy"
+    ).split():
+        assert (run_dir / name).exists(), name
+    assert not list(run_dir.glob(".*partial*"))
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for key in (
+        "env_id algorithm seed episodes tokens seconds tokens_per_second score_before score_after "
+        "gold_before gold_after kl objective_before objective_after objective_optimum optimality "
+        "hashes versions"
+    ).split():
+        assert key in summary, key
+    assert summary["score_after"].keys() == {"value", "se", "n"}
+    assert summary["tokens"] >= 150
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) >= 2
+    assert abs(float(rows[0]["rollout/kl_per_sequence"])) < 1e-4
+    stamp = (run_dir / "policy" / "model.safetensors").stat().st_mtime_ns
+    again = run("rlhf.py", *command)
+    assert again.count("done before") == 4
+    assert (run_dir / "policy" / "model.safetensors").stat().st_mtime_ns == stamp
+    run("rlhf.py", *command, "--kl-old-coef", 0.5, code=2)
+
+
+def test_the_saved_policy_generates_with_plain_transformers(journey):
+    run_dir, _ = journey
+    model = AutoModelForCausalLM.from_pretrained(run_dir / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(run_dir / "policy")
+    ids = tokenizer("a b", return_tensors="pt").input_ids
+    torch.manual_seed(0)
+    out = model.generate(ids, max_new_tokens=4)
+    assert ids.shape[1] < out.shape[1] <= ids.shape[1] + 4
+    assert model.generation_config.temperature == 1.0
+    assert model.generation_config.do_sample
+
+
+def test_train_policy_resumes_refuses_and_evaluates(tiny, tmp_path):
+    common = [
+        *("--env", "rlhf_gym/Text-v0"),
+        *("--env-kwargs", *tiny, "reward_model", "rlhf_gym.human:compound"),
+        *("--num-envs", 8, "--device", "cpu", "--run-dir", tmp_path / "run"),
+    ]
+    run("train_policy.py", *common, "--total-tokens", 100)
+    assert "nothing to do" in run("train_policy.py", *common, "--total-tokens", 100)
+    figures = run(
+        "evaluate.py",
+        *("--policy", tmp_path / "run" / "policy", "--env", "rlhf_gym/Text-v0"),
+        *("--env-kwargs", *tiny, "reward_model", "rlhf_gym.human:compound"),
+        *("--episodes", 64, "--prompts", 8, "--reference-samples", 8),
+        *("--run-dir", tmp_path / "evaluation"),
+    )
+    assert "objective" in figures
+    assert (tmp_path / "evaluation" / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["sb3_ppo", "sb3_a2c"])
+def test_stock_algorithms_train(tiny, tmp_path, algorithm):
+    run(
+        "train_policy.py",
+        *("--algorithm", algorithm, "--env", "rlhf_gym/Text-v0", "--n-steps", 7),
+        *("--env-kwargs", *tiny, "reward_model", "rlhf_gym.human:compound"),
+        *("--num-envs", 4, "--total-tokens", 60, "--run-dir", tmp_path / "run"),
+    )
+    assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
+
+
+def test_help_shows_the_options_of_the_algorithm():
+    assert "--kl-old-coef" in run("train_policy.py", "--help")
+    assert "--use-rms-prop" in run("train_policy.py", "--algorithm", "sb3_a2c", "--help")
+
+
+def test_bad_input_exits_2_and_leaves_nothing(tiny, tmp_path, save_lm):
+    out = tmp_path / "none"
+    text = ["--env", "rlhf_gym/Text-v0", "--run-dir", out, "--env-kwargs", *tiny]
+    reward = ["reward_model", "rlhf_gym.human:compound"]
+    assert "error:" in run("train_policy.py", *text, "reward_model", "/nowhere", code=2)
+    assert "nonsense" in run("train_policy.py", *text, *reward, "nonsense", 1, code=2)
+    assert "nowhere" in run("train_policy.py", "--algorithm", "nowhere", code=2)
+    assert "Nope-v0" in run("train_policy.py", "--env", "rlhf_gym/Nope-v0", code=2)
+    missing = run(
+        "train_reward_model.py",
+        *("--data", tmp_path / "no.jsonl", "--backbone", save_lm(), "--run-dir", out),
+        code=2,
+    )
+    assert "no such file" in missing
+    run("evaluate.py", "--policy", "/nowhere", *text, *reward, code=2)
+    run("bench_speed.py", "--shapes", "Z", code=2)
+    assert not out.exists() or not any(out.iterdir())
+
+
+def test_bench_speed_writes_its_rows(tmp_path):
+    file = tmp_path / "speed.json"
+    run("bench_speed.py", "--shapes", "B", "--iterations", 1, "--output", file)
+    rows = json.loads(file.read_text())
+    assert {row["stage"] for row in rows} == {"sample", "score", "play", "update", "iteration"}
+    assert all(row["tokens_per_second"] > 0 for row in rows)
