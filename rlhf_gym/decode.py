@@ -7,9 +7,11 @@ differ in length, come and go.
 
 import logging
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -17,6 +19,17 @@ from rlhf_gym.lm import MAX_TOKENS_PER_PASS, CausalLM, trunk
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)
+
+_optimizer_steps = 0
+
+
+def _count_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+# Fused optimisers write parameters without raising their version counters.
+register_optimizer_step_post_hook(_count_step)
 
 
 class _Slots:
@@ -82,17 +95,60 @@ class _SlotLayer(CacheLayerMixin):
         return self.slots.width
 
 
-def supports_slots(model: PreTrainedModel) -> bool:
-    """Whether plain full attention over (rows, heads, length, head_dim) is all the model keeps."""
+_served: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def supports_slots(lm: CausalLM) -> bool:
+    """Whether slots serve this model exactly: no window in its config, and a probe agrees."""
+    if lm.model not in _served:
+        _served[lm.model] = _looks_plain(lm.model) and _probe_agrees(lm)
+        if not _served[lm.model]:
+            logger.warning(
+                "%s keeps more than plain attention state; decoding it by full forwards",
+                type(lm.model).__name__,
+            )
+    return _served[lm.model]
+
+
+def _looks_plain(model: PreTrainedModel) -> bool:
+    """Whether every layer attends to everything before it, as far as the config says."""
     config = model.config.get_text_config()
-    layer_types = getattr(config, "layer_types", None) or ["full_attention"]
-    windowed = getattr(config, "sliding_window", None) and getattr(
-        config, "use_sliding_window", True
+    options = config.to_dict()
+    windows = [
+        name
+        for name, value in options.items()
+        if "window" in name and isinstance(value, int) and not isinstance(value, bool)
+    ]
+    # Qwen names a window that it does not use.
+    if options.get("use_sliding_window") is False:
+        windows = []
+    layer_types = options.get("layer_types") or ["full_attention"]
+    return (
+        not windows
+        and all(kind == "full_attention" for kind in layer_types)
+        and config._attn_implementation in ("eager", "sdpa")
     )
-    attention = getattr(config, "_attn_implementation", None) in ("eager", "sdpa")
-    plain = all(kind == "full_attention" for kind in layer_types)
-    recurrent = bool(getattr(model, "_is_stateful", False))
-    return bool(plain and not windowed and attention and not recurrent)
+
+
+@torch.no_grad()
+def _probe_agrees(lm: CausalLM) -> bool:
+    """Decode two short rows of different lengths in slots and by a full forward."""
+    width = min(8, lm.vocab_size)
+    rows = torch.arange(2 * width, device=lm.device).reshape(2, width) % lm.vocab_size
+    rows[1, width - 2 :] = PAD
+    try:
+        decoder = SlotDecoder(lm, 2, width)
+        short = torch.where(torch.arange(width, device=lm.device) < width - 4, rows, PAD)
+        short[1, width - 6 :] = PAD
+        positions = row_lengths(short)
+        decoder.prefill(torch.arange(2, device=lm.device), short)
+        for _ in range(4):
+            hidden = decoder.step(rows[[0, 1], positions], positions)
+            positions = positions + 1
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
+        return False
+    whole = last_hidden(lm, rows)
+    return torch.allclose(hidden, whole, atol=1e-3 * float(whole.abs().max()), rtol=1e-3)
 
 
 class SlotDecoder:
@@ -166,12 +222,7 @@ class DecodeCache:
 
     def __init__(self, lm: CausalLM) -> None:
         self.lm = lm
-        self._served = supports_slots(lm.model)
-        if not self._served:
-            logger.warning(
-                "%s keeps more than plain attention state; decoding it by full forwards",
-                type(lm.model).__name__,
-            )
+        self._served = supports_slots(lm)
         self.clear()
 
     def clear(self) -> None:
@@ -186,7 +237,10 @@ class DecodeCache:
         """Hidden state at each row's last real token: (N, L) -> (N, d); no gradient."""
         if not self._served or self.lm.model.training:
             return last_hidden(self.lm, tokens)
-        versions = tuple((p._version, p.data_ptr()) for p in self.lm.model.parameters())
+        versions = (
+            _optimizer_steps,
+            *((p._version, p.data_ptr()) for p in self.lm.model.parameters()),
+        )
         if self._tokens is None or versions != self._versions or self._tokens.shape != tokens.shape:
             self.clear()
             self._versions = versions

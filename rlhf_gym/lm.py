@@ -39,7 +39,7 @@ def disable_dropout(config: PreTrainedConfig) -> None:
     With dropout left on, `train()` changes the log-probs and the first PPO ratio is no longer 1.
     """
     for name, value in vars(config).items():
-        is_dropout = "dropout" in name or "pdrop" in name
+        is_dropout = any(word in name for word in ("dropout", "pdrop", "layerdrop"))
         if is_dropout and isinstance(value, float | int) and not isinstance(value, bool):
             setattr(config, name, 0.0)
 

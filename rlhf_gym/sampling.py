@@ -69,7 +69,7 @@ def sample_responses(
 
 
 def _can_slot(lm: CausalLM) -> bool:
-    return supports_slots(lm.model) and not lm.model.training
+    return not lm.model.training and supports_slots(lm)
 
 
 class _Slotted:

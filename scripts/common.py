@@ -21,11 +21,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+import agents
 import rlhf_gym  # noqa: F401 (registers the environments)
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 
 Config = TypeVar("Config")
+
+if "rlhf_gym" not in (agents.__doc__ or ""):
+    sys.exit(
+        "error: `import agents` finds another package (openai-agents has the same import name); "
+        "keep the two in different virtual environments"
+    )
 
 
 def run(main: Callable[[Config], object], config_class: type[Config], doc: str | None) -> None:
@@ -39,6 +46,9 @@ def run(main: Callable[[Config], object], config_class: type[Config], doc: str |
 def status(main: Callable[[Config], object], config: Config) -> int:
     """Run `main(config)` and say how it ended."""
     quiet()
+    # Gradients that reach far back are denormal numbers, on which a CPU is ten times slower. Before
+    # any other work, since worker threads take this setting over when they are made.
+    torch.set_flush_denormal(True)
     try:
         main(config)
     except InputError as error:

@@ -132,6 +132,11 @@ def table(figures: dict[str, Any]) -> Table:
         out.add_row(name, shown(before), shown(after))
     for name in ("kl", "kl_per_token", "win_rate_score", "win_rate_gold", "objective_optimum"):
         out.add_row(name, "", shown(figures[name]))
+    if "optimum" in figures:
+        for name in ("score", "kl", "ess"):
+            out.add_row(f"optimal policy: {name}", "", shown(figures["optimum"][name]))
+    for n, of_n in figures.get("best_of_n_optimality", {}).items():
+        out.add_row(f"optimality of best-of-{n}", "", shown(of_n))
     optimality = figures["optimality"]
     if optimality is None:
         out.add_row("optimality", "", "unknown: too few effective samples for J*")

@@ -61,7 +61,7 @@ class EpisodeInfos:
         final: dict[str, Any] = {}
         for key in [key for key in self._infos if not key.startswith("_")]:
             values, rows = self._infos.pop(key), self._infos.pop(f"_{key}")
-            zero = np.zeros((), values.dtype)
+            zero = np.full((), None if values.dtype == object else 0, values.dtype)
             for into, part in ((final, rows & ended), (self._infos, rows & ~ended)):
                 if part.any():
                     into[key], into[f"_{key}"] = np.where(part, values, zero), part

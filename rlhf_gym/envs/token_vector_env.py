@@ -282,7 +282,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
 
     def _check_whole(self, actions: Ints) -> None:
         budget = self.max_new_tokens
-        if actions.ndim != 2 or len(actions) != self.num_envs or actions.shape[1] > budget:
+        if actions.ndim != 2 or len(actions) != self.num_envs or not 0 < actions.shape[1] <= budget:
             raise InputError(
                 f"play takes ({self.num_envs}, T ≤ {budget}) token ids, not {actions.shape}"
             )
@@ -322,7 +322,10 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
                 grown = append(tokens[mask[:, t]], now[mask[:, t]])
                 tokens = tokens.copy()
                 tokens[mask[:, t]] = grown
-        return torch.from_numpy(np.asarray(log_probs)[mask]).float()
+        log_probs = np.asarray(log_probs)
+        if log_probs.shape != actions.shape:
+            raise InputError(f"log_probs must be {actions.shape}, not {log_probs.shape}")
+        return torch.from_numpy(log_probs[mask]).float()
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:

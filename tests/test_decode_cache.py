@@ -1,0 +1,358 @@
+"""What is cached never shows: any history of rows gives the full forward's answers."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import (
+    BOS,
+    BUDGET,
+    ENDS,
+    EOS,
+    SERVED,
+    UNSERVED,
+    V,
+    count_forwards,
+    hidden_alone,
+    log_probs_alone,
+    make_config,
+    make_tokenizer,
+)
+from transformers import AutoModelForCausalLM
+
+from rlhf_gym import decode, sampling
+from rlhf_gym.decode import DecodeCache, last_hidden, supports_slots
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.sampling import draw, sample_responses
+from rlhf_gym.tokens import PAD, continuations, pad_rows, row_lengths
+
+WIDTH = 16
+
+
+def rows_of(*lengths: int, seed: int = 0) -> torch.Tensor:
+    """Random rows of these lengths, right-padded to WIDTH."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(pad_rows([rng.integers(0, V, n).tolist() for n in lengths], WIDTH))
+
+
+def grow(tokens: torch.Tensor, *rows: int) -> torch.Tensor:
+    """A copy with one more token in these rows (in every row if none is named)."""
+    out = tokens.clone()
+    for i in rows or range(len(out)):
+        n = int(row_lengths(out[i]))
+        out[i, n] = (7 * n + 3 * i) % V
+    return out
+
+
+def assert_full_forward(cache: DecodeCache, tokens: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """The cache's answer is that of each row alone, unpadded, by transformers itself."""
+    got = cache.last_hidden(tokens)
+    expected = torch.stack([hidden_alone(cache.lm, row.tolist()) for row in tokens])
+    torch.testing.assert_close(got, expected, atol=2 * tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", [*SERVED, "mistral"])
+def test_any_history_gives_the_full_forward(save_lm, family, attention):
+    cache = DecodeCache(CausalLM.load(save_lm(family), attn_implementation=attention))
+    tokens = rows_of(3, 1, 7, 5)
+    assert_full_forward(cache, tokens)
+    tokens = grow(tokens)
+    assert_full_forward(cache, tokens)
+    tokens = grow(tokens, 0, 2)  # rows 1 and 3 do not move
+    tokens[3] = rows_of(4, seed=1)[0]  # midway another row takes the place
+    assert_full_forward(cache, tokens)
+    assert_full_forward(cache, tokens)  # nothing changed at all
+    tokens = grow(grow(tokens, 1), 1, 2)  # row 1 by two tokens at once
+    tokens[0, 2:] = PAD  # row 0 is cut back
+    assert_full_forward(cache, tokens)
+    tokens = grow(tokens)
+    assert_full_forward(cache, tokens)
+    tokens[2, 4] = (tokens[2, 4] + 1) % V  # an edit in the middle, no growth
+    assert_full_forward(cache, tokens)
+    tokens = grow(tokens[[3, 1]])  # fewer rows, in another order
+    assert_full_forward(cache, tokens)
+    tokens = torch.cat([grow(tokens), rows_of(9, 2, WIDTH, seed=2)])  # more rows, one full
+    assert_full_forward(cache, tokens)
+    assert_full_forward(cache, grow(tokens, 0, 1, 2, 3))
+
+
+def test_a_random_history_gives_the_full_forward(load_lm):
+    cache = DecodeCache(load_lm("llama"))
+    rng = np.random.default_rng(0)
+    tokens = rows_of(3, 6, 1, 8, 2)
+    for turn in range(25):
+        tokens = tokens.clone()
+        for i in range(len(tokens)):
+            what = rng.integers(4)
+            if what == 0 or int(row_lengths(tokens[i])) == WIDTH:
+                tokens[i] = rows_of(int(rng.integers(1, WIDTH)), seed=100 * turn + i)[0]
+            elif what < 3:
+                tokens = grow(tokens, i)
+        assert_full_forward(cache, tokens)
+
+
+def test_long_prefills_in_passes_change_nothing(load_lm, monkeypatch):
+    monkeypatch.setattr(decode, "MAX_TOKENS_PER_PASS", 2 * WIDTH)
+    cache = DecodeCache(load_lm("llama"))
+    tokens = rows_of(3, 6, 1, 8, 2)
+    assert_full_forward(cache, tokens)
+    assert_full_forward(cache, grow(tokens))
+
+
+def test_answers_are_fresh_copies(load_lm):
+    cache = DecodeCache(load_lm("llama"))
+    tokens = rows_of(3, 5)
+    first = cache.last_hidden(tokens)
+    kept = first.clone()
+    first.zero_()
+    torch.testing.assert_close(cache.last_hidden(tokens), kept)
+    tokens[0, 1] = (tokens[0, 1] + 1) % V  # the caller's own tensor, changed in place
+    assert_full_forward(cache, tokens)
+
+
+def test_cost_is_one_step_for_grown_rows_and_one_prefill_for_new_ones(load_lm):
+    lm = load_lm("llama")
+    cache = DecodeCache(lm)
+    tokens = rows_of(3, 1, 7, 5)
+    with count_forwards(lm) as shapes:
+        cache.last_hidden(tokens)
+        assert shapes == [(4, 7)], "four new rows: one prefill"
+        shapes.clear()
+        tokens = grow(tokens)
+        cache.last_hidden(tokens)
+        assert shapes == [(4, 1)], "grown rows: one token each"
+        shapes.clear()
+        cache.last_hidden(tokens)
+        assert shapes == [], "unchanged rows: nothing"
+        tokens = grow(tokens, 0, 1, 3)
+        tokens[2] = rows_of(6, seed=1)[0]
+        cache.last_hidden(tokens)
+        assert shapes == [(1, 6), (4, 1)], "one new row, three grown"
+
+
+def sgd_step(lm: CausalLM) -> None:
+    tokens = rows_of(6, 6, seed=9)[:, :6]
+    lm.model(tokens, labels=tokens).loss.backward()
+    torch.optim.SGD(lm.model.parameters(), lr=0.1).step()
+
+
+def adam_step(lm: CausalLM, **options: bool) -> None:
+    tokens = rows_of(6, 6, seed=9)[:, :6]
+    lm.model(tokens, labels=tokens).loss.backward()
+    torch.optim.AdamW(lm.model.parameters(), lr=0.01, **options).step()
+
+
+def load_others(lm: CausalLM) -> None:
+    state = {k: v + 0.1 * torch.randn_like(v) for k, v in lm.model.state_dict().items()}
+    lm.model.load_state_dict(state)
+
+
+def one_weight_in_place(lm: CausalLM) -> None:
+    with torch.no_grad():
+        next(iter(lm.model.parameters()))[:, 0].add_(1.0)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        sgd_step,
+        adam_step,
+        lambda lm: adam_step(lm, fused=True),
+        lambda lm: adam_step(lm, foreach=True),
+        load_others,
+        one_weight_in_place,
+        lambda lm: torch.nn.utils.vector_to_parameters(
+            1.1 * torch.nn.utils.parameters_to_vector(lm.model.parameters()), lm.model.parameters()
+        ),
+    ],
+    ids=["sgd", "adam", "fused", "foreach", "load_state_dict", "in place", "vector"],
+)
+def test_an_update_never_leaves_it_stale(load_lm, update):
+    lm = load_lm("llama")
+    cache = DecodeCache(lm)
+    tokens = rows_of(3, 1, 7, 5)
+    before = cache.last_hidden(tokens)
+    torch.manual_seed(0)
+    update(lm)
+    assert (cache.last_hidden(tokens) - before).abs().max() > 1e-3, "the same rows"
+    assert_full_forward(cache, grow(tokens))
+
+
+def test_in_training_mode_it_is_neither_read_nor_written(load_lm):
+    lm = load_lm("llama")
+    cache = DecodeCache(lm)
+    tokens = rows_of(3, 1, 7, 5)
+    cache.last_hidden(tokens)
+    lm.model.train()
+    with count_forwards(lm) as shapes:
+        assert_full_forward(cache, tokens)
+        assert_full_forward(cache, grow(tokens))
+        assert [width for rows, width in shapes if rows == 4] == [7, 8], "whole rows, not a step"
+    lm.model.eval()
+    with count_forwards(lm) as shapes:
+        cache.last_hidden(tokens)
+        assert shapes == [], "what was written before training mode is still there"
+        cache.last_hidden(grow(tokens))
+        assert shapes == [(4, 1)], "what training mode computed was not written"
+
+
+@pytest.mark.parametrize("family", UNSERVED)
+def test_families_that_slots_cannot_serve_get_full_forwards(load_lm, caplog, family):
+    lm = load_lm(family)
+    with caplog.at_level(logging.WARNING, logger="rlhf_gym.decode"):
+        cache = DecodeCache(lm)
+        tokens = rows_of(9, 1, 7, 5)
+        for _ in range(6):
+            assert_full_forward(cache, tokens)
+            tokens = grow(tokens)
+    warnings = [r for r in caplog.records if r.name == "rlhf_gym.decode"]
+    assert len(warnings) == 1, "one logged line"
+    assert "full forwards" in warnings[0].message
+
+
+def test_served_families_are_served(load_lm, caplog):
+    for family in SERVED:
+        assert supports_slots(load_lm(family)), family
+        DecodeCache(load_lm(family))
+    assert not [r for r in caplog.records if r.name == "rlhf_gym.decode"]
+
+
+# Whole responses
+
+
+def prompts_of(lm: CausalLM, n: int) -> torch.Tensor:
+    rng = np.random.default_rng(1)
+    rows = [[BOS, *rng.integers(4, V, rng.integers(1, 6)).tolist()] for _ in range(n)]
+    return torch.from_numpy(pad_rows(rows))
+
+
+@torch.no_grad()
+def greedy_loop(lm: CausalLM, prompt: list[int], budget: int, stop_at_eos: bool) -> list[int]:
+    """The likeliest tokens one after another, by full forwards of one unpadded row."""
+    row = list(prompt)
+    while len(row) < len(prompt) + budget:
+        row.append(int(lm.model(torch.tensor([row])).logits[0, -1, : lm.vocab_size].argmax()))
+        if stop_at_eos and row[-1] in lm.eos_ids:
+            break
+    return row[len(prompt) :]
+
+
+@pytest.mark.parametrize("stop_at_eos", [True, False])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+def test_dropping_finished_rows_changes_no_response(load_lm, monkeypatch, family, stop_at_eos):
+    lm = load_lm(family)
+    prompts = prompts_of(lm, 24)
+    expected = pad_rows(
+        [greedy_loop(lm, [i for i in p if i != PAD], 12, stop_at_eos) for p in prompts.tolist()], 12
+    )
+    for share in (0.0, 0.2, 2.0):  # as soon as a row is done, by default, never
+        monkeypatch.setattr(sampling, "DROP_SHARE", share)
+        got = sample_responses(lm, prompts, 12, stop_at_eos=stop_at_eos, deterministic=True)
+        assert got.tolist() == expected.tolist(), f"DROP_SHARE {share}"
+    ends = row_lengths(got)
+    if stop_at_eos:
+        assert len(set(ends.tolist())) > 3, "the test needs rows that end at different times"
+    else:
+        assert (ends == 12).all()
+
+
+def test_finished_rows_cost_no_compute(load_lm, monkeypatch):
+    monkeypatch.setattr(sampling, "DROP_SHARE", 0.0)
+    lm = load_lm("llama")
+    prompts = prompts_of(lm, 24)
+    assert supports_slots(lm)  # probed once a model
+    with count_forwards(lm) as shapes:
+        responses = sample_responses(lm, prompts, 12, deterministic=True)
+    alive = [int((row_lengths(responses) > t).sum()) for t in range(1, 12)]
+    assert shapes[0] == (24, prompts.shape[1])
+    assert shapes[1:] == [(n, 1) for n in alive if n]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_sampled_responses_are_whole(load_lm, family):
+    lm = load_lm(family, temperature=1.3)
+    prompts = prompts_of(lm, 200)
+    generator = torch.Generator().manual_seed(0)
+    responses = sample_responses(lm, prompts, BUDGET, generator=generator)
+    assert responses.shape == (200, BUDGET)
+    lengths = row_lengths(responses)
+    assert set(lengths.tolist()) == set(range(1, BUDGET + 1))
+    for row, n in zip(responses.tolist(), lengths.tolist(), strict=True):
+        assert row[n:] == [PAD] * (BUDGET - n)
+        assert all(0 <= token < V for token in row[:n])
+        assert not set(row[: n - 1]) & set(ENDS), "a response went on after its EOS"
+        assert n == BUDGET or row[n - 1] in ENDS
+    log_probs = lm.log_probs(continuations(prompts, responses))
+    assert torch.isfinite(log_probs).all()
+    alone = [log_probs_alone(lm, p, r) for p, r in zip(prompts[:9], responses[:9], strict=True)]
+    torch.testing.assert_close(
+        log_probs[: int(lengths[:9].sum())], torch.cat(alone), atol=2e-5, rtol=1e-5
+    )
+    again = sample_responses(lm, prompts, BUDGET, generator=generator.manual_seed(0))
+    assert torch.equal(again, responses), "the generator is the only source of chance"
+
+
+def assert_drawn_from(counts: torch.Tensor, probabilities: torch.Tensor) -> None:
+    """Pearson's chi-square is within five standard deviations of its mean; rare cells together."""
+    expected = probabilities * counts.sum()
+    rare = expected < 5
+    seen = torch.cat([counts[~rare], counts[rare].sum()[None]])
+    wanted = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    seen, wanted = seen[wanted > 0], wanted[wanted > 0]
+    chi2 = float(((seen - wanted) ** 2 / wanted).sum())
+    freedom = len(wanted) - 1
+    assert chi2 < freedom + 5 * (2 * freedom) ** 0.5 + 5, f"chi² {chi2:.0f}, {freedom} degrees"
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_tokens_are_drawn_from_the_tempered_softmax(load_lm, temperature):
+    lm = load_lm("llama", temperature=temperature)
+    n = 20_000
+    prompts = torch.tensor([[BOS, 9, 12]]).repeat(n, 1)
+    generator = torch.Generator().manual_seed(0)
+    responses = sample_responses(lm, prompts, 2, stop_at_eos=False, generator=generator)
+    with torch.no_grad():
+        logits = lm.model(torch.tensor([[BOS, 9, 12]])).logits[0, -1]
+    first = torch.bincount(responses[:, 0], minlength=V).double()
+    assert_drawn_from(first, torch.softmax(logits.double() / temperature, -1))
+    favourite = int(first.argmax())
+    with torch.no_grad():
+        logits = lm.model(torch.tensor([[BOS, 9, 12, favourite]])).logits[0, -1]
+    then = torch.bincount(responses[responses[:, 0] == favourite, 1], minlength=V).double()
+    assert_drawn_from(then, torch.softmax(logits.double() / temperature, -1))
+
+
+def test_draw_never_takes_what_has_no_probability():
+    logits = torch.full((20_000, 6), -torch.inf)
+    logits[:, [1, 4]] = torch.tensor([0.0, 1.0])
+    counts = torch.bincount(draw(logits, torch.Generator().manual_seed(0)), minlength=6).double()
+    assert counts[[0, 2, 3, 5]].tolist() == [0, 0, 0, 0]
+    assert_drawn_from(counts, torch.softmax(logits[0].double(), -1))
+
+
+def test_in_training_mode_sampling_is_the_same(load_lm):
+    lm = load_lm("llama")
+    prompts = prompts_of(lm, 8)
+    acting = sample_responses(lm, prompts, BUDGET, deterministic=True)
+    lm.model.train()
+    assert torch.equal(sample_responses(lm, prompts, BUDGET, deterministic=True), acting)
+
+
+def test_padded_head_ids_are_never_drawn():
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(make_config("llama", vocab_size=V + 10))
+    lm = CausalLM.wrap(model.eval(), make_tokenizer(), temperature=4.0)
+    responses = sample_responses(lm, prompts_of(lm, 300), BUDGET, stop_at_eos=False)
+    assert int(responses.max()) < V
+    assert lm.eos_ids == (EOS,)
+
+
+def test_last_hidden_of_rows_alone(load_lm):
+    lm = load_lm("gpt_neox")
+    tokens = rows_of(3, WIDTH, 1)
+    with torch.no_grad():
+        got = last_hidden(lm, tokens)
+    expected = torch.stack([hidden_alone(lm, row.tolist()) for row in tokens])
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
