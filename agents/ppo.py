@@ -37,7 +37,7 @@ class Config:
     """Clip of the gradient's norm."""
     target_kl: float | None = None
     """Stop an update early once KL(π_old ‖ π_θ) exceeds 1.5 times this."""
-    microbatch_tokens: int = 16_384
+    microbatch_tokens: int | None = None
     """Most tokens, padding included, in one backward pass; bounds memory, changes nothing."""
 
 

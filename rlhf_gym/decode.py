@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from rlhf_gym.lm import MAX_TOKENS_PER_PASS, CausalLM, trunk
+from rlhf_gym.lm import CausalLM, tokens_per_pass, trunk
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _looks_plain(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def _probe_agrees(lm: CausalLM) -> bool:
     """Decode two short rows of different lengths in slots and by a full forward."""
-    width = min(8, lm.vocab_size)
+    width = 8
     rows = torch.arange(2 * width, device=lm.device).reshape(2, width) % lm.vocab_size
     rows[1, width - 2 :] = PAD
     try:
@@ -170,7 +170,7 @@ class SlotDecoder:
     def prefill(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """Put `tokens` (n, L) into the slots `rows` (n,); their last hidden states, (n, d)."""
         lengths = row_lengths(tokens)
-        step = max(1, MAX_TOKENS_PER_PASS // max(tokens.shape[1], 1))
+        step = max(1, tokens_per_pass(tokens.device) // max(tokens.shape[1], 1))
         out = []
         for at in range(0, len(rows), step):
             part = slice(at, at + step)

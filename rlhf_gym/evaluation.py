@@ -114,16 +114,14 @@ def _measure(
 ) -> Drawn:
     reference = objective.reference
     responses = Responses(reference, sequences)
-    kls, ratios, refs = [], [], []
-    for part in passes(sequences):
-        at_ref = reference.states(part)
-        at_policy = at_ref if policy is reference else policy.states(part)
-        ref = reference.log_probs_of(at_ref, part.chosen())
-        refs.append(ref)
-        same = policy is reference
-        ratios.append(0 * ref if same else policy.log_probs_of(at_policy, part.chosen()) - ref)
-        is_policy = sampler is policy and not same
-        kls.append(kl_to(at_policy, policy, at_ref, reference) if is_policy else 0 * ref)
+    kl = torch.zeros(int(sequences.lengths.sum()), device=reference.device)
+    log_ratio, ref_log_prob = torch.zeros_like(kl), torch.zeros_like(kl)
+    for part, places in passes(sequences):
+        at_ref, at_policy = reference.states(part), policy.states(part)
+        ref_log_prob[places] = reference.log_probs_of(at_ref, part.chosen())
+        log_ratio[places] = policy.log_probs_of(at_policy, part.chosen()) - ref_log_prob[places]
+        if sampler is policy:
+            kl[places] = kl_to(at_policy, policy, at_ref, reference)
 
     def per_prompt(flat: torch.Tensor) -> Floats:
         sums: Floats = row_sums(flat, sequences.lengths).cpu().numpy().reshape(-1, n)
@@ -138,9 +136,9 @@ def _measure(
         texts=[texts[i : i + n] for i in range(0, len(texts), n)],
         scores=objective.scores(responses).double().cpu().numpy().reshape(-1, n),
         gold=golden,
-        kl=per_prompt(torch.cat(kls)),
-        log_ratio=per_prompt(torch.cat(ratios)),
-        ref_log_prob=per_prompt(torch.cat(refs)),
+        kl=per_prompt(kl),
+        log_ratio=per_prompt(log_ratio),
+        ref_log_prob=per_prompt(ref_log_prob),
         lengths=sequences.lengths.double().cpu().numpy().reshape(-1, n),
         stopped=responses.stopped.double().cpu().numpy().reshape(-1, n),
         distinct=np.array([[distinct_n(group, k) for k in (1, 2)] for group in groups]),

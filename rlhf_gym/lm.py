@@ -27,8 +27,6 @@ from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
 
 logger = logging.getLogger(__name__)
 
-# Rows of a no-gradient pass are cut so that at most this many tokens are in flight at a time.
-MAX_TOKENS_PER_PASS = 1 << 14
 # ... and at most this many logits.
 MAX_LOGITS_PER_PASS = 1 << 25
 
@@ -219,11 +217,11 @@ class CausalLM:
 
     def log_probs(self, sequences: Sequences) -> Tensor:
         """Log-prob of every chosen token, (M,), in one pass over whole sequences; no gradient."""
+        out = torch.zeros(int(sequences.lengths.sum()), device=self.device)
         with torch.no_grad():
-            parts = [
-                self.log_probs_of(self.states(part), part.chosen()) for part in passes(sequences)
-            ]
-        return torch.cat(parts)
+            for part, places in passes(sequences):
+                out[places] = self.log_probs_of(self.states(part), part.chosen())
+        return out
 
     def texts(self, rows: list[list[int]]) -> list[str]:
         """Token ids as text, special tokens left out."""
@@ -240,11 +238,38 @@ def trunk(model: PreTrainedModel) -> nn.Module:
     return model.base_model
 
 
-def passes(sequences: Sequences, max_tokens: int = MAX_TOKENS_PER_PASS) -> Iterator[Sequences]:
-    """Cut the rows into groups of at most `max_tokens` tokens (at least one row a group)."""
-    step = max(1, max_tokens // max(sequences.width, 1))
-    for at in range(0, len(sequences.tokens), step):
-        yield sequences.rows(slice(at, at + step))
+def tokens_per_pass(device: torch.device) -> int:
+    """Tokens that one no-gradient pass takes: what fits a CPU's cache, or fills a GPU."""
+    return 1 << (12 if device.type == "cpu" else 16)
+
+
+def passes(
+    sequences: Sequences, max_tokens: int | None = None
+) -> Iterator[tuple[Sequences, Tensor]]:
+    """Cut the rows into groups of like length, so that little is spent on padding.
+
+    Args:
+        sequences: N rows with M chosen tokens.
+        max_tokens: Most tokens of a group, padding included (at least one row a group);
+            `tokens_per_pass` if None.
+
+    Yields:
+        Some of the rows, and the places (int64) of their chosen tokens among all M.
+    """
+    max_tokens = max_tokens or tokens_per_pass(sequences.tokens.device)
+    totals = (sequences.starts + sequences.lengths).tolist()
+    order = sorted(range(len(totals)), key=totals.__getitem__)
+    first = torch.cumsum(sequences.lengths, 0) - sequences.lengths
+    at = 0
+    while at < len(order):
+        end = at + 1
+        while end < len(order) and (end + 1 - at) * totals[order[end]] <= max_tokens:
+            end += 1
+        rows = torch.tensor(order[at:end], device=first.device)
+        part = sequences.rows(rows)
+        within, columns = part.cells()
+        yield part, first[rows][within] + columns - part.starts[within]
+        at = end
 
 
 def load_causal_lm(

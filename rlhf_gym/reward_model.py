@@ -22,7 +22,13 @@ from transformers import (
 )
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import MAX_TOKENS_PER_PASS, load_pretrained, load_tokenizer, trunk, weights_stamp
+from rlhf_gym.lm import (
+    load_pretrained,
+    load_tokenizer,
+    tokens_per_pass,
+    trunk,
+    weights_stamp,
+)
 from rlhf_gym.tokens import PAD, model_ids, row_lengths
 
 
@@ -91,6 +97,14 @@ class RewardModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of rows of token ids: (B, L) right-padded with PAD -> (B,) float32."""
+        out = torch.zeros(len(tokens), device=self.device)
+        step = max(1, tokens_per_pass(tokens.device) // max(tokens.shape[1], 1))
+        # Rows of like length together, so that little is spent on padding.
+        for rows in torch.argsort(row_lengths(tokens)).split(step):
+            out[rows] = self._logits(tokens[rows])
+        return out
+
+    def _logits(self, tokens: Tensor) -> Tensor:
         lengths = row_lengths(tokens)
         tokens = tokens[:, : max(int(lengths.max()), 1)]
         head = getattr(self.model, "score", None)
@@ -103,12 +117,10 @@ class RewardModel(nn.Module):
             raw = self.model(input_ids=model_ids(tokens), attention_mask=mask).logits
         return raw[:, 0].float() / self.gain  # type: ignore[no-any-return]
 
-    @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
-        """The same without gradient, in passes of bounded size: (B, L) -> (B,)."""
-        step = max(1, MAX_TOKENS_PER_PASS // max(tokens.shape[1], 1))
-        parts = [self(tokens[at : at + step]) for at in range(0, len(tokens), step)]
-        return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
+        """The same without gradient: (B, L) -> (B,)."""
+        with torch.no_grad():
+            return self(tokens)  # type: ignore[no-any-return]
 
     def scores(self, tokens: Tensor) -> Tensor:
         """Gain · logit + bias of rows of token ids: (B, L) -> (B,) float32, no gradient."""

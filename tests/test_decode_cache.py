@@ -19,7 +19,8 @@ from conftest import (
     make_config,
     make_tokenizer,
 )
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_gym import decode, sampling
 from rlhf_gym.decode import DecodeCache, last_hidden, supports_slots
@@ -94,7 +95,7 @@ def test_a_random_history_gives_the_full_forward(load_lm):
 
 
 def test_long_prefills_in_passes_change_nothing(load_lm, monkeypatch):
-    monkeypatch.setattr(decode, "MAX_TOKENS_PER_PASS", 2 * WIDTH)
+    monkeypatch.setattr(decode, "tokens_per_pass", lambda device: 2 * WIDTH)
     cache = DecodeCache(load_lm("llama"))
     tokens = rows_of(3, 6, 1, 8, 2)
     assert_full_forward(cache, tokens)
@@ -217,6 +218,22 @@ def test_served_families_are_served(load_lm, caplog):
         assert supports_slots(load_lm(family)), family
         DecodeCache(load_lm(family))
     assert not [r for r in caplog.records if r.name == "rlhf_gym.decode"]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_tiny_vocabulary_is_served(size):
+    """The enumerable task has a handful of tokens; nothing about them needs full forwards."""
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(size)}, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="0", eos_token="1")
+    options = {"vocab_size": size, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    model = AutoModelForCausalLM.from_config(make_config("llama", **options)).eval()
+    lm = CausalLM.wrap(model, tokenizer)
+    assert supports_slots(lm)
+    cache, tokens = DecodeCache(lm), rows_of(3, 1, 7, 5) % size
+    tokens[rows_of(3, 1, 7, 5) == PAD] = PAD
+    assert_full_forward(cache, tokens)
+    tokens[0, 3] = tokens[2, 7] = 1
+    assert_full_forward(cache, tokens)
 
 
 # Whole responses

@@ -153,7 +153,7 @@ def test_passes_of_any_size_change_nothing(load_lm, monkeypatch):
     lm = load_lm("gpt2")
     sequences = continuations(*some_rows(lm))
     whole = lm.log_probs(sequences)
-    assert [len(part.tokens) for part in passes(sequences, 1)] == [1] * 5
+    assert [len(part.tokens) for part, _ in passes(sequences, 1)] == [1] * 5
     monkeypatch.setattr(lm_module, "MAX_LOGITS_PER_PASS", 3 * V)
     torch.testing.assert_close(lm.log_probs(sequences), whole, atol=1e-6, rtol=1e-6)
     with_gradient = lm.log_probs_of(lm.states(sequences), sequences.chosen())

@@ -304,7 +304,7 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, monkeypatch):
 def test_micro_batches_change_nothing(tmp_path, monkeypatch):
     results = []
     for pass_tokens in (1 << 14, 3 * 32):  # an update is 9 rows, at once or in threes
-        monkeypatch.setattr(sft, "MAX_TOKENS_PER_PASS", pass_tokens)
+        monkeypatch.setattr(sft, "MAX_TOKENS", pass_tokens)
         lm = tiny_lm()
         train_sft(lm, alphabet(lm, tmp_path), tmp_path / "run", batch_tokens=256)
         results.append(weights(lm))

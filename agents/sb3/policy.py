@@ -164,12 +164,13 @@ class CausalLMPolicy(ActorCriticPolicy):
     @torch.no_grad()
     def score(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Values and log-probs of the chosen tokens, (M,) each, by the code that trains."""
-        values, log_probs = [], []
-        for part in passes(sequences):
+        values = torch.zeros(int(sequences.lengths.sum()), device=self.device)
+        log_probs = torch.zeros_like(values)
+        for part, places in passes(sequences):
             hidden = self.core.states(part)
-            values.append(self.value_head(hidden).flatten())
-            log_probs.append(self.core.log_probs_of(hidden, part.chosen()))
-        return torch.cat(values), torch.cat(log_probs)
+            values[places] = self.value_head(hidden).flatten()
+            log_probs[places] = self.core.log_probs_of(hidden, part.chosen())
+        return values, log_probs
 
     @torch.no_grad()
     def log_prob(

@@ -25,7 +25,7 @@ from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import k3
-from rlhf_gym.lm import passes
+from rlhf_gym.lm import passes, tokens_per_pass
 from rlhf_gym.tokens import Sequences, continuations, unflatten
 
 
@@ -48,7 +48,7 @@ class PPO(OnPolicyAlgorithm):
         max_grad_norm: Clip of the gradient's norm.
         target_kl: SB3's early stopping: no further step once k3 exceeds 1.5 times this.
         microbatch_tokens: Most tokens, padding included, in one forward and backward pass; the
-            gradient does not depend on it.
+            gradient does not depend on it. None takes what fits a CPU's cache, 2¹⁴ on a GPU.
         gamma: Must be 1: the objective is undiscounted.
         stats_window_size: Episodes that running means cover.
         tensorboard_log: Folder for TensorBoard.
@@ -79,7 +79,7 @@ class PPO(OnPolicyAlgorithm):
         normalize_advantage: bool = True,
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
-        microbatch_tokens: int = 1 << 14,
+        microbatch_tokens: int | None = None,
         gamma: float = 1.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -240,16 +240,13 @@ class PPO(OnPolicyAlgorithm):
         self.policy.optimizer.zero_grad()
         total = len(minibatch.actions)
         sums: dict[str, float] = {"gradient_norm": 0.0}
-        at = 0
-        for part in passes(sequences, self.microbatch_tokens):
-            rows = slice(at, at + int(part.lengths.sum()))
-            at = rows.stop
+        for part, places in passes(sequences, self._microbatch_tokens()):
             terms = self._terms(
                 part,
-                minibatch.actions[rows],
-                minibatch.old_log_prob[rows],
-                advantages[rows],
-                minibatch.returns[rows],
+                minibatch.actions[places],
+                minibatch.old_log_prob[places],
+                advantages[places],
+                minibatch.returns[places],
             )
             # Weighted by the minibatch's token count, so that micro-batches change nothing.
             (terms.pop("objective").sum() / -total).backward()
@@ -258,6 +255,9 @@ class PPO(OnPolicyAlgorithm):
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum()) / total
         return sums
+
+    def _microbatch_tokens(self) -> int:
+        return self.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14)
 
     def _terms(
         self,

@@ -21,7 +21,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from rlhf_gym.files import last_checkpoint, whole_folder
-from rlhf_gym.lm import MAX_TOKENS_PER_PASS, CausalLM
+from rlhf_gym.lm import CausalLM
 from rlhf_gym.tokens import row_sums
 from rlhf_gym.training.progress import RichProgress
 from rlhf_gym.training.sft_data import (
@@ -36,7 +36,8 @@ from rlhf_gym.training.sft_data import (
 
 logger = logging.getLogger(__name__)
 
-# A micro-batch has at most so many logits: 2 GiB with their gradient.
+# A micro-batch has at most so many tokens, and so many logits: 2 GiB with their gradient.
+MAX_TOKENS = 1 << 14
 MAX_LOGITS = 1 << 27
 
 
@@ -160,7 +161,7 @@ def _arguments(
 ) -> TrainingArguments:
     lengths = [sum(len(example.ids) for example in row) for row in rows]
     wanted = min(max(round(batch_tokens * len(rows) / sum(lengths)), 1), len(rows))
-    fitting = max(min(MAX_TOKENS_PER_PASS, MAX_LOGITS // lm.vocab_size) // max(lengths), 1)
+    fitting = max(min(MAX_TOKENS, MAX_LOGITS // lm.vocab_size) // max(lengths), 1)
     accumulate = math.ceil(wanted / fitting)
     on_cpu = lm.device.type == "cpu"
     arguments = TrainingArguments(
