@@ -15,7 +15,7 @@ class Config:
 
     learning_rate: float = 3e-4
     """Learning rate, annealed linearly to 0."""
-    n_waves: int = 1
+    n_waves: int = 2
     """Waves an update; an update has n_waves × num_envs episodes."""
     n_epochs: int = 1
     """Passes over the episodes of an update."""

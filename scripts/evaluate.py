@@ -31,7 +31,7 @@ class Config:
     """The policy: a folder that from_pretrained can load, or a hub name."""
     env: str = "rlhf_gym/Reviews-v0"
     """Environment id."""
-    episodes: int = 3072
+    episodes: int = 2304
     """Responses of the policy in all."""
     prompts: int = 48
     """Held-out prompts that they are spread over."""

@@ -43,7 +43,7 @@ class Config:
     """Environment id; Text-v0 takes any model and any prompts."""
     algorithm: str = train_policy.DEFAULT_ALGORITHM
     """A module under `agents`, or a dotted path."""
-    total_tokens: int = 450_000
+    total_tokens: int = 260_000
     """Response tokens that the policy samples while it learns."""
     num_envs: int = 256
     """Rows of the environment."""
@@ -51,7 +51,7 @@ class Config:
     """Keywords of the environment, KEY VALUE …; values are parsed as JSON, else taken as text."""
     data: Path | None = None
     """Comparisons of your own; otherwise the simulated human chooses among fresh samples."""
-    comparisons: int = 4096
+    comparisons: int = 3072
     """Comparisons to collect."""
     candidates: int = 4
     """Responses that the simulated human chooses among, K."""
@@ -60,13 +60,13 @@ class Config:
     score that evaluation reports, and that no training sees."""
     human_temperature: float = 0.25
     """How far from always choosing the best the simulated human is."""
-    reward_epochs: float = 2.0
+    reward_epochs: float = 1.0
     """Passes over the comparisons."""
     reward_learning_rate: float = 1e-3
     """Peak of the reward model's learning rate."""
-    reward_batch_size: int = 32
+    reward_batch_size: int = 16
     """Comparisons an update of the reward model."""
-    episodes: int = 3072
+    episodes: int = 2304
     """Responses of the policy in the evaluation."""
     prompts: int = 48
     """Held-out prompts in the evaluation."""

@@ -34,7 +34,7 @@ class Config:
     """Environment id."""
     algorithm: str = DEFAULT_ALGORITHM
     """A module under `agents`, or a dotted path."""
-    total_tokens: int = 400_000
+    total_tokens: int = 260_000
     """Response tokens to sample in all."""
     num_envs: int = 256
     """Rows of the environment; ppo plays one episode in each a wave."""

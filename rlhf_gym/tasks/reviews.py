@@ -19,7 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "prompts": str(ASSETS / "prompts.json"),
     "max_prompt_tokens": 12,
     "max_new_tokens": 40,
-    "kl_coef": 0.37,
+    "kl_coef": 0.4,
     "gold": "rlhf_gym.human:compound",
 }
 """Any keyword of `rlhf_gym/Text-v0` may be given as well."""
