@@ -421,6 +421,11 @@ def test_ragged_gae_is_a_loop_over_each_sequence(make_vector_env):
     buffer, held = filled_buffer(make_vector_env)
     assert len({len(actions) for _, actions, *_ in held}) > 2
     assert buffer.n_tokens == sum(len(actions) for _, actions, *_ in held)
+    empty = buffer.actions == PAD
+    assert empty.any()
+    for name in ("rewards", "values", "log_probs", "advantages"):
+        assert not getattr(buffer, name)[empty].any(), f"{name} behind a response's end"
+    assert buffer.episode_starts[empty].all()
     (batch,) = buffer.get(None)
     rows = zip(
         batch.observations.tokens,
