@@ -145,6 +145,8 @@ def _probe_agrees(lm: CausalLM) -> bool:
         for _ in range(4):
             hidden = decoder.step(rows[[0, 1], positions], positions)
             positions = positions + 1
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return False
     whole = last_hidden(lm, rows)
