@@ -261,7 +261,7 @@ def evaluate(
     """Evaluate a policy on (held-out) prompts.
 
     Args:
-        policy: The policy, with the reference's vocabulary and temperature.
+        policy: The policy, with the reference's vocabulary.
         objective: Reward, reference and β.
         prompts: The prompts; `n_prompts` of them are taken, the same for every policy.
         max_new_tokens: Token budget.
@@ -277,7 +277,7 @@ def evaluate(
         The figures (see `summarise`), the policy's responses, the reference's.
 
     Raises:
-        InputError: The policy's vocabulary or temperature is not the reference's.
+        InputError: The policy's vocabulary is not the reference's.
     """
     reference = objective.reference
     if policy.vocab_size != reference.vocab_size:
@@ -285,7 +285,10 @@ def evaluate(
             f"the policy has {policy.vocab_size} usable tokens, the reference "
             f"{reference.vocab_size}; evaluate it on the environment it was trained on"
         )
-    policy = dataclasses.replace(policy, temperature=reference.temperature)
+    # Temperature and ends are the environment's, whatever the policy's files say.
+    policy = dataclasses.replace(
+        policy, temperature=reference.temperature, eos_ids=reference.eos_ids
+    )
     order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
     ids = [prompts.ids[i] for i in order]
     generator = torch.Generator(reference.device).manual_seed(seed)

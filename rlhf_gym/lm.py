@@ -3,6 +3,7 @@
 Notation: N rows, L columns, M chosen tokens, d the model's width, V the number of usable tokens.
 """
 
+import copy
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
 
 logger = logging.getLogger(__name__)
 
-# ... and at most this many logits.
+# A no-gradient pass holds at most this many logits.
 MAX_LOGITS_PER_PASS = 1 << 25
 
 
@@ -222,6 +223,20 @@ class CausalLM:
             for part, places in passes(sequences):
                 out[places] = self.log_probs_of(self.states(part), part.chosen())
         return out
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model (safetensors) and tokenizer; plain `generate` then samples as here."""
+        kept = self.model.generation_config
+        generation = copy.deepcopy(kept)
+        generation.do_sample, generation.temperature = True, self.temperature
+        generation.top_k, generation.top_p = 0, 1.0
+        generation.eos_token_id = list(self.eos_ids)
+        self.model.generation_config = generation
+        try:
+            self.model.save_pretrained(folder)
+        finally:
+            self.model.generation_config = kept
+        self.tokenizer.save_pretrained(folder)
 
     def texts(self, rows: list[list[int]]) -> list[str]:
         """Token ids as text, special tokens left out."""

@@ -15,6 +15,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.floating[Any]]
 
 
+MIN_ESS_FOR_JACKKNIFE = 5.0
+"""Effective sample size below which J* is left with its (low) bias."""
+
+
 class Best(NamedTuple):
     """What is known of the optimum on each prompt.
 
@@ -62,15 +66,17 @@ def best_value(
     plain = np.log(total / n) + peak[:, 0]
     rest = np.maximum(total[:, None] - weights, np.finfo(float).tiny)
     left_out = np.log(rest / max(n - 1, 1)) + peak
-    log_z = n * plain - (n - 1) * left_out.mean(1)
     shares = weights / total[:, None]
+    ess = 1.0 / (shares**2).sum(1)
+    # Of first order only: where one sample outweighs the rest it would overshoot without bound.
+    log_z = np.where(ess >= MIN_ESS_FOR_JACKKNIFE, n * plain - (n - 1) * left_out.mean(1), plain)
     score = (shares * scores).sum(1)
     # KL = Σ p* log(π*/π_ref), with log(π*/π_ref) = R/β − log Z.
     return Best(
         value=kl_coef * log_z,
         score=score,
         kl=np.maximum(score / kl_coef - log_z, 0.0),
-        ess=1.0 / (shares**2).sum(1),
+        ess=ess,
     )
 
 

@@ -48,16 +48,27 @@ class Comparison:
         return None if max_tokens and max(map(len, rows)) > max_tokens else rows
 
 
-def read_comparisons(path: str | Path) -> list[Comparison]:
+def read_comparisons(path: str | Path, skipped: list[str] | None = None) -> list[Comparison]:
     """Read a comparison file: ours (`prompt`, `candidates`, `best`) or `chosen` / `rejected`.
 
     Anthropic's HH files have no prompt: there it is the dialogue up to the last assistant turn
     that both sides share.
 
+    Args:
+        path: The file.
+        skipped: Where given, bad rows are left out and what is wrong with each is put here.
+
     Raises:
         InputError: The file cannot be read, is empty, or a row is not a comparison; it is named.
     """
-    comparisons = [_comparison(where, row) for where, row in read_rows(path)]
+    comparisons = []
+    for where, row in read_rows(path):
+        try:
+            comparisons.append(_comparison(where, row))
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
     if not comparisons:
         raise InputError(f"{path} holds no comparisons")
     return comparisons

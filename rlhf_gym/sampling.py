@@ -48,7 +48,7 @@ def sample_responses(
         (N, T) int64, PAD after each response's end.
     """
     out = torch.full((len(prompts), max_new_tokens), PAD, device=prompts.device)
-    eos = torch.tensor(lm.eos_ids if stop_at_eos else [], device=prompts.device)
+    eos = torch.tensor(lm.eos_ids if stop_at_eos else [], dtype=torch.int64, device=prompts.device)
     rows = torch.arange(len(prompts), device=prompts.device)  # where each live slot writes to
     alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
     stepper = _Slotted(lm, prompts, max_new_tokens) if _can_slot(lm) else _Full(lm, prompts)
@@ -103,6 +103,6 @@ class _Full:
 
     def advance(self, tokens: Tensor) -> None:
         grown = torch.nn.functional.pad(self._tokens, (0, 1), value=PAD)
-        grown[torch.arange(len(tokens)), row_lengths(self._tokens)] = tokens
+        grown[torch.arange(len(tokens), device=tokens.device), row_lengths(self._tokens)] = tokens
         self._tokens = grown
         self.hidden = last_hidden(self._lm, grown)

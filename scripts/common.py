@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium
@@ -25,6 +26,7 @@ import agents
 import rlhf_gym  # noqa: F401 (registers the environments)
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.files import read_json, write_json
 
 Config = TypeVar("Config")
 
@@ -75,6 +77,36 @@ def device(name: str) -> str:
     if name != "auto":
         return name
     return "cuda" if has_gpu else "cpu"
+
+
+def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> None:
+    """Make sure that a run folder is empty or holds the same run, stopped.
+
+    Raises:
+        InputError: It holds another run, or one that `resume` was not asked for.
+    """
+    file = run_dir / "config.json"
+    if not file.exists():
+        return
+    if not resume and (run_dir / "checkpoints").exists():
+        raise InputError(f"{run_dir} holds a stopped run; --resume goes on, or name another folder")
+    before, now = read_json(file), json.loads(json.dumps(config, default=str))
+    other = [
+        key
+        for key in now
+        if key not in ("resume", "run_dir", "device") and now[key] != before.get(key)
+    ]
+    if resume and other:
+        raise InputError(
+            f"{run_dir} holds a run with another {', '.join(other)}; give the same options to go "
+            "on, or another --run-dir"
+        )
+
+
+def begin_run(run_dir: Path, config: dict[str, Any]) -> None:
+    """Make the run folder and note its options."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / "config.json", config)
 
 
 def parse_values(texts: dict[str, str]) -> dict[str, Any]:

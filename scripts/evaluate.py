@@ -49,8 +49,10 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Load, sample, measure, write; the figures."""
-    if config.episodes < config.prompts or config.prompts < 2:
-        raise InputError("--prompts must be at least 2, and --episodes no fewer than --prompts")
+    if config.episodes < config.prompts or config.prompts < 2 or config.reference_samples < 1:
+        raise InputError(
+            "--prompts must be at least 2, --episodes no fewer, --reference-samples at least 1"
+        )
     keywords = {"split": "held_out", **parse_values(config.env_kwargs)}
     env = make_env(config.env, 1, {"device": device(config.device), **keywords})
     reference = env.objective.reference
@@ -83,6 +85,10 @@ def measure(
 ) -> dict[str, Any]:
     """Evaluate on the environment's prompts and write evaluation.json and samples.jsonl."""
     n_prompts = min(n_prompts, len(env.prompts))
+    if n_prompts < 2:
+        raise InputError(
+            "at least two held-out prompts are needed: give more prompts, or raise `held_out`"
+        )
     with progress_bar("evaluating responses", n_prompts * (n_policy + n_reference)) as advance:
         figures, from_policy, from_reference = evaluate(
             policy,

@@ -20,7 +20,14 @@ import report
 import torch
 import train_policy
 import train_reward_model
-from common import device, make_env, parse_values, progress_bar
+from common import (
+    begin_run,
+    check_same_run,
+    device,
+    make_env,
+    parse_values,
+    progress_bar,
+)
 from rich.console import Console
 
 import rlhf_gym
@@ -84,13 +91,13 @@ def main(config: Config) -> None:
     """Every stage in turn."""
     begun = time.monotonic()
     keywords = {"device": device(config.device), **parse_values(config.env_kwargs)}
-    if "split" in keywords:
-        raise InputError("`split` is set by the stages: they train on train, evaluate on held_out")
+    _check(config, keywords)
     # The reward does not matter to the two stages that make it.
     env = make_env(config.env, 1, {**keywords, "reward_model": config.human})
     held_out = {**keywords, "split": "held_out"}
     make_env(config.env, 1, {**held_out, "reward_model": config.human})  # fail now, not at the end
-    train_policy.check_same_run(config.run_dir, dataclasses.asdict(config), resume=True)
+    check_same_run(config.run_dir, dataclasses.asdict(config), resume=True)
+    begin_run(config.run_dir, dataclasses.asdict(config))
     comparisons = collect(config, env)
     train_reward(config, env, comparisons)
     rewarded = {"reward_model": str(config.run_dir / "reward_model"), "gold": config.human}
@@ -102,6 +109,22 @@ def main(config: Config) -> None:
     report.print_samples(config.run_dir, console)
     console.print(evaluate.table(figures))
     console.print(f"report: {page} ({time.monotonic() - begun:.0f} s)", highlight=False)
+
+
+def _check(config: Config, keywords: dict[str, Any]) -> None:
+    """Refuse what would fail hours later."""
+    taken = {"split", "reward_model", "gold"} & keywords.keys()
+    if taken:
+        raise InputError(
+            f"{', '.join(sorted(taken))}: set by the stages themselves; --human names the gold "
+            "scorer, and scripts/train_policy.py takes a reward model of yours"
+        )
+    if config.candidates < 2 or config.comparisons < 2 or config.total_tokens < 1:
+        raise InputError("--candidates and --comparisons must be at least 2, --total-tokens 1")
+    if config.prompts < 2 or config.episodes < config.prompts or config.reference_samples < 1:
+        raise InputError(
+            "--prompts must be at least 2, --episodes no fewer, --reference-samples at least 1"
+        )
 
 
 def collect(config: Config, env: TokenVectorEnv) -> Path:
@@ -145,6 +168,7 @@ def train_reward(config: Config, env: TokenVectorEnv, comparisons: Path) -> None
         train_reward_model.Config(
             data=comparisons,
             backbone=env.objective.reference.model.name_or_path,
+            revision=getattr(env.objective.reference.model.config, "_commit_hash", None),
             run_dir=work,
             seed=config.seed,
             device=config.device,
@@ -153,8 +177,9 @@ def train_reward(config: Config, env: TokenVectorEnv, comparisons: Path) -> None
             learning_rate=config.reward_learning_rate,
         )
     )
-    shutil.rmtree(config.run_dir / "reward_model", ignore_errors=True)
-    (work / "reward_model").rename(config.run_dir / "reward_model")
+    if (work / "reward_model").exists():  # else it was moved before a stop
+        shutil.rmtree(config.run_dir / "reward_model", ignore_errors=True)
+        (work / "reward_model").rename(config.run_dir / "reward_model")
     (work / "reward_model.json").rename(config.run_dir / "reward_model.json")
     shutil.rmtree(work)
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from common import device, make_env, parse_values, status
+from common import begin_run, check_same_run, device, make_env, parse_values, status
 from stable_baselines3.common.utils import set_random_seed
 
 from agents.algorithm import load_algorithm
 from agents.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.files import read_json, whole_folder, write_json
+from rlhf_gym.files import whole_folder, write_json
 
 DEFAULT_ALGORITHM = "ppo"
 
@@ -53,7 +53,10 @@ class Config:
 def main(config: Config) -> None:
     """Make environment and learner, learn, save."""
     algorithm_config = config.algorithm_options  # type: ignore[attr-defined]
-    if (config.run_dir / "policy.json").exists():
+    done = (config.run_dir / "policy.json").exists()
+    plain = dataclasses.asdict(config)
+    check_same_run(config.run_dir, plain, resume=config.resume or done)
+    if done:
         print(f"{config.run_dir}/policy.json is there already: nothing to do")
         return
     env = make_env(
@@ -61,8 +64,7 @@ def main(config: Config) -> None:
         config.num_envs,
         {"device": device(config.device), **parse_values(config.env_kwargs)},
     )
-    plain = dataclasses.asdict(config)
-    check_same_run(config.run_dir, plain, resume=config.resume)
+    begin_run(config.run_dir, plain)
     train(
         env,
         config.algorithm,
@@ -71,32 +73,6 @@ def main(config: Config) -> None:
         run_dir=config.run_dir,
         seed=config.seed,
     )
-
-
-def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> None:
-    """Begin a run folder, or make sure that it holds the same run, stopped.
-
-    Raises:
-        InputError: It holds another run, or one that `resume` was not asked for.
-    """
-    file = run_dir / "config.json"
-    if file.exists():
-        if not resume and (run_dir / "checkpoints").exists():
-            raise InputError(f"{run_dir} holds a stopped run; --resume goes on, or name another")
-        before = read_json(file)
-        now = {key: str(value) for key, value in config.items()}
-        other = [
-            key
-            for key in now
-            if key not in ("resume", "run_dir", "device") and now[key] != str(before.get(key))
-        ]
-        if resume and other:
-            raise InputError(
-                f"{run_dir} holds a run with another {', '.join(other)}; give the same options to "
-                "go on, or another --run-dir"
-            )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(file, config)
 
 
 def train(
@@ -114,8 +90,7 @@ def train(
     learner = load_algorithm(algorithm).make(algorithm_config, env)
     reference = env.objective.reference
     with whole_folder(run_dir / "reference") as folder:
-        reference.model.save_pretrained(folder)
-        reference.tokenizer.save_pretrained(folder)
+        reference.save_pretrained(folder)
     with TrainingRun(run_dir, total_tokens, f"{algorithm} on {len(env.prompts)} prompts") as run:
         learner.learn(total_tokens, run)
         seconds = run.seconds

@@ -9,10 +9,10 @@ config.json into the run folder. Stopped midway, the same command goes on from t
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from common import device, run
+from common import begin_run, check_same_run, device, run
 
 from rlhf_gym.files import whole_folder, write_json
 from rlhf_gym.preferences import read_comparisons
@@ -51,17 +51,23 @@ class Config:
     max_tokens: int | None = None
     """Longest prompt + candidate; comparisons with a longer one are dropped and counted. By
     default the model's context."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row that is no comparison: stop, or leave it out and say so."""
     held_out: float = 0.1
     """Share of the comparisons that is held out, split by prompt."""
 
 
 def main(config: Config) -> dict[str, Any]:
     """Read, train, judge, normalise, save; the figures."""
+    check_same_run(config.run_dir, asdict(config), resume=True)
     figures_file = config.run_dir / "reward_model.json"
     if figures_file.exists():
         print(f"{figures_file} is there already: nothing to do; another --run-dir starts a new run")
         return {}
-    comparisons = read_comparisons(config.data)
+    skipped: list[str] = []
+    comparisons = read_comparisons(config.data, skipped if config.on_bad_row == "skip" else None)
+    for problem in skipped:
+        print(f"skipped: {problem}")
     train, test = split_comparisons(comparisons, config.held_out)
     torch.manual_seed(config.seed)
     model = RewardModel.from_backbone(
@@ -75,8 +81,7 @@ def main(config: Config) -> dict[str, Any]:
         f"{len(encoded)} comparisons to learn, {len(held_out)} held out; "
         f"{dropped + dropped_test} dropped as longer than {longest} tokens"
     )
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(config.run_dir / "config.json", asdict(config))
+    begin_run(config.run_dir, asdict(config))
     before = judge_reward_model(model, held_out)
     train_reward_model(
         model,
@@ -92,6 +97,7 @@ def main(config: Config) -> dict[str, Any]:
         "comparisons": len(encoded),
         "held_out": len(held_out),
         "dropped": dropped + dropped_test,
+        "skipped": len(skipped),
         "accuracy_untrained": before["accuracy"],
         **judge_reward_model(model, held_out),
     }

@@ -120,6 +120,15 @@ def test_bad_comparisons_are_named_by_line(tmp_path, change, message):
     assert "c.jsonl, line 2" in str(raised.value)
 
 
+def test_bad_comparisons_can_be_skipped_but_never_silently(tmp_path):
+    lines = [json.dumps(ROW), json.dumps({**ROW, "best": 9}), json.dumps(ROW)]
+    skipped: list[str] = []
+    found = read_comparisons(write(tmp_path, "c.jsonl", "\n".join(lines)), skipped)
+    assert len(found) == 2
+    assert len(skipped) == 1
+    assert "line 2" in skipped[0]
+
+
 def test_comparisons_survive_a_round_trip(tmp_path):
     comparisons = [
         Comparison("p", ("a", "b", "c"), 1),

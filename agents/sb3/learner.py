@@ -44,9 +44,16 @@ class SB3Learner:
             if isinstance(self.algorithm, PPO):
                 fresh = not restore_latest(self.algorithm, run)
                 callback = CheckpointCallback(run.checkpoints, self.checkpoint_seconds)
+            if fresh:
+                run.rewind(0)
         done = 0 if fresh else self.algorithm.num_timesteps
         if done < total_tokens:
-            self.algorithm.learn(total_tokens - done, callback=callback, reset_num_timesteps=fresh)
+            self.algorithm.learn(
+                total_tokens - done,
+                callback=callback,
+                log_interval=1,
+                reset_num_timesteps=fresh,
+            )
 
     def save(self, directory: Path) -> None:
         """Write the language model and tokenizer, and the value head beside them."""
@@ -55,14 +62,9 @@ class SB3Learner:
 
 def save_policy(policy: CausalLMPolicy, directory: Path) -> None:
     """Save for transformers' `from_pretrained`; `directory` is there whole or not at all."""
-    generation: Any = policy.lm.generation_config
-    # Plain `generate` then samples as the environment did.
-    generation.do_sample, generation.temperature = True, policy.temperature
-    generation.top_k, generation.top_p = 0, 1.0
     head = {k: v.detach().contiguous().cpu() for k, v in policy.value_head.state_dict().items()}
     with whole_folder(directory) as partial:
-        policy.lm.save_pretrained(partial)
-        policy.core.tokenizer.save_pretrained(partial)
+        policy.core.save_pretrained(partial)
         save_file(head, partial / "value_head.safetensors")
 
 

@@ -25,7 +25,7 @@ from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import k3
-from rlhf_gym.lm import passes, tokens_per_pass
+from rlhf_gym.lm import logit_rows, passes, tokens_per_pass
 from rlhf_gym.tokens import Sequences, continuations, unflatten
 
 
@@ -257,7 +257,8 @@ class PPO(OnPolicyAlgorithm):
         return sums
 
     def _microbatch_tokens(self) -> int:
-        return self.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14)
+        fits = 8 * logit_rows(self.policy.core.vocab_size)  # 1 GiB of float32 logits
+        return self.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14, fits)
 
     def _terms(
         self,

@@ -102,7 +102,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         if unknown:
             raise InputError(f"unknown reset options {sorted(unknown)}")
         if seed is not None:
-            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed
+            seeds = seed if isinstance(seed, Sequence) else [seed + i for i in range(self.num_envs)]
             for i in np.flatnonzero(mask).tolist():
                 if seeds[i] is not None:
                     self._rngs[i] = np_random(seeds[i])[0]
