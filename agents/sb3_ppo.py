@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 
 import stable_baselines3
-from stable_baselines3.common.utils import LinearSchedule
 
-from agents.sb3 import SequenceRolloutBuffer, build
-from agents.sb3.learner import SB3Learner
+from agents.sb3.learner import SB3Learner, stock_learner
 from rlhf_gym.envs import TokenVectorEnv
 
 
@@ -36,14 +34,4 @@ class Config:
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
-    options = dict(vars(config))
-    options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
-    algorithm = build(
-        stable_baselines3.PPO,
-        env,
-        rollout_buffer_class=SequenceRolloutBuffer,
-        policy_options={"entropy": config.ent_coef != 0},
-        device=env.objective.reference.device,
-        **options,
-    )
-    return SB3Learner(algorithm)
+    return stock_learner(stable_baselines3.PPO, config, env)

@@ -6,11 +6,16 @@ from typing import Any
 from safetensors.torch import save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
 
+from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.checkpoint import CheckpointCallback, restore_latest
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.ppo import PPO
+from agents.sb3.vec_env import build
 from agents.training_run import TrainingRun
+from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.files import whole_folder
 
 
@@ -58,6 +63,30 @@ class SB3Learner:
     def save(self, directory: Path) -> None:
         """Write the language model and tokenizer, and the value head beside them."""
         save_policy(self.policy, directory)
+
+
+def stock_learner(
+    algorithm: type[OnPolicyAlgorithm], config: Any, env: TokenVectorEnv
+) -> SB3Learner:
+    """An algorithm of Stable-Baselines3, unedited, on whole sequences; its rate annealed to 0.
+
+    Args:
+        algorithm: The class.
+        config: A dataclass of its keywords, `learning_rate` and `ent_coef` among them.
+        env: The environment.
+    """
+    options = dict(vars(config))
+    options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
+    return SB3Learner(
+        build(
+            algorithm,
+            env,
+            rollout_buffer_class=SequenceRolloutBuffer,
+            policy_options={"entropy": config.ent_coef != 0},
+            device=env.objective.reference.device,
+            **options,
+        )
+    )
 
 
 def save_policy(policy: CausalLMPolicy, directory: Path) -> None:
