@@ -15,13 +15,15 @@ class Config:
 
     learning_rate: float = 3e-4
     """Learning rate, annealed linearly to 0."""
+    value_lr_scale: float = 30.0
+    """The value head's learning rate is so many times the policy's."""
     n_waves: int = 2
     """Waves an update; an update has n_waves × num_envs episodes."""
     n_epochs: int = 1
     """Passes over the episodes of an update."""
     n_minibatches: int = 8
     """Optimiser steps a pass."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.98
     """λ of generalised advantage estimation."""
     clip_range: float = 0.2
     """ε of the ratio's clip."""
@@ -45,4 +47,6 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
     options = dict(vars(config))
     options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
-    return SB3Learner(build(PPO, env, device=env.objective.reference.device, **options))
+    head = {"value_lr_scale": options.pop("value_lr_scale")}
+    device = env.objective.reference.device
+    return SB3Learner(build(PPO, env, policy_options=head, device=device, **options))

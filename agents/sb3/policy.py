@@ -79,6 +79,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         entropy: Whether `evaluate_actions` computes entropies. False saves the work where
             `ent_coef` is 0; algorithms then log an estimate.
         attn_implementation: "eager" for algorithms that need second derivatives (TRPO).
+        value_lr_scale: The value head's learning rate is so many times the policy's, in
+            algorithms that scale by parameter group (the flagship); the others use one rate.
         **kwargs: As in `ActorCriticPolicy` (`optimizer_class`, `optimizer_kwargs`).
     """
 
@@ -93,11 +95,13 @@ class CausalLMPolicy(ActorCriticPolicy):
         temperature: float = 1.0,
         entropy: bool = True,
         attn_implementation: str | None = None,
+        value_lr_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.model_name, self.revision = model, revision
         self.temperature, self.entropy = temperature, entropy
         self.attn_implementation = attn_implementation
+        self.value_lr_scale = value_lr_scale
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -122,7 +126,10 @@ class CausalLMPolicy(ActorCriticPolicy):
         self._cache = DecodeCache(self.core)
         self._last: _LastActions | None = None
         self.optimizer = self.optimizer_class(
-            self.parameters(),
+            [
+                {"params": list(self.lm.parameters()), "lr_scale": 1.0},
+                {"params": list(self.value_head.parameters()), "lr_scale": self.value_lr_scale},
+            ],
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
@@ -216,6 +223,7 @@ class CausalLMPolicy(ActorCriticPolicy):
             "temperature": self.temperature,
             "entropy": self.entropy,
             "attn_implementation": self.attn_implementation,
+            "value_lr_scale": self.value_lr_scale,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }

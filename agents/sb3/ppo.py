@@ -71,7 +71,7 @@ class PPO(OnPolicyAlgorithm):
         n_waves: int = 1,
         n_epochs: int = 1,
         n_minibatches: int = 8,
-        gae_lambda: float = 0.95,
+        gae_lambda: float = 0.98,
         clip_range: float | Schedule = 0.2,
         kl_old_coef: float = 0.0,
         vf_coef: float = 0.1,
@@ -193,6 +193,15 @@ class PPO(OnPolicyAlgorithm):
         for stage in waves[0]["seconds"]:
             self.stage_seconds[stage] = sum(wave["seconds"][stage] for wave in waves)
             record(f"time/{stage}_seconds", self.stage_seconds[stage])
+
+    def _update_learning_rate(
+        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
+    ) -> None:
+        """One schedule, times each parameter group's scale."""
+        super()._update_learning_rate(optimizers)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] *= group["lr_scale"]
 
     def train(self) -> None:
         """The update: `n_epochs` passes of `n_minibatches` optimiser steps."""
