@@ -133,6 +133,10 @@ class Learner(Protocol):
         """Sample about so many tokens and learn from them; measurements go to `run`."""
         ...
 
+    def start_from(self, directory: Path) -> None:
+        """Go on with the policy that `save` wrote, instead of the reference."""
+        ...
+
     def save(self, directory: Path) -> None:
         """Write the policy for transformers' `from_pretrained`, tokenizer included."""
         ...

@@ -101,7 +101,7 @@ _served: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 def supports_slots(lm: CausalLM) -> bool:
     """Whether slots serve this model exactly: no window in its config, and a probe agrees."""
     if lm.model not in _served:
-        _served[lm.model] = _looks_plain(lm.model) and _probe_agrees(lm)
+        _served[lm.model] = looks_plain(lm.model) and _probe_agrees(lm)
         if not _served[lm.model]:
             logger.warning(
                 "%s keeps more than plain attention state; decoding it by full forwards",
@@ -110,7 +110,7 @@ def supports_slots(lm: CausalLM) -> bool:
     return _served[lm.model]
 
 
-def _looks_plain(model: PreTrainedModel) -> bool:
+def looks_plain(model: PreTrainedModel) -> bool:
     """Whether every layer attends to everything before it, as far as the config says."""
     config = model.config.get_text_config()
     options = config.to_dict()

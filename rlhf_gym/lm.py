@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ def load_pretrained(
     *,
     revision: str | None = None,
     attn_implementation: str | None = None,
+    ignore_mismatched_sizes: bool = False,
     **config_options: Any,
 ) -> PreTrainedModel:
     """Load a float32 model by hub name or local path, dropout off, in eval mode.
@@ -58,6 +59,7 @@ def load_pretrained(
         name: Hub name, or path of a folder that `save_pretrained` wrote.
         revision: Commit or tag on the hub; pin it for work that is to be repeated.
         attn_implementation: As in transformers; None leaves the choice to it.
+        ignore_mismatched_sizes: Whether a head of another width is left untrained.
         **config_options: Entries of the model's config to set, such as `num_labels`.
 
     Raises:
@@ -68,7 +70,12 @@ def load_pretrained(
         config = AutoConfig.from_pretrained(name, revision=revision, **config_options)
         disable_dropout(config)
         model = auto_class.from_pretrained(
-            name, revision=revision, config=config, dtype=torch.float32, **options
+            name,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            **options,
         )
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
@@ -246,6 +253,11 @@ class CausalLM:
 def logit_rows(vocab_size: int) -> int:
     """How many rows of logits a no-gradient pass may hold at a time."""
     return max(1, MAX_LOGITS_PER_PASS // vocab_size)
+
+
+def embedded(model: PreTrainedModel) -> int:
+    """How many token ids a model embeds; at least as many as its tokenizer names."""
+    return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
 
 
 def trunk(model: PreTrainedModel) -> nn.Module:

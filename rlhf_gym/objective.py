@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlhf_gym.decode import DecodeCache
+from rlhf_gym.ensemble import RewardEnsemble
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import k1
 from rlhf_gym.lm import CausalLM
@@ -23,6 +24,8 @@ from rlhf_gym.tokens import PAD, Sequences, pad_rows, row_sums
 TextReward = Callable[[list[str], list[str]], Sequence[float]]
 """A reward as a plain function: (prompts, responses), N texts each, to N finite numbers."""
 
+Reward = RewardModel | RewardEnsemble | TextReward
+
 
 class Responses:
     """Finished responses as shaping functions see them.
@@ -30,6 +33,8 @@ class Responses:
     Attributes:
         sequences: Token ids; a row's chosen tokens are its whole response.
         stopped: (N,) bool, whether the response ended with an EOS (else the budget ended it).
+        score_std: (N,) standard deviation of an ensemble's members, once they have scored; else
+            None.
     """
 
     def __init__(self, lm: CausalLM, sequences: Sequences) -> None:
@@ -38,6 +43,7 @@ class Responses:
         ends = (sequences.starts + sequences.lengths - 1).clamp(min=0)
         last = sequences.tokens.gather(1, ends[:, None])[:, 0]
         self.stopped = torch.isin(last, torch.tensor(lm.eos_ids, device=last.device))
+        self.score_std: Tensor | None = None
 
     @cached_property
     def prompts(self) -> list[str]:
@@ -85,7 +91,7 @@ class Objective:
 
     Args:
         reference: The frozen reference π_ref with the environment's temperature.
-        reward: A `RewardModel`, or a function of (prompts, responses).
+        reward: A `RewardModel`, a `RewardEnsemble`, or a function of (prompts, responses).
         kl_coef: β ≥ 0, reward for a nat of divergence.
         shaping: Pure functions applied to the scores in turn.
 
@@ -96,7 +102,7 @@ class Objective:
     def __init__(
         self,
         reference: CausalLM,
-        reward: RewardModel | TextReward,
+        reward: Reward,
         *,
         kl_coef: float,
         shaping: Sequence[Shaping] = (),
@@ -110,7 +116,7 @@ class Objective:
         # A reward model with the policy's tokenizer scores the very ids that were sampled;
         # re-tokenised text need not be the same ids.
         self._shares_ids = (
-            isinstance(reward, RewardModel)
+            isinstance(reward, RewardModel | RewardEnsemble)
             and reward.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
         )
         self._decode = DecodeCache(reference)
@@ -122,8 +128,12 @@ class Objective:
             InputError: A reward function returned the wrong number of scores, or a NaN or
                 infinity.
         """
-        if isinstance(self.reward, RewardModel):
-            scores = self.reward.scores(self._reward_ids(responses).to(self.reward.device))
+        if isinstance(self.reward, RewardModel | RewardEnsemble):
+            ids = self._reward_ids(responses, self.reward).to(self.reward.device)
+            members = self.reward.member_scores(ids)
+            if members.shape[1] > 1:
+                responses.score_std = members.std(1, correction=0)
+            scores = self.reward.pooled(members)
         else:
             raw = self.reward(responses.prompts, responses.texts)
             scores = torch.as_tensor(np.asarray(raw, dtype=np.float32))
@@ -177,17 +187,11 @@ class Objective:
         """Each response's share of J: score − β · Σ_t KL_t, (N,) from (N,), (M,) and (N,)."""
         return scores.double() - self.kl_coef * row_sums(kl, lengths)
 
-    def _reward_ids(self, responses: Responses) -> Tensor:
+    def _reward_ids(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
         if self._shares_ids:
             return responses.sequences.tokens
-        assert isinstance(self.reward, RewardModel)
-        tokenizer = self.reward.tokenizer
-        starts = tokenizer(responses.prompts)["input_ids"]
-        rows = [
-            self.reward.encode(start, text)
-            for start, text in zip(starts, responses.texts, strict=True)
-        ]
-        return torch.from_numpy(pad_rows(rows))
+        texts = zip(responses.prompts, responses.texts, strict=True)
+        return torch.from_numpy(pad_rows([reward.encode(*pair) for pair in texts]))
 
 
 def load_callable(name: str) -> Callable[..., object]:
@@ -208,7 +212,9 @@ def load_callable(name: str) -> Callable[..., object]:
     return found  # type: ignore[no-any-return]
 
 
-def _name(reward: RewardModel | TextReward) -> str:
+def _name(reward: Reward) -> str:
+    if isinstance(reward, RewardEnsemble):
+        return " + ".join(map(_name, reward.members))
     if isinstance(reward, RewardModel):
         return repr(reward.model.name_or_path)
     return repr(getattr(reward, "__qualname__", type(reward).__name__))

@@ -1,5 +1,6 @@
 """Prompts: read from text, JSON, JSON Lines or `datasets`, tokenised once, held-out ones apart."""
 
+import gzip
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -15,14 +16,28 @@ from rlhf_gym.errors import InputError
 Prompt = str | list[dict[str, str]]
 """A prompt is plain text or a list of chat messages, ``{"role": …, "content": …}`` each."""
 
+# For models that were never taught to chat: Anthropic HH's way of writing a dialogue.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '\n\nHuman: ' if message['role'] == 'user' else "
+    "'\n\nAssistant: ' if message['role'] == 'assistant' else '' }}"
+    "{{ message['content'] }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
+)
+
 SPLITS = ("all", "train", "held_out")
 
 
-def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
+def read_rows(path: str | Path, *, skipped: list[str] | None = None) -> Iterator[tuple[str, Any]]:
     """Rows of a local file, each with a name for error messages ("FILE, row 3").
 
     ``.json`` holds one list; ``.jsonl`` one JSON value a line; ``.jsonl.gz`` the same, compressed;
     anything else one text a line.
+
+    Args:
+        path: The file.
+        skipped: Where given, lines that cannot be read are left out and named here.
 
     Raises:
         InputError: The file is missing, is not UTF-8, or a line is not JSON.
@@ -30,34 +45,52 @@ def read_rows(path: str | Path) -> Iterator[tuple[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such file: {path}")
+    if path.suffix == ".json":
+        yield from _json_list(path)
+        return
+    is_json = path.name.endswith((".jsonl", ".jsonl.gz"))
+    for i, line in enumerate(_lines(path, skipped), 1):
+        where = f"{path}, line {i}"
+        try:
+            text = line.decode("utf-8")
+            if text.strip():
+                yield where, json.loads(text) if is_json else text.rstrip("\r\n")
+            continue
+        except UnicodeDecodeError as error:
+            problem = f"{where} is not UTF-8 text ({error}); convert the file first"
+        except (ValueError, RecursionError) as error:
+            problem = f"{where}: not valid JSON: {error}"
+        if skipped is None:
+            raise InputError(problem)
+        skipped.append(problem)
+
+
+def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(rows, list):
-                raise InputError(f"{path} holds a JSON {type(rows).__name__}; a list is needed")
-            yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
-            return
-        is_json = path.name.endswith((".jsonl", ".jsonl.gz"))
-        for i, line in enumerate(_lines(path), 1):
-            if line.strip():
-                yield f"{path}, line {i}", json.loads(line) if is_json else line.rstrip("\n")
+        rows = json.loads(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text ({error}); convert it first") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from error
-    except (EOFError, OSError) as error:
+    except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path} holds a JSON {type(rows).__name__}; a list is needed")
+    yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
 
 
-def _lines(path: Path) -> Iterator[str]:
-    if path.suffix == ".gz":
-        import gzip
-
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            yield from file
-    else:
-        with path.open(encoding="utf-8") as file:
-            yield from file
+def _lines(path: Path, skipped: list[str] | None) -> Iterator[bytes]:
+    read = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for line in file:
+                read += 1
+                yield line
+    except (EOFError, OSError, zlib.error) as error:
+        problem = f"{path} cannot be read after line {read}: {error}"
+        if skipped is None:
+            raise InputError(problem) from error
+        skipped.append(problem)
 
 
 def load_texts(
@@ -79,7 +112,11 @@ def load_texts(
 
 
 def load_rows(
-    source: str, *, split: str = "train", revision: str | None = None
+    source: str,
+    *,
+    split: str = "train",
+    revision: str | None = None,
+    skipped: list[str] | None = None,
 ) -> list[tuple[str, Any]]:
     """Rows of a local file or of a dataset, each with a name for error messages.
 
@@ -87,7 +124,7 @@ def load_rows(
         InputError: The source is missing or empty.
     """
     if Path(source).suffix in {".json", ".jsonl", ".gz", ".txt"} or Path(source).is_file():
-        rows = list(read_rows(source))
+        rows = list(read_rows(source, skipped=skipped))
     else:
         rows = _dataset_rows(source, split, revision)
     if not rows:
@@ -120,15 +157,19 @@ def text_field(where: str, row: Any, column: str | None) -> Prompt:
         if not found:
             raise InputError(f"{where} has no column {' or '.join(names)}; it has {sorted(row)}")
         row = row[found[0]]
-    if isinstance(row, str) and row:
-        return row
-    if isinstance(row, list) and row and all(_is_message(m) for m in row):
-        return row
+    if is_prompt(row):
+        return row  # type: ignore[no-any-return]
     raise InputError(f"{where}: a text or a list of chat messages is needed, not {str(row)[:60]!r}")
 
 
-def _is_message(message: Any) -> bool:
-    return isinstance(message, dict) and {"role", "content"} <= set(message)
+def is_prompt(value: Any) -> bool:
+    """Whether a value is a text or a list of chat messages, and not empty."""
+    if isinstance(value, list) and value:
+        return all(
+            isinstance(m, dict) and all(isinstance(m.get(k), str) for k in ("role", "content"))
+            for m in value
+        )
+    return isinstance(value, str) and bool(value)
 
 
 def prompt_ids(
@@ -143,7 +184,8 @@ def prompt_ids(
         if not tokenizer.chat_template:
             raise InputError(
                 f"the prompts are chat messages, but the tokenizer of {tokenizer.name_or_path!r} "
-                "has no chat template; give plain text, or a tokenizer that has one"
+                "has no chat template; give plain text, a tokenizer that has one, or in "
+                "train_reward_model.py --chat-template plain"
             )
         text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -6,12 +6,14 @@ the bias kept in the config, so both survive `save_pretrained`, and plain transf
 the config's bias is our score (for single unpadded rows whose pad id is not their EOS id:
 elsewhere transformers looks for the last id that is not pad, and misses an EOS that equals it).
 
-Notation: N comparisons, K_n candidates in comparison n, B rows in all, L columns.
+Notation: N comparisons, K_n candidates in comparison n, B rows in all, L columns, M heads (one,
+unless the model is an ensemble of heads on one trunk).
 """
 
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,42 +23,67 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_gym.choices import choice_log_probs, listwise_loss, plackett_luce_loss
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import (
-    load_pretrained,
-    load_tokenizer,
-    tokens_per_pass,
-    trunk,
-    weights_stamp,
-)
+from rlhf_gym.lm import load_pretrained, load_tokenizer, tokens_per_pass, weights_stamp
+from rlhf_gym.prefix import last_states, last_states_after, repeated, shares_prefix
 from rlhf_gym.tokens import PAD, model_ids, row_lengths
+
+__all__ = ["RewardModel", "choice_log_probs", "listwise_loss", "plackett_luce_loss"]
+
+# A shared prompt costs a second call of the trunk: it must save this share of the tokens.
+MIN_SAVING = 0.2
 
 
 class RewardModel(nn.Module):
-    """A sequence classifier with one label, scored at the last real token of each row.
+    """A sequence classifier, scored at the last real token of each row.
 
     Args:
         model: The classifier. Where its head is a linear layer named `score` over a causal trunk
             (GPT-2, Llama, Qwen, Pythia, OPT …) the last real token is found from the rows'
             lengths; any other classifier (BERT …) is called whole with an attention mask.
         tokenizer: The tokenizer that belongs to it.
+        label: The label that is the reward, by name or index, of a classifier with several.
+        probability: Pay the label's probability instead of its logit.
+
+    Raises:
+        InputError: The model has several labels and `label` is none of them.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        label: str | int | None = None,
+        probability: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.gain = float(getattr(model.config, "reward_gain", 1.0))
-        self.bias = float(getattr(model.config, "reward_bias", 0.0))
+        gains = torch.tensor(getattr(model.config, "reward_gain", 1.0)).float().reshape(-1)
+        biases = torch.tensor(getattr(model.config, "reward_bias", 0.0)).float().reshape(-1)
+        self.gains, self.biases = gains, biases
+        self.probability = probability
+        self._column: int | None = None
+        if label is not None or probability or model.config.num_labels != len(gains):
+            self._column = _label_index(model, label)
 
     @classmethod
     def load(
-        cls, name: str, *, revision: str | None = None, device: str | torch.device = "cpu"
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        label: str | int | None = None,
+        probability: bool = False,
     ) -> "RewardModel":
         """Load a trained reward model by hub name or local path.
 
         Raises:
-            InputError: It cannot be loaded, has more than one label, or has no trained head.
+            InputError: It cannot be loaded, has several labels and none is named, or has no
+                trained head.
         """
         model = load_pretrained(AutoModelForSequenceClassification, name, revision=revision)
         architectures = model.config.architectures or []
@@ -65,29 +92,37 @@ class RewardModel(nn.Module):
                 f"{name!r} is a {' or '.join(architectures) or 'model'} without a reward head; "
                 "train one on it first: scripts/train_reward_model.py --backbone " + name
             )
-        if model.config.num_labels != 1:
-            raise InputError(
-                f"the reward model {name!r} has {model.config.num_labels} labels; one is needed"
-            )
-        return cls(model, load_tokenizer(name, revision=revision)).to(device)
+        tokenizer = load_tokenizer(name, revision=revision)
+        return cls(model, tokenizer, label=label, probability=probability).to(device)
 
     @classmethod
     def from_backbone(
-        cls, name: str, *, revision: str | None = None, device: str | torch.device = "cpu"
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        heads: int = 1,
     ) -> "RewardModel":
-        """Put a fresh head on a causal LM (or on a classifier's trunk).
+        """Put a fresh head on a causal LM, or on the trunk of any classifier.
 
         The head's weights have standard deviation 1/√(d+1) and its bias is 0 (Stiennon et al.
-        2020), so a new model's logits spread by about 1.
+        2020), so a new model's logits spread by about 1. Several heads are an ensemble.
         """
         model = load_pretrained(
-            AutoModelForSequenceClassification, name, revision=revision, num_labels=1
+            AutoModelForSequenceClassification,
+            name,
+            revision=revision,
+            ignore_mismatched_sizes=True,
+            num_labels=heads,
+            problem_type=None,
         )
         head = _head(model)
         nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
         if head.bias is not None:
             nn.init.zeros_(head.bias)
-        model.config.reward_gain, model.config.reward_bias = 1.0, 0.0
+        plain: Any = (1.0, 0.0) if heads == 1 else ([1.0] * heads, [0.0] * heads)
+        model.config.reward_gain, model.config.reward_bias = plain
         return cls(model, load_tokenizer(name, revision=revision)).to(device)
 
     @property
@@ -95,68 +130,156 @@ class RewardModel(nn.Module):
         """Where the model lies."""
         return self.model.device
 
+    @property
+    def heads(self) -> int:
+        """M."""
+        return 1 if self._column is not None else len(self.gains)
+
+    @property
+    def gain(self) -> float | list[float]:
+        """The gain; a list where there are several heads."""
+        return _plain(self.gains)
+
+    @property
+    def bias(self) -> float | list[float]:
+        """The bias; a list where there are several heads."""
+        return _plain(self.biases)
+
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of rows of token ids: (B, L) right-padded with PAD -> (B,) float32."""
-        out = torch.zeros(len(tokens), device=self.device)
+        """Logits of rows of token ids: (B, L) right-padded with PAD -> (B, M) float32."""
+        out = torch.zeros(len(tokens), self.heads, device=self.device)
         step = max(1, tokens_per_pass(tokens.device) // max(tokens.shape[1], 1))
         # Rows of like length together, so that little is spent on padding.
         for rows in torch.argsort(row_lengths(tokens)).split(step):
-            out[rows] = self._logits(tokens[rows])
+            out[rows] = self._as_logits(self._raw(tokens[rows]))
         return out
 
-    def _logits(self, tokens: Tensor) -> Tensor:
-        lengths = row_lengths(tokens)
-        tokens = tokens[:, : max(int(lengths.max()), 1)]
-        head = getattr(self.model, "score", None)
-        if isinstance(head, nn.Linear):
-            hidden = trunk(self.model)(input_ids=model_ids(tokens), use_cache=False)
-            rows = torch.arange(len(tokens), device=tokens.device)
-            raw = head(hidden.last_hidden_state[rows, lengths - 1])
-        else:
-            mask = (tokens != PAD).long()
-            raw = self.model(input_ids=model_ids(tokens), attention_mask=mask).logits
-        return raw[:, 0].float() / self.gain  # type: ignore[no-any-return]
+    def compare(
+        self, prompts: Tensor, candidates: Tensor, sizes: Tensor, *, share: bool = True
+    ) -> Tensor:
+        """Logits of the candidates of N prompts, each prompt computed once where that pays.
 
-    def logits(self, tokens: Tensor) -> Tensor:
-        """The same without gradient: (B, L) -> (B,)."""
-        with torch.no_grad():
-            return self(tokens)  # type: ignore[no-any-return]
+        Equal to `forward` on the joined rows (to 1e-5 in float32), gradient included.
 
-    def scores(self, tokens: Tensor) -> Tensor:
-        """Gain · logit + bias of rows of token ids: (B, L) -> (B,) float32, no gradient."""
-        return self.gain * self.logits(tokens) + self.bias
+        Args:
+            prompts: (N, P) right-padded with PAD.
+            candidates: (B, C) right-padded with PAD, prompt after prompt.
+            sizes: (N,) int64, candidates of each prompt; B = sizes.sum().
+            share: Whether prompts may be shared at all.
 
-    def encode(self, prompt_ids: list[int], response: str) -> list[int]:
-        """Ids of a prompt followed by a response given as text, closed by this tokenizer's EOS."""
-        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        eos = self.tokenizer.eos_token_id
-        return [*prompt_ids, *ids, *([] if eos is None else [eos])]
+        Returns:
+            (B, M) float32.
+        """
+        if not share or not self.shares(prompts, candidates):
+            return self._as_logits(self._raw(repeated(prompts, candidates, sizes)))
+        states = last_states_after(self.model, prompts, candidates, sizes)
+        return self._as_logits(_score(self.model)(states))
+
+    def shares(self, prompts: Tensor, candidates: Tensor) -> bool:
+        """Whether `compare` computes each of these prompts once."""
+        n, b = len(prompts), len(candidates)
+        whole = b * (prompts.shape[1] + candidates.shape[1])
+        saved = (b - n) * prompts.shape[1]
+        empty = bool((row_lengths(prompts) == 0).any() or (row_lengths(candidates) == 0).any())
+        pays = saved >= MIN_SAVING * whole and not empty
+        return pays and _is_causal(self.model) and shares_prefix(self.model)
 
     @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Mean logit over the heads, no gradient: (B, L) -> (B,)."""
+        return self(tokens).mean(1)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def member_scores(self, tokens: Tensor) -> Tensor:
+        """Gain · logit + bias by each head, no gradient: (B, L) -> (B, M) float32."""
+        if self.probability:
+            parts = [self._raw(part).softmax(-1)[:, self._column] for part in tokens.split(64)]
+            return torch.cat(parts)[:, None]
+        logits: Tensor = self(tokens)
+        return self.gains.to(self.device) * logits + self.biases.to(self.device)
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        """The score: (B, L) -> (B,) float32, no gradient."""
+        return self.pooled(self.member_scores(tokens))
+
+    def pooled(self, scores: Tensor) -> Tensor:
+        """One score of the heads': (B, M) -> (B,); an ensemble may pool otherwise."""
+        return scores.mean(1)
+
+    def _raw(self, tokens: Tensor) -> Tensor:
+        """What the classifier itself says: (B, L) -> (B, number of labels) float32."""
+        tokens = tokens[:, : max(int(row_lengths(tokens).max()), 1)]
+        if _is_causal(self.model):
+            return cast(Tensor, _score(self.model)(last_states(self.model, tokens))).float()
+        mask = (tokens != PAD).long()
+        raw: Tensor = self.model(input_ids=model_ids(tokens), attention_mask=mask).logits
+        return raw.float()
+
+    def _as_logits(self, raw: Tensor) -> Tensor:
+        if self._column is not None:
+            return raw[:, self._column, None].float()
+        return raw.float() / self.gains.to(raw.device)
+
+    def encode(self, prompt: str, response: str) -> list[int]:
+        """Ids of a prompt and a response given as text.
+
+        A causal trunk reads them token after token, closed by its EOS; any other classifier reads
+        one text with the special tokens of its tokenizer.
+        """
+        if not _is_causal(self.model):
+            return list(self.tokenizer(prompt + response)["input_ids"])
+        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+        eos = self.tokenizer.eos_token_id
+        return [*self.tokenizer(prompt)["input_ids"], *ids, *([] if eos is None else [eos])]
+
     def normalise(self, tokens: Tensor) -> None:
         """Set gain and bias so that scores of these rows (B, L) have mean 0 and variance 1.
 
         Raises:
             InputError: The logits do not vary, so no gain could make their variance 1.
         """
-        logits = self.logits(tokens).double()
-        spread = float(logits.std(correction=0))
-        if not spread > 1e-6:
-            raise InputError(
-                f"the reward model gives {len(tokens)} sampled responses the same logit (standard "
-                f"deviation {spread:.1e}); train it longer, or on more comparisons"
-            )
-        self.set_gain(1 / spread, -float(logits.mean()) / spread)
+        gains, means = self._spread(tokens)
+        self.set_gain(gains, -means * gains)
 
     @torch.no_grad()
-    def set_gain(self, gain: float, bias: float) -> None:
-        """Pay gain · logit + bias from now on; the gain is folded into the head."""
+    def start_at(self, tokens: Tensor) -> None:
+        """Scale an untrained head so that its logits on these rows (B, L) have variance 1.
+
+        So every backbone starts as far from certainty as any other; their mean does not matter to
+        a choice, and goes into the bias.
+        """
+        gains, means = self._spread(tokens)
         head = _head(self.model)
-        head.weight.mul_(gain / self.gain)
+        head.weight.mul_(gains[:, None].to(self.device))
         if head.bias is not None:
-            head.bias.mul_(gain / self.gain)
-        self.gain, self.bias = gain, bias
-        self.model.config.reward_gain, self.model.config.reward_bias = gain, bias
+            head.bias.mul_(gains.to(self.device))
+        self.set_gain(self.gains, -means * gains * self.gains)
+
+    def _spread(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if self._column is not None:
+            raise InputError("a classifier with several labels keeps its own scale")
+        with torch.no_grad():
+            logits = self(tokens).double().cpu()
+        spread = logits.std(0, correction=0)
+        if not bool((spread > 1e-6).all()):
+            raise InputError(
+                f"the reward model gives {len(tokens)} responses the same logit (standard "
+                f"deviation {float(spread.min()):.1e}); train it longer, or on more comparisons"
+            )
+        return (1 / spread).float(), logits.mean(0).float()
+
+    @torch.no_grad()
+    def set_gain(self, gain: Tensor | float, bias: Tensor | float) -> None:
+        """Pay gain · logit + bias from now on; the gain is folded into the head."""
+        gains = torch.as_tensor(gain).float().reshape(-1).expand_as(self.gains).clone()
+        biases = torch.as_tensor(bias).float().reshape(-1).expand_as(self.biases).clone()
+        head = _head(self.model)
+        factor = (gains / self.gains).to(self.device)
+        head.weight.mul_(factor[:, None])
+        if head.bias is not None:
+            head.bias.mul_(factor)
+        self.gains, self.biases = gains, biases
+        self.model.config.reward_gain, self.model.config.reward_bias = self.gain, self.bias
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write model (safetensors), config with gain and bias, and tokenizer."""
@@ -164,53 +287,59 @@ class RewardModel(nn.Module):
         self.tokenizer.save_pretrained(directory)
 
 
-def shared_reward_model(name: str, revision: str | None, device: str) -> RewardModel:
+def shared_reward_model(
+    name: str,
+    revision: str | None,
+    device: str,
+    label: str | int | None = None,
+    probability: bool = False,
+) -> RewardModel:
     """The process's one frozen copy of a reward model."""
-    return _frozen(name, revision, device, weights_stamp(name))
+    return _frozen(name, revision, device, label, probability, weights_stamp(name))
 
 
-@lru_cache(maxsize=8)
-def _frozen(name: str, revision: str | None, device: str, stamp: int) -> RewardModel:
-    return RewardModel.load(name, revision=revision, device=device).requires_grad_(False).eval()
+@lru_cache(maxsize=16)
+def _frozen(
+    name: str,
+    revision: str | None,
+    device: str,
+    label: str | int | None,
+    probability: bool,
+    stamp: int,
+) -> RewardModel:
+    model = RewardModel.load(
+        name, revision=revision, device=device, label=label, probability=probability
+    )
+    return model.requires_grad_(False).eval()
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    return isinstance(getattr(model, "score", None), nn.Linear)
+
+
+def _score(model: PreTrainedModel) -> nn.Linear:
+    return cast(nn.Linear, model.score)
 
 
 def _head(model: PreTrainedModel) -> nn.Linear:
-    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+    wide = model.config.num_labels
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == wide]
     if not heads:
-        raise InputError(f"{type(model).__name__} has no linear head with one output")
+        raise InputError(f"{type(model).__name__} has no linear head with {wide} outputs")
     return heads[-1]
 
 
-def choice_log_probs(logits: Tensor, sizes: Tensor) -> Tensor:
-    """Log P(y_i | x_n) of every candidate: softmax over the candidates of its own comparison.
-
-    Args:
-        logits: (B,) of all candidates, comparison after comparison.
-        sizes: (N,) int64, K_n of each comparison; B = sizes.sum().
-
-    Returns:
-        (B,) log-probabilities.
-    """
-    rows = torch.repeat_interleave(sizes)
-    peak = torch.full((len(sizes),), -torch.inf, dtype=logits.dtype, device=logits.device)
-    peak = peak.scatter_reduce(0, rows, logits.detach(), "amax")
-    shifted = logits - peak[rows]
-    total = torch.zeros_like(peak).index_add(0, rows, shifted.exp())
-    return shifted - total.log()[rows]
+def _plain(values: Tensor) -> float | list[float]:
+    return float(values) if len(values) == 1 else [float(v) for v in values]
 
 
-def listwise_loss(logits: Tensor, sizes: Tensor, chosen: Tensor) -> Tensor:
-    """−log P(chosen | x_n) of each comparison; its mean is the loss, equal to maximum likelihood.
-
-    With K = 2 it is Bradley–Terry: −log σ(logit_chosen − logit_rejected).
-
-    Args:
-        logits: (B,) of all candidates, comparison after comparison.
-        sizes: (N,) int64, K_n of each comparison.
-        chosen: (N,) int64, index of the chosen candidate within its comparison.
-
-    Returns:
-        (N,) nats. Source: Ziegler et al. 2019, equation 1.
-    """
-    first = torch.cumsum(sizes, 0) - sizes
-    return -choice_log_probs(logits, sizes)[first + chosen]
+def _label_index(model: PreTrainedModel, label: str | int | None) -> int:
+    names = {int(i): str(name) for i, name in (model.config.id2label or {}).items()}
+    for i, name in names.items():
+        if label in (i, name):
+            return i
+    wanted = "none is named" if label is None else f"{label!r} is none of them"
+    raise InputError(
+        f"the classifier {model.name_or_path!r} has the labels {', '.join(names.values())}; "
+        f"{wanted}: say which one is the reward (reward_label)"
+    )

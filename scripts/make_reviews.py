@@ -160,7 +160,7 @@ def make_reward_model(config: Config, work: Path) -> None:
         write_comparisons(file, comparisons)
     train_reward(
         RewardConfig(
-            data=file, backbone=reference, run_dir=work, epochs=2.0, learning_rate=1e-3, seed=0
+            data=str(file), backbone=reference, run_dir=work, epochs=2.0, learning_rate=1e-3, seed=0
         )
     )
     (work / "reward_model").rename(config.output / "reward_model")

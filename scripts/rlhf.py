@@ -4,6 +4,10 @@ Collects comparisons among the reference's own samples (or takes yours with --da
 reward model on them, trains a policy against it, evaluates it on held-out prompts and writes
 report.html. By default on the embedded task, which needs no network. A stage whose output is
 already in the run folder is skipped, so a stopped run goes on with the same command.
+
+With --rounds n the loop is closed: the simulated human also chooses among the policy's own samples,
+the reward model is trained again on all choices so far, and the policy goes on against it
+(Christiano et al. 2017, Ziegler et al. 2019). Earlier rounds lie in rounds/1, rounds/2 …
 """
 
 import dataclasses
@@ -16,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import evaluate
+import numpy as np
 import report
 import torch
 import train_policy
@@ -34,10 +39,15 @@ import rlhf_gym
 from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.figures import measured
 from rlhf_gym.files import hash_files, read_json, write_json
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.objective import TextReward, load_callable
-from rlhf_gym.preferences import read_comparisons, write_comparisons
+from rlhf_gym.preference_formats import read_comparisons
+from rlhf_gym.preferences import Comparison, write_comparisons
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.training.judge import judge_reward_model
+from rlhf_gym.training.reward_data import candidate_rows, encode_comparisons
 
 console = Console()
 
@@ -59,7 +69,9 @@ class Config:
     data: Path | None = None
     """Comparisons of your own; otherwise the simulated human chooses among fresh samples."""
     comparisons: int = 3072
-    """Comparisons to collect."""
+    """Comparisons to collect, in all rounds together."""
+    rounds: int = 1
+    """Rounds of labelling; comparisons and tokens are spread over them evenly."""
     candidates: int = 4
     """Responses that the simulated human chooses among, K."""
     human: str = "rlhf_gym.human:compound"
@@ -98,10 +110,14 @@ def main(config: Config) -> None:
     make_env(config.env, 1, {**held_out, "reward_model": config.human})  # fail now, not at the end
     check_same_run(config.run_dir, dataclasses.asdict(config), resume=True)
     begin_run(config.run_dir, dataclasses.asdict(config))
-    comparisons = collect(config, env)
-    train_reward(config, env, comparisons)
-    rewarded = {"reward_model": str(config.run_dir / "reward_model"), "gold": config.human}
-    train(config, {**keywords, **rewarded})
+    previous = None
+    for stage in rounds(config):
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        comparisons = collect(config, env, stage, previous)
+        train_reward(config, env, stage, comparisons)
+        rewarded = {"reward_model": str(stage.folder / "reward_model"), "gold": config.human}
+        train(config, {**keywords, **rewarded}, stage, previous)
+        previous = stage
     figures = evaluate_policy(config, {**held_out, **rewarded})
     summary = summarise(config, env, figures, comparisons)
     write_json(config.run_dir / "summary.json", summary)
@@ -109,6 +125,36 @@ def main(config: Config) -> None:
     report.print_samples(config.run_dir, console)
     console.print(evaluate.table(figures))
     console.print(f"report: {page} ({time.monotonic() - begun:.0f} s)", highlight=False)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of labelling, reward modelling and learning.
+
+    Attributes:
+        number: From 1.
+        of: How many there are.
+        folder: Where its outputs go; the last round's is the run folder.
+    """
+
+    number: int
+    of: int
+    folder: Path
+
+    def share(self, total: int) -> int:
+        """This round's share of a total."""
+        return total * self.number // self.of - total * (self.number - 1) // self.of
+
+    def title(self, stage: str) -> str:
+        """What is printed as a stage begins."""
+        return stage if self.of == 1 else f"round {self.number} of {self.of}, {stage}"
+
+
+def rounds(config: Config) -> list[Round]:
+    """The rounds in turn."""
+    n = config.rounds
+    earlier = [Round(i, n, config.run_dir / "rounds" / str(i)) for i in range(1, n)]
+    return [*earlier, Round(n, n, config.run_dir)]
 
 
 def _check(config: Config, keywords: dict[str, Any]) -> None:
@@ -121,52 +167,97 @@ def _check(config: Config, keywords: dict[str, Any]) -> None:
         )
     if config.candidates < 2 or config.comparisons < 2 or config.total_tokens < 1:
         raise InputError("--candidates and --comparisons must be at least 2, --total-tokens 1")
+    if config.rounds < 1 or (config.rounds > 1 and config.data is not None):
+        raise InputError("--rounds must be at least 1; further rounds need the simulated human")
     if config.prompts < 2 or config.episodes < config.prompts or config.reference_samples < 1:
         raise InputError(
             "--prompts must be at least 2, --episodes no fewer, --reference-samples at least 1"
         )
 
 
-def collect(config: Config, env: TokenVectorEnv) -> Path:
-    """Stage 1: comparisons.jsonl in the run folder."""
-    file = config.run_dir / "comparisons.jsonl"
+def collect(config: Config, env: TokenVectorEnv, stage: Round, previous: Round | None) -> Path:
+    """Stage 1: comparisons.jsonl in the round's folder, all choices so far."""
+    file = stage.folder / "comparisons.jsonl"
     if file.exists():
-        console.print("1/4 comparisons: done before")
+        console.print(stage.title("1/4 comparisons: done before"))
         return file
     partial = file.with_name(".comparisons.partial.jsonl")
     if config.data is not None:
         console.print(f"1/4 comparisons: {config.data}")
         write_comparisons(partial, read_comparisons(config.data))
+    elif previous is None:
+        console.print(
+            stage.title("1/4 comparisons: the reference speaks, the simulated human chooses")
+        )
+        write_comparisons(partial, choices(config, env, env.objective.reference, stage))
     else:
-        console.print("1/4 comparisons: the reference speaks, the simulated human chooses")
-        with progress_bar("comparisons", config.comparisons) as advance:
-            comparisons = collect_comparisons(
-                env.objective.reference,
-                env.prompts,
-                cast(TextReward, load_callable(config.human)),
-                config.comparisons,
-                k=config.candidates,
-                temperature=config.human_temperature,
-                max_new_tokens=env.max_new_tokens,
-                stop_at_eos=env.stop_at_eos,
-                seed=config.seed,
-                progress=advance,
-            )
-        write_comparisons(partial, comparisons)
+        console.print(
+            stage.title("1/4 comparisons: the policy speaks, the simulated human chooses")
+        )
+        policy = CausalLM.load(
+            str(previous.folder / "policy"),
+            temperature=env.objective.reference.temperature,
+            device=env.objective.reference.device,
+        )
+        new = choices(config, env, policy, stage)
+        write_json(previous.folder / "round.json", hindsight(config, previous, new))
+        earlier = read_comparisons(previous.folder / "comparisons.jsonl")
+        write_comparisons(partial, [*earlier, *new])
     partial.rename(file)
     return file
 
 
-def train_reward(config: Config, env: TokenVectorEnv, comparisons: Path) -> None:
-    """Stage 2: reward_model/ and reward_model.json in the run folder."""
-    if (config.run_dir / "reward_model.json").exists():
-        console.print("2/4 reward model: done before")
+def choices(
+    config: Config, env: TokenVectorEnv, speaker: CausalLM, stage: Round
+) -> list[Comparison]:
+    """The simulated human's choices among a model's samples."""
+    n = stage.share(config.comparisons)
+    with progress_bar("comparisons", n) as advance:
+        return collect_comparisons(
+            speaker,
+            env.prompts,
+            cast(TextReward, load_callable(config.human)),
+            n,
+            k=config.candidates,
+            temperature=config.human_temperature,
+            max_new_tokens=env.max_new_tokens,
+            stop_at_eos=env.stop_at_eos,
+            seed=config.seed + 1000 * (stage.number - 1),
+            progress=advance,
+        )
+
+
+def hindsight(config: Config, stage: Round, new: list[Comparison]) -> dict[str, Any]:
+    """What new choices among a round's policy's samples say about the round's reward model.
+
+    A policy that hacks its reward model has a high score, a gold score that does not follow, and
+    samples among which the model no longer predicts the choices.
+    """
+    model = RewardModel.load(str(stage.folder / "reward_model"), device=device(config.device))
+    encoded, _ = encode_comparisons(new, model, None)
+    human = cast(TextReward, load_callable(config.human))
+    texts = [text for c in new for text in c.candidates]
+    gold = human([str(c.prompt) for c in new for _ in c.candidates], texts)
+    scores = model.scores(candidate_rows(encoded).to(model.device)).double().cpu().numpy()
+    return {
+        "round": stage.number,
+        "comparisons": stage.share(config.comparisons),
+        "score": measured(scores),
+        "gold": measured(np.asarray(gold, dtype=np.float64)),
+        "accuracy_on_own_samples": judge_reward_model(model, encoded)["accuracy"],
+    }
+
+
+def train_reward(config: Config, env: TokenVectorEnv, stage: Round, comparisons: Path) -> None:
+    """Stage 2: reward_model/ and reward_model.json in the round's folder."""
+    if (stage.folder / "reward_model.json").exists():
+        console.print(stage.title("2/4 reward model: done before"))
         return
-    console.print("2/4 reward model: learns to predict the choices")
-    work = config.run_dir / "reward_run"
+    console.print(stage.title("2/4 reward model: learns to predict the choices"))
+    work = stage.folder / "reward_run"
     train_reward_model.main(
         train_reward_model.Config(
-            data=comparisons,
+            data=str(comparisons),
             backbone=env.objective.reference.model.name_or_path,
             revision=getattr(env.objective.reference.model.config, "_commit_hash", None),
             run_dir=work,
@@ -178,25 +269,26 @@ def train_reward(config: Config, env: TokenVectorEnv, comparisons: Path) -> None
         )
     )
     if (work / "reward_model").exists():  # else it was moved before a stop
-        shutil.rmtree(config.run_dir / "reward_model", ignore_errors=True)
-        (work / "reward_model").rename(config.run_dir / "reward_model")
-    (work / "reward_model.json").rename(config.run_dir / "reward_model.json")
+        shutil.rmtree(stage.folder / "reward_model", ignore_errors=True)
+        (work / "reward_model").rename(stage.folder / "reward_model")
+    (work / "reward_model.json").rename(stage.folder / "reward_model.json")
     shutil.rmtree(work)
 
 
-def train(config: Config, keywords: dict[str, Any]) -> None:
-    """Stage 3: policy/, reference/, metrics.csv and policy.json in the run folder."""
-    if (config.run_dir / "policy.json").exists():
-        console.print("3/4 policy: done before")
+def train(config: Config, keywords: dict[str, Any], stage: Round, previous: Round | None) -> None:
+    """Stage 3: policy/, reference/, metrics.csv and policy.json in the round's folder."""
+    if (stage.folder / "policy.json").exists():
+        console.print(stage.title("3/4 policy: done before"))
         return
-    console.print(f"3/4 policy: {config.algorithm} on {config.env}")
+    console.print(stage.title(f"3/4 policy: {config.algorithm} on {config.env}"))
     train_policy.train(
         make_env(config.env, config.num_envs, keywords),
         config.algorithm,
         config.algorithm_options,  # type: ignore[attr-defined]
-        total_tokens=config.total_tokens,
-        run_dir=config.run_dir,
-        seed=config.seed,
+        total_tokens=stage.share(config.total_tokens),
+        run_dir=stage.folder,
+        seed=config.seed + 1000 * (stage.number - 1),
+        start=None if previous is None else previous.folder / "policy",
     )
 
 
@@ -220,6 +312,13 @@ def evaluate_policy(config: Config, keywords: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def learning(config: Config) -> dict[str, float]:
+    """Episodes, tokens and seconds of all rounds together."""
+    records = [read_json(stage.folder / "policy.json") for stage in rounds(config)]
+    total = {name: sum(r[name] for r in records) for name in ("episodes", "tokens", "seconds")}
+    return {**total, "tokens_per_second": total["tokens"] / total["seconds"]}
+
+
 def summarise(
     config: Config, env: TokenVectorEnv, figures: dict[str, Any], comparisons: Path
 ) -> dict[str, Any]:
@@ -233,7 +332,7 @@ def summarise(
         "env_id": config.env,
         "algorithm": config.algorithm,
         "seed": config.seed,
-        **read_json(config.run_dir / "policy.json"),
+        **learning(config),
         **{name: figures[name] for name in names},
         "hashes": {
             "reference": hash_files(config.run_dir / "reference"),

@@ -83,11 +83,17 @@ def train(
     total_tokens: int,
     run_dir: Path,
     seed: int,
+    start: Path | None = None,
 ) -> dict[str, float]:
-    """Learn on `env` and write policy/, reference/ and policy.json; the figures of the latter."""
+    """Learn on `env` and write policy/, reference/ and policy.json; the figures of the latter.
+
+    The policy starts as the reference, or as one that was saved to `start`.
+    """
     set_random_seed(seed)
     env.reset(seed=seed)
     learner = load_algorithm(algorithm).make(algorithm_config, env)
+    if start is not None:
+        learner.start_from(start)
     reference = env.objective.reference
     with whole_folder(run_dir / "reference") as folder:
         reference.save_pretrained(folder)

@@ -6,6 +6,7 @@ transformers' from_pretrained), reward_model.json (held-out accuracy and baselin
 config.json into the run folder. Stopped midway, the same command goes on from the last checkpoint.
 """
 
+import dataclasses
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,29 +16,38 @@ import torch
 from common import begin_run, check_same_run, device, run
 
 from rlhf_gym.files import whole_folder, write_json
-from rlhf_gym.preferences import read_comparisons
+from rlhf_gym.preference_formats import read_comparisons
+from rlhf_gym.prompts import PLAIN_TEMPLATE
 from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.tokens import pad_rows
-from rlhf_gym.training.reward import (
+from rlhf_gym.training.judge import judge_reward_model
+from rlhf_gym.training.reward import RewardTraining, train_reward_model
+from rlhf_gym.training.reward_data import (
+    Fit,
+    TooLong,
+    candidate_rows,
     encode_comparisons,
-    judge_reward_model,
     split_comparisons,
-    train_reward_model,
 )
+
+# Candidates that gain and bias are measured on, as in Ziegler et al. 2019.
+NORMALISED_ON = 1024
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of the script."""
 
-    data: Path
-    """Comparisons: JSON Lines with prompt, candidates and best, or with chosen and rejected."""
+    data: str
+    """Comparisons: a file, or a dataset of the `datasets` library, in any format that
+    rlhf_gym/preference_formats.py reads."""
     backbone: str
     """Causal LM or classifier to start from: a hub name or a local path."""
     run_dir: Path = Path("runs/reward_model")
     """Folder to write to."""
     revision: str | None = None
     """Commit or tag of a hub model."""
+    data_split: str = "train"
+    """Split of a `datasets` dataset."""
     seed: int = 0
     """Seed of the head's start and of the data's order."""
     device: str = "auto"
@@ -48,13 +58,35 @@ class Config:
     """Comparisons an update."""
     learning_rate: float = 5e-4
     """Peak of the learning rate. Models of 100 M parameters and more want 1e-5 to 5e-5."""
+    heads: int = 1
+    """Heads on one trunk; several are an ensemble."""
     max_tokens: int | None = None
-    """Longest prompt + candidate; comparisons with a longer one are dropped and counted. By
-    default the model's context."""
+    """Longest prompt + candidate; by default the model's context."""
+    too_long: TooLong = "drop"
+    """What to do with longer ones: drop them, or cut whole turns off the dialogue's front."""
+    soft_temperature: float | None = None
+    """Read `scores` as soft labels, softmax(scores / this), instead of as an order."""
+    chat_template: Literal["own", "plain"] = "own"
+    """Chat messages are written by the tokenizer's own template, or as plain Human / Assistant
+    turns, which are then the saved tokenizer's template."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that is no comparison: stop, or leave it out and say so."""
     held_out: float = 0.1
     """Share of the comparisons that is held out, split by prompt."""
+    validation: float = 0.1
+    """Share of the others that early stopping looks at (with --patience only)."""
+    patience: int | None = None
+    """Stop after so many evaluations without a lower validation loss; there are four an epoch."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    microbatch_tokens: int | None = None
+    """Most tokens in one forward and backward pass; bounds memory, changes nothing."""
+    bf16: bool = False
+    """Autocast to bfloat16."""
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of keeping them."""
+    lora_rank: int | None = None
+    """Train low-rank adapters only (package peft), merged at the end."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -64,46 +96,29 @@ def main(config: Config) -> dict[str, Any]:
     if figures_file.exists():
         print(f"{figures_file} is there already: nothing to do; another --run-dir starts a new run")
         return {}
-    skipped: list[str] = []
-    comparisons = read_comparisons(config.data, skipped if config.on_bad_row == "skip" else None)
-    for problem in skipped:
-        print(f"skipped: {problem}")
-    train, test = split_comparisons(comparisons, config.held_out)
-    torch.manual_seed(config.seed)
-    model = RewardModel.from_backbone(
-        config.backbone, revision=config.revision, device=device(config.device)
-    )
-    context = getattr(model.model.config, "max_position_embeddings", None)
-    longest = config.max_tokens or context
-    encoded, dropped = encode_comparisons(train, model, longest)
-    held_out, dropped_test = encode_comparisons(test, model, longest)
-    print(
-        f"{len(encoded)} comparisons to learn, {len(held_out)} held out; "
-        f"{dropped + dropped_test} dropped as longer than {longest} tokens"
-    )
+    train, validation, test, model, counts = load(config)
     begin_run(config.run_dir, asdict(config))
-    before = judge_reward_model(model, held_out)
+    # Before training too: every backbone's logits start with variance 1.
+    model.start_at(candidate_rows(train, NORMALISED_ON).to(model.device))
+    before = judge_reward_model(model, test)
+    shared = {f.name for f in dataclasses.fields(RewardTraining)} & asdict(config).keys()
     train_reward_model(
         model,
-        encoded,
+        train,
+        RewardTraining(**{name: getattr(config, name) for name in shared}),
+        validation=validation,
         checkpoint_dir=config.run_dir / "checkpoints_reward",
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
         resume=True,
     )
     figures: dict[str, Any] = {
-        "comparisons": len(encoded),
-        "held_out": len(held_out),
-        "dropped": dropped + dropped_test,
-        "skipped": len(skipped),
+        "comparisons": len(train),
+        "held_out": len(test),
+        **counts,
         "accuracy_untrained": before["accuracy"],
-        **judge_reward_model(model, held_out),
+        **judge_reward_model(model, test),
     }
     # Held-out candidates: on the training ones an overfitted logit would spread more.
-    rows = [row for comparison in held_out for row in comparison.rows]
-    model.normalise(torch.from_numpy(pad_rows(rows)).to(model.device))
+    model.normalise(candidate_rows(test, NORMALISED_ON).to(model.device))
     figures |= {"gain": model.gain, "bias": model.bias}
     with whole_folder(config.run_dir / "reward_model") as folder:
         model.save_pretrained(folder)
@@ -111,6 +126,53 @@ def main(config: Config) -> dict[str, Any]:
     shutil.rmtree(config.run_dir / "checkpoints_reward", ignore_errors=True)
     print(summary(figures))
     return figures
+
+
+def load(config: Config) -> tuple[Any, ...]:
+    """Training, validation and held-out comparisons, the untrained model, and what was left out."""
+    skipped: list[str] = []
+    comparisons = read_comparisons(
+        config.data,
+        skipped=skipped if config.on_bad_row == "skip" else None,
+        split=config.data_split,
+    )
+    for problem in skipped:
+        print(f"skipped: {problem}")
+    train, test = split_comparisons(comparisons, config.held_out)
+    validation = []
+    if config.patience is not None:
+        train, validation = split_comparisons(train, config.validation, salt="validation")
+    torch.manual_seed(config.seed)
+    model = RewardModel.from_backbone(
+        config.backbone,
+        revision=config.revision,
+        device=device(config.device),
+        heads=config.heads,
+    )
+    if config.chat_template == "plain":
+        model.tokenizer.chat_template = PLAIN_TEMPLATE
+    longest = config.max_tokens or getattr(model.model.config, "max_position_embeddings", None)
+    sides, total = [], Fit()
+    for side in (train, validation, test):
+        encoded, fit = (
+            encode_comparisons(
+                side,
+                model,
+                longest,
+                too_long=config.too_long,
+                soft_temperature=config.soft_temperature,
+            )
+            if side
+            else ([], Fit())
+        )
+        sides.append(encoded)
+        total = Fit(total.whole + fit.whole, total.cut + fit.cut, total.dropped + fit.dropped)
+    print(
+        f"{len(sides[0])} comparisons to learn, {len(sides[1])} to stop by, {len(sides[2])} held "
+        f"out; of all, {total} ({longest} tokens)"
+    )
+    counts = {"skipped": len(skipped), **asdict(total)}
+    return *sides, model, counts
 
 
 def summary(figures: dict[str, Any]) -> str:

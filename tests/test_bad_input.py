@@ -8,7 +8,6 @@ import pytest
 import rlhf_gym  # noqa: F401
 from rlhf_gym.errors import InputError
 from rlhf_gym.objective import load_callable
-from rlhf_gym.preferences import Comparison, read_comparisons, write_comparisons
 from rlhf_gym.prompts import PromptDataset, is_held_out, load_texts
 from rlhf_gym.tasks.text import text_env, text_vector_env
 
@@ -97,55 +96,6 @@ def test_splits_are_disjoint_complete_and_depend_on_the_text_alone(load_lm):
     assert 5 < len(ids("held_out")) < 35
     assert is_held_out("x", 1.0)
     assert not is_held_out("x", 0.0)
-
-
-ROW = {"prompt": "p", "candidates": ["a", "b", "c"], "best": 2}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"best": 3}, "best is 3, but must be 0 to 2"),
-        ({"best": True}, "best is True"),
-        ({"candidates": ["a"]}, "at least two"),
-        ({"candidates": ["a", "", "c"]}, "candidate 1"),
-        ({"candidates": ["a", True, "c"]}, "candidate 1"),
-        ({"ids": {"prompt": [1], "candidates": [[1]]}}, "one list for each candidate"),
-    ],
-)
-def test_bad_comparisons_are_named_by_line(tmp_path, change, message):
-    lines = [json.dumps(ROW), json.dumps({**ROW, **change})]
-    with pytest.raises(InputError, match=message) as raised:
-        read_comparisons(write(tmp_path, "c.jsonl", "\n".join(lines)))
-    assert "c.jsonl, line 2" in str(raised.value)
-
-
-def test_bad_comparisons_can_be_skipped_but_never_silently(tmp_path):
-    lines = [json.dumps(ROW), json.dumps({**ROW, "best": 9}), json.dumps(ROW)]
-    skipped: list[str] = []
-    found = read_comparisons(write(tmp_path, "c.jsonl", "\n".join(lines)), skipped)
-    assert len(found) == 2
-    assert len(skipped) == 1
-    assert "line 2" in skipped[0]
-
-
-def test_comparisons_survive_a_round_trip(tmp_path):
-    comparisons = [
-        Comparison("p", ("a", "b", "c"), 1),
-        Comparison("q", ("", "b"), 0, ((1, 2), ((3,), (4, 5)))),
-    ]
-    write_comparisons(tmp_path / "c.jsonl", comparisons)
-    assert read_comparisons(tmp_path / "c.jsonl") == comparisons
-
-
-def test_hh_pairs_split_at_the_last_shared_turn(tmp_path):
-    shared = "\n\nHuman: hi\n\nAssistant: yes?\n\nHuman: why\n\nAssistant:"
-    row = {"chosen": shared + " because", "rejected": shared + " no"}
-    (found,) = read_comparisons(write(tmp_path, "hh.jsonl", json.dumps(row)))
-    assert found == Comparison(shared, (" because", " no"), 0)
-    bad = json.dumps({"chosen": "x", "rejected": "y"})
-    with pytest.raises(InputError, match="share no"):
-        read_comparisons(write(tmp_path, "bad.jsonl", bad))
 
 
 def nan_reward(prompts: list[str], responses: list[str]) -> list[float]:

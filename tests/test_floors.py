@@ -8,11 +8,13 @@ ROOT = Path(__file__).parents[1]
 # Lowest first; modules on one line may import each other only as the order within it allows.
 FLOORS = [
     ["errors", "figures"],
-    ["files", "tokens"],
+    ["files", "tokens", "choices"],
     ["prompts", "kl", "human"],
     ["lm", "preferences"],
-    ["decode"],
+    ["decode", "preference_formats"],
+    ["preference_survey", "prefix"],
     ["sampling", "reward_model"],
+    ["ensemble"],
     ["objective", "optimum"],
     ["collect", "evaluation", "envs"],
     ["tasks"],

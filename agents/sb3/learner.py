@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -17,6 +17,7 @@ from agents.sb3.vec_env import build
 from agents.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.files import whole_folder
+from rlhf_gym.lm import load_causal_lm
 
 
 class SB3Learner:
@@ -59,6 +60,13 @@ class SB3Learner:
                 log_interval=1,
                 reset_num_timesteps=fresh,
             )
+
+    def start_from(self, directory: Path) -> None:
+        """Take over the language model and the value head that `save` wrote."""
+        policy = self.policy
+        saved = load_causal_lm(str(directory))
+        policy.lm.load_state_dict(saved.state_dict())
+        policy.value_head.load_state_dict(load_file(directory / "value_head.safetensors"))
 
     def save(self, directory: Path) -> None:
         """Write the language model and tokenizer, and the value head beside them."""

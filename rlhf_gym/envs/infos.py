@@ -37,6 +37,8 @@ class EpisodeInfos:
     ) -> None:
         """Note what is known at a response's end, for the n rows that ended."""
         self._spread("score", scores.double().cpu().numpy(), rows)
+        if responses.score_std is not None:
+            self._spread("score_std", responses.score_std.double().cpu().numpy(), rows)
         if kl_sums is not None:
             self._spread("kl_sum", kl_sums, rows)
         self._spread("finish_reason", _objects(responses.finish_reasons), rows)

@@ -5,12 +5,13 @@ from typing import Any, TypedDict, cast
 
 import torch
 
+from rlhf_gym.ensemble import Pooling, RewardEnsemble
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import shared_causal_lm
-from rlhf_gym.objective import Objective, TextReward, load_callable
+from rlhf_gym.objective import Objective, Reward, TextReward, load_callable
 from rlhf_gym.prompts import PromptDataset, load_texts
-from rlhf_gym.reward_model import RewardModel, shared_reward_model
+from rlhf_gym.reward_model import shared_reward_model
 
 
 class Parts(TypedDict):
@@ -26,7 +27,7 @@ class Parts(TypedDict):
 def load_parts(
     *,
     reference: str,
-    reward_model: str,
+    reward_model: str | list[str],
     prompts: str,
     max_prompt_tokens: int = 64,
     max_new_tokens: int = 48,
@@ -35,6 +36,10 @@ def load_parts(
     device: str = "auto",
     reference_revision: str | None = None,
     reward_model_revision: str | None = None,
+    reward_label: str | int | None = None,
+    reward_probability: bool = False,
+    pooling: Pooling = "mean",
+    uncertainty_weight: float = 1.0,
     prompts_revision: str | None = None,
     prompt_column: str | None = None,
     prompt_words: int | None = None,
@@ -47,8 +52,9 @@ def load_parts(
 
     Args:
         reference: Causal LM, by hub name or local path; policies start from it too.
-        reward_model: Sequence classifier with one label, by hub name or local path, or a function
-            of (prompts, responses) as "package.module:function".
+        reward_model: Sequence classifier, by hub name or local path (a list of them is an
+            ensemble), or a function of (prompts, responses) as "package.module:function". One
+            with the reference's tokenizer scores the sampled ids, another the text encoded anew.
         prompts: Text lines, JSON, JSON Lines, or a dataset of the `datasets` library.
         max_prompt_tokens: Longer prompts are dropped and counted, never cut.
         max_new_tokens: Token budget of a response.
@@ -57,6 +63,11 @@ def load_parts(
         device: "auto", "cpu", "cuda" …
         reference_revision: Commit or tag on the hub.
         reward_model_revision: Commit or tag on the hub.
+        reward_label: The label that is the reward, of a classifier with several.
+        reward_probability: Pay that label's probability instead of its logit.
+        pooling: "mean", "min" or "uncertainty" of an ensemble's members; they disagree by
+            `info["score_std"]`.
+        uncertainty_weight: Score that "uncertainty" takes off for a unit of the members' variance.
         prompts_revision: Commit or tag on the hub.
         prompt_column: Field of a JSON object or column of a dataset.
         prompt_words: Keep only so many first words of each text.
@@ -86,11 +97,19 @@ def load_parts(
         split=split,
         held_out=held_out,
     )
-    reward: RewardModel | TextReward
-    if is_callable_name(reward_model):
-        reward = cast(TextReward, load_callable(reward_model))
+    reward: Reward
+    names = [reward_model] if isinstance(reward_model, str) else reward_model
+    if len(names) == 1 and is_callable_name(names[0]):
+        reward = cast(TextReward, load_callable(names[0]))
     else:
-        reward = shared_reward_model(reward_model, reward_model_revision, device)
+        members = [
+            shared_reward_model(
+                name, reward_model_revision, device, reward_label, reward_probability
+            )
+            for name in names
+        ]
+        several = len(members) > 1 or members[0].heads > 1
+        reward = RewardEnsemble(members, pooling, uncertainty_weight) if several else members[0]
     return Parts(
         objective=Objective(lm, reward, kl_coef=kl_coef),
         prompts=dataset,

@@ -1,210 +1,275 @@
-"""Training a reward model on comparisons with transformers.Trainer, and judging it."""
+"""Training a reward model on comparisons with transformers.Trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback
 
+from rlhf_gym.choices import ChoiceSets, choice_loss
 from rlhf_gym.errors import InputError
-from rlhf_gym.figures import Figure, measured
 from rlhf_gym.files import last_checkpoint
-from rlhf_gym.preferences import Comparison
-from rlhf_gym.prompts import is_held_out
-from rlhf_gym.reward_model import RewardModel, listwise_loss
+from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import pad_rows
 from rlhf_gym.training.progress import RichProgress
+from rlhf_gym.training.reward_data import EncodedComparison
+
+# Tokens, padding included, of one forward and backward pass: a CPU's cache, a GPU's fill.
+TOKENS_PER_PASS = {"cpu": 1 << 12, "cuda": 1 << 15}
 
 
 @dataclass(frozen=True)
-class EncodedComparison:
-    """A comparison as token ids.
+class RewardTraining:
+    """Options of `train_reward_model`.
 
     Attributes:
-        rows: Ids of prompt + candidate, for each of K candidates.
-        best: Index of the chosen one.
-        lengths: Characters of each candidate.
+        epochs: Passes over the comparisons.
+        batch_size: Comparisons an optimiser step.
+        learning_rate: Peak of a linear schedule to 0 after a 5 % warm-up.
+        weight_decay: Of AdamW.
+        microbatch_tokens: Most tokens, padding included, in one forward and backward pass (at
+            least one comparison); the gradient does not depend on it.
+        bf16: Autocast to bfloat16.
+        gradient_checkpointing: Recompute activations instead of keeping them; prompts are then
+            repeated for each candidate.
+        lora_rank: Train adapters of this rank on every linear layer, and the head; they are merged
+            into the weights at the end. None trains everything.
+        share_prompts: Compute a prompt once for all its candidates, where the model allows.
+        patience: Stop after so many evaluations in a row (four an epoch) without a lower
+            validation loss, and go back to the best. None never stops early.
+        seed: Seed of the order.
     """
 
-    rows: list[list[int]]
-    best: int
-    lengths: list[int]
-
-
-def encode_comparisons(
-    comparisons: Sequence[Comparison], model: RewardModel, max_tokens: int | None
-) -> tuple[list[EncodedComparison], int]:
-    """Tokenise comparisons; the ones with a row above `max_tokens` are dropped and counted.
-
-    Returns:
-        The encoded comparisons and the number dropped.
-
-    Raises:
-        InputError: None is left.
-    """
-    vocab = int(model.model.config.vocab_size)
-    encoded = []
-    for i, comparison in enumerate(comparisons, 1):
-        rows = comparison.rows(model.tokenizer, max_tokens)
-        if rows is None:
-            continue
-        if max(max(row) for row in rows) >= vocab:
-            raise InputError(
-                f"comparison {i} has token ids up to {max(max(row) for row in rows)}, but the "
-                f"reward model embeds {vocab}; its ids come from another tokenizer: leave out `ids`"
-            )
-        encoded.append(
-            EncodedComparison(rows, comparison.best, [len(c) for c in comparison.candidates])
-        )
-    if not encoded:
-        raise InputError(
-            f"all {len(comparisons)} comparisons exceed max_tokens = {max_tokens}; raise it"
-        )
-    return encoded, len(comparisons) - len(encoded)
-
-
-def split_comparisons(
-    comparisons: Sequence[Comparison], held_out: float
-) -> tuple[list[Comparison], list[Comparison]]:
-    """Training and held-out comparisons; equal prompts are always on one side.
-
-    Raises:
-        InputError: One side is empty.
-    """
-    # A salt of its own: comparisons collected on an environment's training prompts must split too.
-    sides = [is_held_out(c.prompt, held_out, salt="comparisons") for c in comparisons]
-    train = [c for c, held in zip(comparisons, sides, strict=True) if not held]
-    test = [c for c, held in zip(comparisons, sides, strict=True) if held]
-    if not train or not test:
-        raise InputError(
-            f"{len(comparisons)} comparisons split by prompt into {len(train)} for training and "
-            f"{len(test)} held out; both are needed: give more prompts, or another held-out share"
-        )
-    return train, test
+    epochs: float = 1.0
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    microbatch_tokens: int | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    lora_rank: int | None = None
+    share_prompts: bool = True
+    patience: int | None = None
+    seed: int = 0
 
 
 class _Choices(nn.Module):
-    """What the Trainer sees: all candidates of a batch in, their logits out."""
+    """What the Trainer sees: all candidates of a micro-batch in, their logits out."""
 
-    def __init__(self, reward_model: RewardModel) -> None:
+    def __init__(self, reward_model: RewardModel, share_prompts: bool) -> None:
         super().__init__()
         self.reward_model = reward_model
+        self.share_prompts = share_prompts
 
-    def forward(self, tokens: Tensor, sizes: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.reward_model(tokens), "sizes": sizes}
+    def forward(self, prompts: Tensor, candidates: Tensor, sizes: Tensor) -> Tensor:
+        return self.reward_model.compare(prompts, candidates, sizes, share=self.share_prompts)
 
 
-def _collate(batch: list[EncodedComparison]) -> dict[str, Tensor]:
-    rows = [row for comparison in batch for row in comparison.rows]
+class _Trainer(Trainer):
+    """A step takes whole comparisons, and accumulates over micro-batches of like length."""
+
+    validation: Sequence[EncodedComparison] = ()
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        model.train()
+        prepared: dict[str, Any] = self._prepare_inputs(inputs)
+        total = torch.zeros((), device=self.args.device)
+        for part in prepared["parts"]:
+            with self.compute_loss_context_manager():
+                # Divided by the step's count of comparisons, so micro-batches change nothing.
+                loss = _losses(model, part).sum() / len(prepared["labels"])
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Mean negative log-likelihood of the validation comparisons."""
+        model = self.model
+        assert model is not None
+        model.eval()
+        losses = []
+        for part in microbatches(self.validation, _tokens_per_pass(self.args.device, None)):
+            with self.compute_loss_context_manager():
+                losses.append(_losses(model, self._prepare_inputs(part)).sum())
+        metrics = {"eval_loss": float(torch.stack(losses).sum()) / len(self.validation)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+def _losses(model: nn.Module, part: dict[str, Any]) -> Tensor:
+    """Each comparison's loss, a mean over the heads: (N,)."""
+    logits = model(part["prompts"], part["candidates"], part["sizes"])
+    sets = ChoiceSets(*part["sets"])
+    return torch.stack([choice_loss(head.float(), sets) for head in logits.unbind(1)], 1).mean(1)
+
+
+def microbatches(
+    comparisons: Sequence[EncodedComparison], max_tokens: int
+) -> Iterator[dict[str, Any]]:
+    """Comparisons of like length together, at most `max_tokens` tokens, padding included, each."""
+    order = sorted(comparisons, key=lambda c: c.width)
+    group: list[EncodedComparison] = []
+    rows = 0
+    for comparison in order:
+        rows += len(comparison.candidates)
+        if group and rows * comparison.width > max_tokens:
+            yield _tensors(group)
+            group, rows = [], len(comparison.candidates)
+        group.append(comparison)
+    if group:
+        yield _tensors(group)
+
+
+def _tensors(group: Sequence[EncodedComparison]) -> dict[str, Any]:
+    sizes = [len(c.candidates) for c in group]
+    sets = ChoiceSets.of([c.choices for c in group], sizes)
     return {
-        "tokens": torch.from_numpy(pad_rows(rows)),
-        "sizes": torch.tensor([len(comparison.rows) for comparison in batch]),
-        "labels": torch.tensor([comparison.best for comparison in batch]),
+        "prompts": torch.from_numpy(pad_rows([c.prompt for c in group])),
+        "candidates": torch.from_numpy(pad_rows([row for c in group for row in c.candidates])),
+        "sizes": torch.tensor(sizes),
+        "sets": tuple(sets),
     }
 
 
-def _loss(
-    outputs: dict[str, Tensor], labels: Tensor, num_items_in_batch: Tensor | int | None = None
-) -> Tensor:
-    # Divided by the count over all accumulated batches: a mean of means would weigh them unevenly.
-    losses = listwise_loss(outputs["logits"], outputs["sizes"], labels)
-    count = len(labels) if num_items_in_batch is None else num_items_in_batch
-    return losses.sum() / count
+def _tokens_per_pass(device: torch.device, asked: int | None) -> int:
+    return asked or TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS["cpu"])
 
 
 def train_reward_model(
     model: RewardModel,
     comparisons: Sequence[EncodedComparison],
+    options: RewardTraining,
     *,
     checkpoint_dir: str | Path,
-    epochs: float = 1.0,
-    batch_size: int = 32,
-    learning_rate: float = 5e-5,
-    gradient_accumulation: int = 1,
-    seed: int = 0,
+    validation: Sequence[EncodedComparison] = (),
     resume: bool = False,
 ) -> None:
     """Maximise the likelihood of the choices; the model is changed in place.
 
     Args:
-        model: A model from `RewardModel.from_backbone`.
+        model: A model from `RewardModel.from_backbone`, or a trained one.
         comparisons: Training comparisons, K varying from row to row.
+        options: How.
         checkpoint_dir: Where the Trainer keeps what `resume` needs.
-        epochs: Passes over the comparisons.
-        batch_size: Comparisons a forward pass.
-        learning_rate: Peak of a linear schedule to 0 after a 5 % warm-up.
-        gradient_accumulation: Forward passes a step.
-        seed: Seed of the order.
+        validation: Comparisons that early stopping looks at.
         resume: Go on from the last checkpoint.
+
+    Raises:
+        InputError: `patience` is given, but no validation comparisons.
     """
-    steps = max(1, int(len(comparisons) * epochs / batch_size / gradient_accumulation))
-    arguments = TrainingArguments(
-        output_dir=str(checkpoint_dir),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=gradient_accumulation,
-        learning_rate=learning_rate,
+    if options.patience is not None and not validation:
+        raise InputError("early stopping needs validation comparisons; hold some out for it")
+    tuner = _adapters(model, options.lora_rank) if options.lora_rank else None
+    max_tokens = _tokens_per_pass(model.device, options.microbatch_tokens)
+
+    def collate(batch: list[EncodedComparison]) -> dict[str, Any]:
+        # The Trainer counts `labels`; the parts are what is computed.
+        return {"labels": torch.zeros(len(batch)), "parts": list(microbatches(batch, max_tokens))}
+
+    if options.gradient_checkpointing:
+        _recompute(model.model, True)
+    model.train()
+    with RichProgress("reward model") as progress:
+        callbacks: list[TrainerCallback] = [progress]
+        if options.patience is not None:
+            callbacks.append(EarlyStoppingCallback(options.patience))
+        trainer = _Trainer(
+            model=_Choices(model, options.share_prompts),
+            args=_arguments(options, checkpoint_dir, len(comparisons), model.device),
+            train_dataset=list(comparisons),
+            eval_dataset=list(validation) or None,
+            data_collator=collate,
+            callbacks=callbacks,
+        )
+        trainer.validation = validation
+        trainer.remove_callback(PrinterCallback)
+        checkpoint = last_checkpoint(Path(checkpoint_dir)) if resume else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if options.gradient_checkpointing:
+        _recompute(model.model, False)
+    if tuner is not None:
+        tuner.merge_and_unload()
+        model.requires_grad_(True)
+    model.eval()
+
+
+def _arguments(
+    options: RewardTraining, folder: str | Path, n: int, device: torch.device
+) -> TrainingArguments:
+    steps = max(1, int(np.ceil(n / options.batch_size) * options.epochs))
+    every = max(1, steps // max(4, round(4 * options.epochs)))
+    stopping: dict[str, Any] = {}
+    if options.patience is not None:
+        stopping = {
+            "eval_strategy": "steps",
+            "eval_steps": every,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "loss",
+            "greater_is_better": False,
+        }
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
         lr_scheduler_type="linear",
         warmup_steps=steps // 20,
-        weight_decay=0.01,
+        weight_decay=options.weight_decay,
         max_grad_norm=1.0,
-        seed=seed,
-        data_seed=seed,
+        bf16=options.bf16,
+        seed=options.seed,
+        data_seed=options.seed,
         logging_steps=max(1, steps // 50),
         save_strategy="steps",
-        save_steps=max(1, steps // 4),
+        save_steps=every,
         save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=["labels"],
-        use_cpu=model.device.type == "cpu",
-        dataloader_pin_memory=model.device.type == "cuda",
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        **stopping,
     )
-    model.train()
-    with RichProgress("reward model") as progress:
-        trainer = Trainer(
-            model=_Choices(model),
-            args=arguments,
-            train_dataset=list(comparisons),
-            data_collator=_collate,
-            compute_loss_func=_loss,
-            callbacks=[progress],
-        )
-        trainer.remove_callback(PrinterCallback)
-        checkpoint = last_checkpoint(Path(checkpoint_dir)) if resume else None
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    model.eval()
 
 
-def judge_reward_model(
-    model: RewardModel, comparisons: Sequence[EncodedComparison]
-) -> dict[str, Figure]:
-    """Accuracy and NLL on comparisons, beside "the longest answer is the best" and chance.
-
-    Returns:
-        `accuracy`, `nll` (nats), `accuracy_longest`, `accuracy_chance`: each value, se, n.
-    """
-    rows = [row for comparison in comparisons for row in comparison.rows]
-    logits = model.logits(torch.from_numpy(pad_rows(rows)).to(model.device)).cpu()
-    sizes = torch.tensor([len(comparison.rows) for comparison in comparisons])
-    best = torch.tensor([comparison.best for comparison in comparisons])
-    losses = listwise_loss(logits.double(), sizes, best).numpy()
-    parts = torch.split(logits, sizes.tolist())
-    hits = [float(part.argmax() == b) for part, b in zip(parts, best, strict=True)]
-    longest = [_longest_share(c) for c in comparisons]
-    return {
-        "accuracy": measured(np.array(hits)),
-        "nll": measured(losses),
-        "accuracy_longest": measured(np.array(longest)),
-        "accuracy_chance": measured(1 / sizes.double().numpy()),
-    }
+def _recompute(model: PreTrainedModel, on: bool) -> None:
+    """Switch the recomputing of activations; transformers is renaming its methods for it."""
+    name = "enable" if on else "disable"
+    newer = getattr(model, f"activation_checkpointing_{name}", None)
+    switch = newer or getattr(model, f"gradient_checkpointing_{name}")
+    switch(*([{"use_reentrant": False}] if on else []))
 
 
-def _longest_share(comparison: EncodedComparison) -> float:
-    longest = [i for i, n in enumerate(comparison.lengths) if n == max(comparison.lengths)]
-    return float(comparison.best in longest) / len(longest)
+def _adapters(model: RewardModel, rank: int) -> Any:
+    """Put LoRA adapters into the trunk's linear layers; they and the head alone are trained."""
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+
+    head = next(p for p in reversed(list(model.model.parameters())) if p.shape[0] == model.heads)
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="SEQ_CLS"
+    )
+    tuner = LoraModel(model.model, config, "default")
+    head.requires_grad_(True)
+    return tuner

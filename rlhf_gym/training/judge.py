@@ -1,0 +1,223 @@
+"""Judging a reward model on comparisons that it was not trained on.
+
+Notation: N comparisons, B candidates in all, P implied pairs in all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rlhf_gym.choices import ChoiceSets, choice_loss
+from rlhf_gym.figures import Figure
+from rlhf_gym.preferences import Comparison
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.training.reward_data import EncodedComparison, candidate_rows, prompt_groups
+
+Floats = npt.NDArray[np.float64]
+Scorer = Callable[[Comparison], Sequence[float]]
+"""A baseline: a number for each candidate of a comparison."""
+
+RESAMPLES = 1000
+CALIBRATION_BINS = 10
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a model or a baseline says about N comparisons.
+
+    Attributes:
+        comparisons: The comparisons.
+        logits: For each, a number for each candidate; softmax of them is its choice.
+    """
+
+    comparisons: Sequence[Comparison]
+    logits: Sequence[Floats]
+
+    @cached_property
+    def top1(self) -> Floats:
+        """(N,) whether the highest logit is on top; shared among equals, NaN where none is top."""
+        return np.array(
+            [_top_share(c, x) for c, x in zip(self.comparisons, self.logits, strict=True)]
+        )
+
+    @cached_property
+    def pairwise(self) -> Floats:
+        """(N,) share of the implied pairs in the right order, equal logits as half; NaN if none."""
+        out = []
+        for comparison, x in zip(self.comparisons, self.logits, strict=True):
+            gaps = np.array([x[w] - x[v] for w, v in comparison.preferred])
+            out.append(float(((gaps > 0) + 0.5 * (gaps == 0)).mean()) if len(gaps) else np.nan)
+        return np.array(out)
+
+    @cached_property
+    def nll(self) -> Floats:
+        """(N,) negative log-likelihood of each label, nats."""
+        sizes = [len(x) for x in self.logits]
+        sets = ChoiceSets.of([c.choices() for c in self.comparisons], sizes)
+        return choice_loss(torch.from_numpy(np.concatenate(self.logits)), sets).numpy()
+
+    @cached_property
+    def claims(self) -> tuple[Floats, Floats]:
+        """P(best) of every candidate of a comparison that has a top, and whether it was, (B',)."""
+        said, was = [], []
+        for comparison, x in zip(self.comparisons, self.logits, strict=True):
+            if comparison.tops:
+                powers = np.exp(x - x.max())
+                said += (powers / powers.sum()).tolist()
+                share = 1 / len(comparison.tops)
+                was += [share * (i in comparison.tops) for i in range(len(x))]
+        return np.array(said), np.array(was)
+
+
+def _top_share(comparison: Comparison, x: Floats) -> float:
+    if not comparison.tops:
+        return float("nan")
+    highest = np.flatnonzero(x == x.max())
+    return sum(int(i) in comparison.tops for i in highest) / len(highest)
+
+
+def judgement(model: RewardModel, comparisons: Sequence[EncodedComparison]) -> Judgement:
+    """What a reward model says: its logits."""
+    logits = model.logits(candidate_rows(comparisons).to(model.device)).double().cpu().numpy()
+    ends = np.cumsum([len(c.candidates) for c in comparisons])
+    return Judgement([c.comparison for c in comparisons], np.split(logits, ends[:-1]))
+
+
+def baseline(scorer: Scorer, comparisons: Sequence[Comparison]) -> Judgement:
+    """What a plain rule says."""
+    return Judgement(comparisons, [np.asarray(scorer(c), dtype=np.float64) for c in comparisons])
+
+
+def longest(comparison: Comparison) -> list[float]:
+    """The rule "the longest answer is the best": characters of each candidate."""
+    return [float(len(text)) for text in comparison.candidates]
+
+
+def bag_of_words(train: Sequence[Comparison]) -> Scorer:
+    """A Bradley–Terry model on hashed words of the candidates, fitted to all implied pairs.
+
+    Args:
+        train: The training comparisons.
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    words = HashingVectorizer(n_features=1 << 16, alternate_sign=False, norm="l2")
+    won = [c.candidates[w] for c in train for w, _ in c.preferred]
+    lost = [c.candidates[v] for c in train for _, v in c.preferred]
+    gaps = words.transform(won) - words.transform(lost)
+    # Every second pair is turned round: two classes are needed, and no intercept is fitted.
+    signs = np.where(np.arange(len(won)) % 2, -1.0, 1.0)
+    model = LogisticRegression(fit_intercept=False, max_iter=1000)
+    model.fit(gaps.multiply(signs[:, None]).tocsr(), signs)
+    weights = model.coef_[0]
+
+    def score(comparison: Comparison) -> list[float]:
+        return list(words.transform(comparison.candidates) @ weights)
+
+    return score
+
+
+def clustered(values: Floats, prompts: npt.NDArray[np.int64], seed: int = 0) -> Figure:
+    """Mean over comparisons, with standard error and 95 % interval by bootstrap over prompts.
+
+    Args:
+        values: (N,); NaN where a comparison says nothing.
+        prompts: (N,) number of each one's prompt; comparisons on one prompt are not independent.
+        seed: Seed of the resampling.
+
+    Returns:
+        value, se, low, high, n (comparisons that say something).
+    """
+    known = ~np.isnan(values)
+    values, prompts = values[known], prompts[known]
+    if not len(values):
+        return {"value": float("nan"), "se": float("nan"), "n": 0}
+    _, cluster = np.unique(prompts, return_inverse=True)
+    sums, counts = np.bincount(cluster, values), np.bincount(cluster)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
+    means = (drawn @ sums) / np.maximum(drawn @ counts, 1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return {
+        "value": float(values.mean()),
+        "se": float(means.std(ddof=1)),
+        "low": float(low),
+        "high": float(high),
+        "n": len(values),
+    }
+
+
+def figures(said: Judgement, prompts: npt.NDArray[np.int64]) -> dict[str, Figure]:
+    """Top-1 accuracy (`accuracy`) and pairwise accuracy."""
+    return {
+        "accuracy": clustered(said.top1, prompts),
+        "accuracy_pairwise": clustered(said.pairwise, prompts),
+    }
+
+
+def calibration(said: Floats, was: Floats) -> tuple[float, list[dict[str, float]]]:
+    """Expected calibration error, and the reliability curve it sums up.
+
+    Args:
+        said: Probabilities (B,).
+        was: What happened, 0 to 1 (B,).
+
+    Returns:
+        ECE = Σ_bins share · |mean said − mean happened| over equal-width bins (Guo et al. 2017),
+        and for each bin that is not empty its `said`, `was` and `n`.
+    """
+    bins = np.minimum((said * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    curve = [
+        {
+            "said": float(said[bins == b].mean()),
+            "was": float(was[bins == b].mean()),
+            "n": int((bins == b).sum()),
+        }
+        for b in np.unique(bins)
+    ]
+    ece = sum(row["n"] * abs(row["said"] - row["was"]) for row in curve) / max(len(said), 1)
+    return ece, curve
+
+
+def agreement(comparisons: Sequence[Comparison]) -> Floats:
+    """(N,) chance that two annotators of a comparison say the same; NaN with fewer than two."""
+    out = []
+    for comparison in comparisons:
+        counts = np.array([*(comparison.votes or ()), comparison.ties], dtype=np.float64)
+        n = counts.sum()
+        out.append(float((counts * (counts - 1)).sum() / (n * (n - 1))) if n > 1 else np.nan)
+    return np.array(out)
+
+
+def prompt_numbers(comparisons: Sequence[Comparison]) -> npt.NDArray[np.int64]:
+    """A number for each comparison's prompt, the same for nearly equal prompts."""
+    keys = prompt_groups([c.prompt for c in comparisons])
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def judge_reward_model(
+    model: RewardModel, comparisons: Sequence[EncodedComparison]
+) -> dict[str, Any]:
+    """Accuracies, NLL and calibration error, beside "the longest is the best" and chance.
+
+    Returns:
+        `accuracy`, `accuracy_pairwise`, `nll` (nats), `accuracy_longest`, `accuracy_chance`, each a
+        figure with its interval over prompts, and the number `ece`.
+    """
+    said = judgement(model, comparisons)
+    plain = said.comparisons
+    prompts = prompt_numbers(plain)
+    chance = [len(c.tops) / len(c.candidates) if c.tops else np.nan for c in plain]
+    return {
+        **figures(said, prompts),
+        "nll": clustered(said.nll, prompts),
+        "ece": calibration(*said.claims)[0],
+        "accuracy_longest": clustered(baseline(longest, plain).top1, prompts),
+        "accuracy_chance": clustered(np.array(chance), prompts),
+    }

@@ -1,0 +1,194 @@
+"""Comparisons made ready for training: token ids, lengths that fit, and splits that do not leak."""
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlhf_gym.choices import Choice
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm import embedded
+from rlhf_gym.preferences import Comparison
+from rlhf_gym.prompts import Prompt, is_held_out
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.tokens import pad_rows
+
+# Prompts that share this much of their three-word phrases (Jaccard) are one prompt to a split.
+NEAR_DUPLICATE = 0.7
+
+TooLong = Literal["drop", "cut_turns"]
+
+
+@dataclass(frozen=True)
+class EncodedComparison:
+    """A comparison as token ids.
+
+    Attributes:
+        prompt: Ids of the prompt.
+        candidates: Ids of each of K candidates.
+        choices: What its label consists of (see `rlhf_gym.choices`).
+        comparison: Where it comes from.
+    """
+
+    prompt: list[int]
+    candidates: list[list[int]]
+    choices: list[Choice]
+    comparison: Comparison
+
+    @property
+    def width(self) -> int:
+        """Tokens of the prompt and the longest candidate."""
+        return len(self.prompt) + max(map(len, self.candidates))
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """Ids of prompt and candidate, for each candidate."""
+        return [[*self.prompt, *candidate] for candidate in self.candidates]
+
+
+@dataclass
+class Fit:
+    """How many comparisons fitted a model's context, and how.
+
+    Attributes:
+        whole: Fitted as they are.
+        cut: Lost turns at the front of their dialogue.
+        dropped: Did not fit at all.
+    """
+
+    whole: int = 0
+    cut: int = 0
+    dropped: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.whole} whole, {self.cut} cut by turns, {self.dropped} dropped as too long"
+
+
+def encode_comparisons(
+    comparisons: Sequence[Comparison],
+    model: RewardModel,
+    max_tokens: int | None,
+    *,
+    too_long: TooLong = "drop",
+    soft_temperature: float | None = None,
+) -> tuple[list[EncodedComparison], Fit]:
+    """Tokenise comparisons, and count what became of the ones above `max_tokens`.
+
+    Args:
+        comparisons: N comparisons.
+        model: Whose tokenizer reads them.
+        max_tokens: Longest prompt + candidate; None for any.
+        too_long: "drop", or "cut_turns": whole turns go from the dialogue's front, for all its
+            candidates alike, until the longest one fits; what has one turn only is dropped.
+        soft_temperature: As in `Comparison.choices`.
+
+    Raises:
+        InputError: None is left, or token ids come from another tokenizer.
+    """
+    encoded: list[EncodedComparison] = []
+    fit = Fit()
+    vocab = embedded(model.model)
+    for i, comparison in enumerate(comparisons, 1):
+        one: Comparison | None = comparison
+        while one is not None:
+            prompt, candidates = one.encode(model.tokenizer)
+            if not max_tokens or len(prompt) + max(map(len, candidates)) <= max_tokens:
+                break
+            one = one.shortened() if too_long == "cut_turns" else None
+        if one is None:
+            fit.dropped += 1
+            continue
+        highest = max(max(row, default=0) for row in [prompt, *candidates])
+        if highest >= vocab:
+            raise InputError(
+                f"comparison {i} has token ids up to {highest}, but the reward model embeds "
+                f"{vocab}; its ids come from another tokenizer: leave out `ids`"
+            )
+        fit.whole += one is comparison
+        fit.cut += one is not comparison
+        choices = one.choices(soft_temperature)
+        encoded.append(EncodedComparison(prompt, candidates, choices, one))
+    if not encoded:
+        raise InputError(
+            f"all {len(comparisons)} comparisons exceed max_tokens = {max_tokens}; raise it, or "
+            "cut their dialogues by turns"
+        )
+    return encoded, fit
+
+
+def candidate_rows(comparisons: Sequence[EncodedComparison], at_most: int | None = None) -> Tensor:
+    """Prompt + candidate rows (B, L), all, or about `at_most` from evenly spaced comparisons."""
+    each = sum(len(c.candidates) for c in comparisons) / len(comparisons)
+    step = 1 if at_most is None else max(1, int(len(comparisons) * each / at_most))
+    return torch.from_numpy(pad_rows([row for c in comparisons[::step] for row in c.rows]))
+
+
+def split_comparisons(
+    comparisons: Sequence[Comparison], held_out: float, *, salt: str = "comparisons"
+) -> tuple[list[Comparison], list[Comparison]]:
+    """Training and held-out comparisons; equal and nearly equal prompts are on one side.
+
+    Args:
+        comparisons: N comparisons.
+        held_out: Share that is held out.
+        salt: Another salt makes another split. None is shared with the environments' prompts, so
+            that comparisons collected on training prompts split too.
+
+    Raises:
+        InputError: One side is empty.
+    """
+    keys = prompt_groups([c.prompt for c in comparisons])
+    sides = [is_held_out(key, held_out, salt=salt) for key in keys]
+    train = [c for c, held in zip(comparisons, sides, strict=True) if not held]
+    test = [c for c, held in zip(comparisons, sides, strict=True) if held]
+    if not train or not test:
+        raise InputError(
+            f"{len(comparisons)} comparisons split by prompt into {len(train)} for training and "
+            f"{len(test)} held out; both are needed: give more prompts, or another held-out share"
+        )
+    return train, test
+
+
+def folds(comparisons: Sequence[Comparison], k: int) -> list[int]:
+    """The fold 0 … k − 1 of each comparison; equal and nearly equal prompts are in one fold."""
+    keys = prompt_groups([c.prompt for c in comparisons])
+    return [zlib.crc32(("fold" + key).encode()) % k for key in keys]
+
+
+def prompt_groups(prompts: Sequence[Prompt]) -> list[str]:
+    """A key for each prompt, the same for prompts that are nearly the same.
+
+    Near-duplicates are found by MinHash over three-word phrases, and their groups are closed: where
+    a resembles b and b resembles c, all three are one.
+    """
+    # Slow to import, and of use to training alone.
+    from datasketch import MinHash, MinHashLSH
+
+    texts = [_text(prompt) for prompt in prompts]
+    unique = sorted(set(texts))
+    index = MinHashLSH(threshold=NEAR_DUPLICATE, num_perm=64)
+    group = {text: text for text in unique}
+    for text in unique:
+        words = text.casefold().split()
+        phrases = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
+        signature = MinHash(num_perm=64, seed=1)
+        signature.update_batch([phrase.encode() for phrase in sorted(phrases)])
+        roots = {_root(group, found) for found in index.query(signature)} | {text}
+        for root in roots:
+            group[root] = min(roots)
+        index.insert(text, signature)
+    return [_root(group, text) for text in texts]
+
+
+def _root(group: dict[str, str], text: str) -> str:
+    while group[text] != text:
+        text = group[text]
+    return text
+
+
+def _text(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)

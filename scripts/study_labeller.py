@@ -1,0 +1,228 @@
+"""`python scripts/study_labeller.py` measures how well a reward model recovers a known labeller.
+
+In Reviews-v0 the labeller is known: P(choice) = softmax(VADER compound / temperature). So is the
+best that any model can do, the Bayes rate. For each seed, number of comparisons and loss (listwise
+over K = 4, or the three pairs that contain the chosen one) a reward model is trained, and judged
+on held-out comparisons by the mean KL(P_labeller ‖ P_model) and by its expected top-1 accuracy.
+Writes pool.jsonl, results.csv (a row a model; done rows are skipped when it is run again),
+labeller.json and labeller.png into the run folder.
+"""
+
+import csv
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import torch
+from common import begin_run, check_same_run, device, make_env, progress_bar, run
+
+from rlhf_gym import human
+from rlhf_gym.collect import collect_comparisons
+from rlhf_gym.files import write_json
+from rlhf_gym.preference_formats import read_comparisons
+from rlhf_gym.preferences import Comparison, write_comparisons
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.training.judge import judgement
+from rlhf_gym.training.reward import RewardTraining, train_reward_model
+from rlhf_gym.training.reward_data import candidate_rows, encode_comparisons
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+LOSSES = ("listwise", "pairs")
+COLUMNS = ("seed", "loss", "comparisons", "kl", "top1", "bayes", "seconds")
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the script."""
+
+    sizes: tuple[int, ...] = (1250, 2500, 5000, 10000, 20000)
+    """Numbers of training comparisons."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """Seeds: of the labeller's choices, the head and the order."""
+    losses: tuple[str, ...] = LOSSES
+    """listwise, pairs."""
+    held_out: int = 2000
+    """Comparisons to judge on."""
+    candidates: int = 4
+    """K."""
+    temperature: float = 0.25
+    """The labeller's."""
+    epochs: float = 1.0
+    """Passes over the comparisons."""
+    batch_size: int = 16
+    """Comparisons an update."""
+    learning_rate: float = 1e-3
+    """Peak of the learning rate."""
+    run_dir: Path = Path("runs/labeller")
+    """Folder to write to."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda."""
+
+
+def main(config: Config) -> None:
+    """Sample once, then train and judge a model for each seed, size and loss."""
+    plain = dataclasses.asdict(config)
+    # More seeds, sizes and losses may be added to a study later.
+    fixed = {k: v for k, v in plain.items() if k not in ("seeds", "sizes", "losses")}
+    check_same_run(config.run_dir, fixed, resume=True)
+    begin_run(config.run_dir, fixed)
+    file = config.run_dir / "results.csv"
+    if not file.exists():
+        file.write_text(",".join(COLUMNS) + "\n")
+    pool = sampled(config)
+    done = {(r["seed"], r["loss"], r["comparisons"]) for r in rows(file)}
+    for size in sorted(config.sizes):
+        for seed in config.seeds:
+            for loss in config.losses:
+                if (str(seed), loss, str(size)) in done:
+                    continue
+                figures = study(config, pool, seed, loss, size)
+                line = [seed, loss, size, *(f"{figures[name]:.6g}" for name in COLUMNS[3:])]
+                with file.open("a") as out:
+                    out.write(",".join(map(str, line)) + "\n")
+                print(dict(zip(COLUMNS, line, strict=True)))
+    summarise(config, rows(file))
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    """The rows of results.csv."""
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def sampled(config: Config) -> list[Comparison]:
+    """The pool of comparisons; `scores` are the labeller's utilities."""
+    file = config.run_dir / "pool.jsonl"
+    total = max(config.sizes) + config.held_out
+    if not file.exists():
+        env = make_env("rlhf_gym/Reviews-v0", 1, {"split": "all"})
+        with progress_bar("candidates", total) as advance:
+            drawn = collect_comparisons(
+                env.objective.reference,
+                env.prompts,
+                human.compound,
+                total,
+                k=config.candidates,
+                max_new_tokens=env.max_new_tokens,
+                seed=0,
+                progress=advance,
+            )
+        pool = [
+            dataclasses.replace(c, best=None, scores=tuple(human.compound([], c.candidates)))
+            for c in drawn
+        ]
+        partial = file.with_name(".pool.partial.jsonl")
+        write_comparisons(partial, pool)
+        partial.rename(file)
+    return read_comparisons(file)
+
+
+def study(
+    config: Config, pool: list[Comparison], seed: int, loss: str, size: int
+) -> dict[str, float]:
+    """Train on `size` choices of the labeller, and judge."""
+    import time
+
+    begun = time.perf_counter()
+    utilities = np.array([c.scores for c in pool])
+    best = human.choose(utilities, config.temperature, np.random.default_rng(seed))
+    labelled = [choice(c, int(b), loss) for c, b in zip(pool, best, strict=True)]
+    reference = make_env("rlhf_gym/Reviews-v0", 1, {}).objective.reference.model.name_or_path
+    torch.manual_seed(seed)
+    model = RewardModel.from_backbone(reference, device=device(config.device))
+    encoded, _ = encode_comparisons(labelled, model, None)
+    test, train = encoded[: config.held_out], encoded[config.held_out :][:size]
+    model.start_at(candidate_rows(train, 1024).to(model.device))
+    options = RewardTraining(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        seed=seed,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train_reward_model(model, train, options, checkpoint_dir=folder)
+    logits = np.array(judgement(model, test).logits)
+    return {
+        **recovered(logits, utilities[: config.held_out] / config.temperature),
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def choice(comparison: Comparison, best: int, loss: str) -> Comparison:
+    """The comparison with its label: one choice, or a pair for each rejected candidate."""
+    if loss == "listwise":
+        return dataclasses.replace(comparison, scores=None, best=best)
+    others = [i for i in range(len(comparison.candidates)) if i != best]
+    return dataclasses.replace(comparison, scores=None, pairs=tuple((best, i) for i in others))
+
+
+def recovered(logits: Floats, labeller: Floats) -> dict[str, float]:
+    """How near a model comes to the labeller, from the logits of both (N, K).
+
+    Returns:
+        `kl`, the mean KL(P_labeller ‖ P_model) in nats; `top1`, the chance that the labeller
+        chooses the model's favourite; `bayes`, the same for its own favourite.
+    """
+    log_p, log_q = (x - np.logaddexp.reduce(x, 1, keepdims=True) for x in (labeller, logits))
+    p = np.exp(log_p)
+    return {
+        "kl": float((p * (log_p - log_q)).sum(1).mean()),
+        "top1": float(np.take_along_axis(p, logits.argmax(1)[:, None], 1).mean()),
+        "bayes": float(p.max(1).mean()),
+    }
+
+
+def summarise(config: Config, found: list[dict[str, str]]) -> None:
+    """Means with 95 % intervals over seeds, and the plot."""
+    table: list[dict[str, Any]] = []
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
+    for loss in config.losses:
+        sizes = sorted({int(r["comparisons"]) for r in found if r["loss"] == loss})
+        points = []
+        for size in sizes:
+            some = [r for r in found if r["loss"] == loss and int(r["comparisons"]) == size]
+            row: dict[str, Any] = {"loss": loss, "comparisons": size, "seeds": len(some)}
+            for name in ("kl", "top1", "bayes"):
+                values = np.array([float(r[name]) for r in some])
+                row[name], row[f"{name}_interval"] = float(values.mean()), interval(values)
+            table.append(row)
+            points.append(row)
+        for axes, name in ((left, "kl"), (right, "top1")):
+            means = [p[name] for p in points]
+            spans = [p[f"{name}_interval"] for p in points]
+            axes.errorbar(sizes, means, yerr=spans, marker="o", capsize=3, label=loss)
+    left.axhline(0.02, ls=":", c="0.5")
+    right.axhline(float(found[0]["bayes"]), ls=":", c="0.5", label="Bayes")
+    left.set(xscale="log", yscale="log", xlabel="comparisons", ylabel="KL to the labeller, nats")
+    right.set(xscale="log", xlabel="comparisons", ylabel="expected top-1 accuracy")
+    right.legend()
+    figure.tight_layout()
+    figure.savefig(config.run_dir / "labeller.png", dpi=120)
+    plt.close(figure)
+    options = {k: v for k, v in dataclasses.asdict(config).items() if k != "run_dir"}
+    write_json(config.run_dir / "labeller.json", {"config": options, "rows": table})
+    for row in table:
+        print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+
+
+def interval(values: Floats) -> float:
+    """Half the width of a 95 % t interval over seeds."""
+    from scipy import stats
+
+    n = len(values)
+    if n < 2:
+        return float("nan")
+    return cast(float, stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)

@@ -1,0 +1,305 @@
+"""Reward models: shared prompts are exact, micro-batches change nothing, no prompt leaks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import EOS, V
+from transformers import AutoModelForSequenceClassification
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.preferences import Comparison
+from rlhf_gym.prefix import repeated, shares_prefix
+from rlhf_gym.prompts import PLAIN_TEMPLATE
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.tokens import pad_rows
+from rlhf_gym.training.judge import judge_reward_model
+from rlhf_gym.training.reward import RewardTraining, train_reward_model
+from rlhf_gym.training.reward_data import (
+    EncodedComparison,
+    candidate_rows,
+    encode_comparisons,
+    folds,
+    prompt_groups,
+    split_comparisons,
+)
+
+
+def make_comparisons(n: int = 24, seed: int = 0) -> list[EncodedComparison]:
+    """Comparisons with K of 2 to 4 whose best candidate begins with token 9."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(n):
+        prompt = rng.integers(4, V, size=int(rng.integers(5, 12))).tolist()
+        k = int(rng.integers(2, 5))
+        candidates = [
+            [*rng.integers(10, V, size=int(rng.integers(1, 5))).tolist(), EOS] for _ in range(k)
+        ]
+        best = int(rng.integers(k))
+        candidates[best][0] = 9
+        comparison = Comparison(
+            f"prompt {i}",
+            tuple(f"{i} {j}" for j in range(k)),
+            best=best,
+            ids=(tuple(prompt), tuple(map(tuple, candidates))),
+        )
+        out.append(EncodedComparison(prompt, candidates, comparison.choices(), comparison))
+    return out
+
+
+def tensors(comparisons) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return (
+        torch.from_numpy(pad_rows([c.prompt for c in comparisons])),
+        torch.from_numpy(pad_rows([row for c in comparisons for row in c.candidates])),
+        torch.tensor([len(c.candidates) for c in comparisons]),
+    )
+
+
+def fresh(path: str, seed: int = 0, **options) -> RewardModel:
+    torch.manual_seed(seed)
+    return RewardModel.from_backbone(path, **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3", "gpt_neox", "opt", "bloom"])
+def test_shared_prompts_give_the_same_logits_and_gradient(save_lm, family):
+    model = fresh(save_lm(family))
+    prompts, candidates, sizes = tensors(make_comparisons(6))
+    assert shares_prefix(model.model)
+    assert model.shares(prompts, candidates)
+    seen = []
+    for share in (True, False):
+        model.zero_grad()
+        logits = model.compare(prompts, candidates, sizes, share=share)
+        torch.sin(3 * logits).sum().backward()
+        seen.append(
+            (logits.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None])
+        )
+    (shared, shared_gradient), (plain, gradient) = seen
+    torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(repeated(prompts, candidates, sizes)), plain, atol=1e-5, rtol=1e-5
+    )
+    assert len(gradient) == len(shared_gradient) > 5
+    for ours, theirs in zip(shared_gradient, gradient, strict=True):
+        assert float((ours - theirs).abs().max()) <= 1e-5 * max(1.0, float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt_neo"])
+def test_models_with_more_than_plain_attention_repeat_their_prompts(save_lm, family):
+    model = fresh(save_lm(family))
+    prompts, candidates, sizes = tensors(make_comparisons(4))
+    assert not model.shares(prompts, candidates)
+    plain = model(repeated(prompts, candidates, sizes))
+    torch.testing.assert_close(
+        model.compare(prompts, candidates, sizes), plain, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_short_prompt_is_not_worth_sharing(save_lm):
+    model = fresh(save_lm())
+    rows = torch.ones(1, 2, dtype=torch.int64), torch.ones(4, 30, dtype=torch.int64)
+    assert not model.shares(*rows)
+    assert model.shares(rows[1][:1], rows[0].expand(4, 2))
+
+
+def trained(path: str, folder: Path, comparisons, **options) -> RewardModel:
+    model = fresh(path)
+    settings = {"epochs": 2.0, "batch_size": 8, "learning_rate": 1e-2, **options}
+    train_reward_model(model, comparisons, RewardTraining(**settings), checkpoint_dir=folder)
+    return model
+
+
+def distance(a: RewardModel, b: RewardModel) -> float:
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return max(float((x - y).detach().abs().max()) for x, y in pairs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"microbatch_tokens": 40},
+        {"share_prompts": False},
+        {"gradient_checkpointing": True},
+    ],
+    ids=["micro-batches", "repeated prompts", "checkpointing"],
+)
+def test_what_saves_memory_or_time_changes_nothing(save_lm, tmp_path, options):
+    path, comparisons = save_lm(), make_comparisons()
+    # SGD-like comparison: Adam's first steps divide rounding errors by tiny gradients.
+    plain = trained(path, tmp_path / "a", comparisons, learning_rate=1e-3)
+    other = trained(path, tmp_path / "b", comparisons, learning_rate=1e-3, **options)
+    start = fresh(path)
+    assert distance(plain, start) > 1e-3
+    assert distance(plain, other) < 2e-4
+
+
+def test_training_learns_what_people_chose(save_lm, tmp_path):
+    comparisons, held_out = make_comparisons(800), make_comparisons(200, seed=1)
+    path = save_lm()
+    before = judge_reward_model(fresh(path), held_out)
+    model = trained(path, tmp_path, comparisons, learning_rate=3e-3, epochs=3.0)
+    after = judge_reward_model(model, held_out)
+    assert after["accuracy"]["value"] > 0.7 > before["accuracy"]["value"]
+    assert after["nll"]["value"] < 0.8 < before["nll"]["value"]
+    assert after["accuracy_pairwise"]["low"] > 0.6
+
+
+def test_early_stopping_goes_back_to_the_best(save_lm, tmp_path):
+    """The validation labels contradict the training labels: learning can only hurt."""
+    train = make_comparisons(64)
+    contrary = [
+        EncodedComparison(c.prompt, c.candidates, contrary_choice(c), c.comparison) for c in train
+    ]
+    path, model = save_lm(), fresh(save_lm())
+    options = RewardTraining(epochs=20.0, batch_size=8, learning_rate=1e-2, patience=2)
+    train_reward_model(model, train, options, validation=contrary, checkpoint_dir=tmp_path)
+    stopped = judge_reward_model(model, train)["nll"]["value"]
+    full = trained(path, tmp_path / "full", train, epochs=20.0)
+    assert judge_reward_model(full, train)["nll"]["value"] < 0.5 * stopped
+    with pytest.raises(InputError, match="needs validation"):
+        train_reward_model(model, train, options, checkpoint_dir=tmp_path / "none")
+
+
+def contrary_choice(c: EncodedComparison):
+    worst = (c.comparison.best + 1) % len(c.candidates)
+    everyone = tuple(range(len(c.candidates)))
+    return [(everyone, tuple(float(i == worst) for i in everyone))]
+
+
+def test_adapters_train_little_and_are_merged(save_lm, tmp_path):
+    path = save_lm()
+    start, model = fresh(path), trained(path, tmp_path / "c", make_comparisons(64), lora_rank=2)
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in start.named_parameters()]
+    moved = {
+        name: (p - q).detach()
+        for (name, p), q in zip(model.named_parameters(), start.parameters(), strict=True)
+    }
+    ranks = [int(torch.linalg.matrix_rank(d, atol=1e-6)) for n, d in moved.items() if "proj" in n]
+    assert max(ranks) == 2
+    assert min(ranks) > 0
+    assert float(moved["model.score.weight"].abs().max()) > 0
+    assert float(moved["model.model.embed_tokens.weight"].abs().max()) == 0
+    assert all(p.requires_grad for p in model.parameters())
+    model.save_pretrained(tmp_path / "saved")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    row = torch.tensor([[2, 5, 6, EOS]])
+    with torch.no_grad():
+        assert float(plain(input_ids=row).logits) == pytest.approx(
+            float(model.scores(row)), abs=1e-5
+        )
+
+
+def test_bf16_learns_too(save_lm, tmp_path):
+    comparisons = make_comparisons(64)
+    model = trained(save_lm(), tmp_path, comparisons, bf16=True, epochs=6.0)
+    assert next(model.parameters()).dtype == torch.float32
+    assert judge_reward_model(model, comparisons)["accuracy"]["value"] > 0.7
+
+
+def test_stopped_and_resumed_is_never_stopped(save_lm, tmp_path):
+    path, comparisons = save_lm(), make_comparisons(32)
+    options = RewardTraining(epochs=3.0, batch_size=4, learning_rate=1e-2)
+    whole = fresh(path)
+    train_reward_model(whole, comparisons, options, checkpoint_dir=tmp_path / "whole")
+
+    class Stop(KeyboardInterrupt):
+        pass
+
+    stopped = fresh(path)
+    forwards = 0
+
+    def count(*_) -> None:
+        nonlocal forwards
+        forwards += 1
+        if forwards > 15:
+            raise Stop
+
+    hook = stopped.model.score.register_forward_hook(count)
+    with pytest.raises(Stop):
+        train_reward_model(stopped, comparisons, options, checkpoint_dir=tmp_path / "stopped")
+    hook.remove()
+    again = fresh(path)
+    train_reward_model(
+        again, comparisons, options, checkpoint_dir=tmp_path / "stopped", resume=True
+    )
+    assert distance(again, whole) == 0.0
+    assert distance(stopped, whole) > 0.0
+
+
+def test_an_untrained_head_starts_with_logits_of_variance_one(save_lm):
+    model = fresh(save_lm())
+    rows = candidate_rows(make_comparisons(40))
+    before = model.logits(rows)
+    assert abs(float(before.std()) - 1) > 0.05
+    model.start_at(rows)
+    logits = model.logits(rows)
+    assert float(logits.std(correction=0)) == pytest.approx(1.0, abs=1e-4)
+    assert float(model.scores(rows).mean()) == pytest.approx(0.0, abs=1e-5)
+    assert model.gain == 1.0
+    # The order of the candidates is what it was.
+    assert torch.equal(before.argsort(), logits.argsort())
+
+
+def test_any_classifier_is_a_start(save_lm, tmp_path):
+    from transformers import AutoModelForSequenceClassification as Classifier
+
+    from rlhf_gym.lm import load_tokenizer
+
+    path = save_lm()
+    three = Classifier.from_pretrained(path, num_labels=3)
+    three.save_pretrained(tmp_path)
+    load_tokenizer(path).save_pretrained(tmp_path)
+    model = fresh(str(tmp_path))
+    assert model.model.config.num_labels == 1
+    assert model.model.score.weight.shape[0] == 1
+    theirs = three.model.embed_tokens.weight
+    assert torch.equal(model.model.model.embed_tokens.weight, theirs)
+
+
+def test_too_long_dialogues_lose_whole_turns_for_all_candidates_alike(save_lm):
+    model = fresh(save_lm())
+    model.tokenizer.chat_template = PLAIN_TEMPLATE
+    messages = [
+        {"role": "user", "content": "a b c"},
+        {"role": "assistant", "content": "d e"},
+        {"role": "user", "content": "f"},
+    ]
+    chat = Comparison(messages, ("g", "h i j"), best=0)
+    short = Comparison(messages[2:], ("g", "h i j"), best=0)
+    (whole,), fit = encode_comparisons([chat], model, None)
+    assert (fit.whole, fit.cut, fit.dropped) == (1, 0, 0)
+    (cut,), fit = encode_comparisons([chat], model, whole.width - 1, too_long="cut_turns")
+    assert (fit.whole, fit.cut, fit.dropped) == (0, 1, 0)
+    (expected,), _ = encode_comparisons([short], model, None)
+    assert (cut.prompt, cut.candidates) == (expected.prompt, expected.candidates)
+    assert cut.candidates == whole.candidates
+    kept, fit = encode_comparisons([chat, short], model, expected.width)
+    assert len(kept) == 1
+    assert fit.dropped == 1
+    with pytest.raises(InputError, match="all 1 comparisons exceed"):
+        encode_comparisons([short], model, 2, too_long="cut_turns")
+
+
+def test_nearly_equal_prompts_are_one_prompt():
+    words = [f"w{i}" for i in range(40)]
+    near = [*words[:39], "other"]
+    prompts = [" ".join(words), " ".join(near), "something else entirely here", " ".join(words)]
+    keys = prompt_groups(prompts)
+    assert keys[0] == keys[1] == keys[3] != keys[2]
+    # The key depends on the prompts alone, not on their order.
+    assert prompt_groups(prompts[::-1]) == keys[::-1]
+
+
+def test_splits_and_folds_keep_a_prompt_on_one_side():
+    base = [" ".join(f"p{i}w{j}" for j in range(30)) for i in range(60)]
+    near = [text.replace("w29", "changed") for text in base]
+    comparisons = [Comparison(p, ("a", "b"), best=0) for p in [*base, *near, *base]]
+    train, test = split_comparisons(comparisons, 0.3)
+    assert len(train) + len(test) == 180
+    assert 20 < len(test) < 100
+    heads = [{c.prompt.split()[0] for c in side} for side in (train, test)]
+    assert heads[0] & heads[1] == set()
+    found = folds(comparisons, 5)
+    assert found[:60] == found[60:120] == found[120:]
+    assert set(found) == {0, 1, 2, 3, 4}
