@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TextColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from rlhf_gym.progress import time_bar
 
 
 class TrainingRun:
@@ -33,15 +35,8 @@ class TrainingRun:
         self._earlier_seconds = 0.0
         self._begun = time.monotonic()
         console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %  {task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
+        self._progress = time_bar(
+            console, TextColumn("{task.percentage:3.0f} %  {task.fields[note]}")
         )
         self._console = console
         self._total = total_tokens

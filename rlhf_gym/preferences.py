@@ -87,6 +87,11 @@ class Comparison:
         )
 
     @cached_property
+    def compared(self) -> tuple[int, ...]:
+        """The candidates that the label ranks above or below another."""
+        return tuple(sorted({i for pair in self.preferred for i in pair}))
+
+    @cached_property
     def tops(self) -> tuple[int, ...]:
         """The candidates that beat someone and that no one beats; none if all are equal."""
         winners, losers = ({pair[i] for pair in self.preferred} for i in (0, 1))
@@ -107,7 +112,10 @@ class Comparison:
         )
 
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[list[int]]]:
-        """Token ids of the prompt and of each candidate, text closed by the tokenizer's EOS."""
+        """Token ids of the prompt and of each candidate, text closed by the tokenizer's EOS.
+
+        For models that read token after token; others read whole texts.
+        """
         if self.ids is not None:
             return list(self.ids[0]), [list(candidate) for candidate in self.ids[1]]
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

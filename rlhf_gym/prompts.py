@@ -172,6 +172,24 @@ def is_prompt(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
+def prompt_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A prompt as one text; chat messages by the tokenizer's template.
+
+    Raises:
+        InputError: Chat messages, but the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"the prompts are chat messages, but the tokenizer of {tokenizer.name_or_path!r} "
+            "has no chat template; give plain text, a tokenizer that has one, or in "
+            "train_reward_model.py --chat-template plain"
+        )
+    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    return str(text)
+
+
 def prompt_ids(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]
 ) -> list[int]:
@@ -181,13 +199,7 @@ def prompt_ids(
         InputError: Chat messages, but the tokenizer has no chat template.
     """
     if not isinstance(prompt, str):
-        if not tokenizer.chat_template:
-            raise InputError(
-                f"the prompts are chat messages, but the tokenizer of {tokenizer.name_or_path!r} "
-                "has no chat template; give plain text, a tokenizer that has one, or in "
-                "train_reward_model.py --chat-template plain"
-            )
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        text = prompt_text(prompt, tokenizer)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     ids = list(tokenizer(prompt)["input_ids"])
     bare = tokenizer(prompt, add_special_tokens=False)["input_ids"]

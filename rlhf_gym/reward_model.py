@@ -66,8 +66,10 @@ class RewardModel(nn.Module):
         self.gains, self.biases = gains, biases
         self.probability = probability
         self._column: int | None = None
-        if label is not None or probability or model.config.num_labels != len(gains):
-            self._column = _label_index(model, label)
+        ours = model.config.num_labels == len(gains) and not probability
+        if not ours or label is not None:
+            column = _label_index(model, label)
+            self._column = None if ours and len(gains) == 1 else column
 
     @classmethod
     def load(
@@ -131,6 +133,11 @@ class RewardModel(nn.Module):
         return self.model.device
 
     @property
+    def causal(self) -> bool:
+        """Whether it reads token after token, and is scored at the last one."""
+        return isinstance(getattr(self.model, "score", None), nn.Linear)
+
+    @property
     def heads(self) -> int:
         """M."""
         return 1 if self._column is not None else len(self.gains)
@@ -182,7 +189,7 @@ class RewardModel(nn.Module):
         saved = (b - n) * prompts.shape[1]
         empty = bool((row_lengths(prompts) == 0).any() or (row_lengths(candidates) == 0).any())
         pays = saved >= MIN_SAVING * whole and not empty
-        return pays and _is_causal(self.model) and shares_prefix(self.model)
+        return pays and self.causal and shares_prefix(self.model)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:
@@ -209,7 +216,7 @@ class RewardModel(nn.Module):
     def _raw(self, tokens: Tensor) -> Tensor:
         """What the classifier itself says: (B, L) -> (B, number of labels) float32."""
         tokens = tokens[:, : max(int(row_lengths(tokens).max()), 1)]
-        if _is_causal(self.model):
+        if self.causal:
             return cast(Tensor, _score(self.model)(last_states(self.model, tokens))).float()
         mask = (tokens != PAD).long()
         raw: Tensor = self.model(input_ids=model_ids(tokens), attention_mask=mask).logits
@@ -226,7 +233,7 @@ class RewardModel(nn.Module):
         A causal trunk reads them token after token, closed by its EOS; any other classifier reads
         one text with the special tokens of its tokenizer.
         """
-        if not _is_causal(self.model):
+        if not self.causal:
             return list(self.tokenizer(prompt + response)["input_ids"])
         ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
         eos = self.tokenizer.eos_token_id
@@ -311,10 +318,6 @@ def _frozen(
         name, revision=revision, device=device, label=label, probability=probability
     )
     return model.requires_grad_(False).eval()
-
-
-def _is_causal(model: PreTrainedModel) -> bool:
-    return isinstance(getattr(model, "score", None), nn.Linear)
 
 
 def _score(model: PreTrainedModel) -> nn.Linear:

@@ -1,7 +1,7 @@
-"""The page of a run: one HTML file with its style and charts inside, and no script or network.
+"""Pages of reports, that of a run first: one HTML file each, style and charts inside, no script.
 
-Every text goes through `escape`; what builds markup (`_table`, `_section`…) escapes what it is
-given, so markup never comes from a run folder.
+Every text goes through `escape`; what builds markup (`table`, `section`…) escapes the texts that it
+is given, so markup never comes from a run folder.
 """
 
 import base64
@@ -20,6 +20,9 @@ Figure = dict[str, float]
 
 SAMPLES_OPEN = 4
 """Samples shown at once; the others are folded away."""
+
+LONGEST_OPEN = 600
+"""Characters of a text that is shown at once; a longer one is folded behind so many."""
 
 UNKNOWN = "–"
 
@@ -129,23 +132,30 @@ def page(run: Run, bar: Chart | None, curves: Sequence[Chart], diagnostics: Sequ
         _curves(curves, diagnostics),
         _reward_model(run.reward_model),
         _samples(run.samples),
-        _settings("Configuration", [run.config]),
-        _settings("Versions and hashes", [run.summary.get("versions"), run.summary.get("hashes")]),
+        settings("Configuration", [run.config]),
+        settings("Versions and hashes", [run.summary.get("versions"), run.summary.get("hashes")]),
     )
-    return PAGE.format(title=escape(run.name), style=STYLE, body="\n".join(filter(None, sections)))
+    return document(run.name, *sections)
 
 
-def _section(title: str, *parts: str) -> str:
+def document(title: str, *sections: str) -> str:
+    """A whole page of sections; empty ones are left out."""
+    return PAGE.format(title=escape(title), style=STYLE, body="\n".join(filter(None, sections)))
+
+
+def section(title: str, *parts: str) -> str:
+    """A titled section of parts, which are markup already; empty ones are left out."""
     return (
         f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(filter(None, parts)) + "\n</section>"
     )
 
 
-def _paragraph(text: str, kind: str = "") -> str:
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph of text, of a class of the style."""
     return f'<p class="{kind}">{escape(text)}</p>'
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> str:
     """A table of texts; the first column names the row."""
     parts = [f'<div class="wide"><table class="{kind}">']
     if head:
@@ -157,7 +167,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> str
     return "\n".join([*parts, "</table></div>"])
 
 
-def _image(chart: Chart, kind: str = "") -> str:
+def image(chart: Chart, kind: str = "") -> str:
+    """A chart inside the page, of a class of the style."""
     data = base64.b64encode(chart.png).decode("ascii")
     alt = escape(chart.alt)
     return f'<img class="{kind}" alt="{alt}" src="data:image/png;base64,{data}">'
@@ -173,13 +184,13 @@ def _headline(run: Run, bar: Chart | None) -> str:
     else:
         value = '<p class="headline"><strong>unknown</strong> optimality</p>'
     best_of = _best_of(run.evaluation.get("best_of_n_optimality") or {})
-    return _section(
+    return section(
         "Optimality",
         value,
-        _image(bar, "bar") if bar else _paragraph(_why_unknown(run.evaluation)),
-        _paragraph(WHAT_IS_OPTIMALITY),
-        _paragraph(best_of) if best_of else "",
-        _facts(run.summary),
+        image(bar, "bar") if bar else paragraph(_why_unknown(run.evaluation)),
+        paragraph(WHAT_IS_OPTIMALITY),
+        paragraph(best_of) if best_of else "",
+        _run_facts(run.summary),
     )
 
 
@@ -212,14 +223,23 @@ def _best_of(found: dict[str, Figure]) -> str:
     )
 
 
-def _facts(summary: dict[str, Any]) -> str:
-    facts = {
-        "episodes": show(summary.get("episodes")),
-        "tokens": show(summary.get("tokens")),
-        "time": _duration(summary.get("seconds")),
-        "tokens/s": show(summary.get("tokens_per_second")),
-    }
-    parts = [f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>" for name, text in facts.items()]
+def _run_facts(summary: dict[str, Any]) -> str:
+    return facts(
+        {
+            "episodes": show(summary.get("episodes")),
+            "tokens": show(summary.get("tokens")),
+            "time": _duration(summary.get("seconds")),
+            "tokens/s": show(summary.get("tokens_per_second")),
+        }
+    )
+
+
+def facts(values: dict[str, str]) -> str:
+    """Short texts side by side, each under its name."""
+    parts = [
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
+        for name, text in values.items()
+    ]
     return f'<dl class="facts">{"".join(parts)}</dl>'
 
 
@@ -247,13 +267,13 @@ def _figures(run: Run) -> str:
         for name, label in AGAINST_REFERENCE
         if run.evaluation.get(name)
     ]
-    return _section(
+    return section(
         "Before and after",
-        _paragraph(
+        paragraph(
             "Means on held-out prompts ± their standard errors over prompts. The reference is the "
             "model before training, the policy the model after."
         ),
-        _table(["", "reference", "policy", "optimum"], rows, "figures"),
+        table(["", "reference", "policy", "optimum"], rows, "figures"),
     )
 
 
@@ -261,9 +281,9 @@ def _curves(curves: Sequence[Chart], diagnostics: Sequence[Chart]) -> str:
     if not curves and not diagnostics:
         return ""
     folded = _charts(diagnostics)
-    return _section(
+    return section(
         "Learning curves",
-        _paragraph(
+        paragraph(
             "Lines are means over the responses of each update, to training prompts: faint as "
             "they came, bold as a running mean. Marks and dashed lines are measured on held-out "
             "prompts, marks with standard errors."
@@ -276,7 +296,7 @@ def _curves(curves: Sequence[Chart], diagnostics: Sequence[Chart]) -> str:
 def _charts(charts: Sequence[Chart]) -> str:
     if not charts:
         return ""
-    return f'<div class="charts">{"".join(_image(chart) for chart in charts)}</div>'
+    return f'<div class="charts">{"".join(image(chart) for chart in charts)}</div>'
 
 
 def _reward_model(figures: dict[str, Any]) -> str:
@@ -288,13 +308,13 @@ def _reward_model(figures: dict[str, Any]) -> str:
         for name, use in (("comparisons", "learnt from"), ("held_out", "held out"))
         if figures.get(name) is not None
     ]
-    return _section(
+    return section(
         "Reward model",
-        _paragraph(
+        paragraph(
             "How often the reward model scores the preferred response highest, on comparisons it "
             "was not trained on, beside what takes no model." + _sentence(counts)
         ),
-        _table(["", "held out"], rows, "figures"),
+        table(["", "held out"], rows, "figures"),
     )
 
 
@@ -308,28 +328,41 @@ def _samples(samples: Sequence[dict[str, Any]]) -> str:
     cards = [_sample(sample) for sample in samples]
     rest = "".join(cards[SAMPLES_OPEN:])
     more = f"{len(cards) - SAMPLES_OPEN} more"
-    return _section(
+    return section(
         "Samples",
-        _paragraph("Responses to the same prompts, before and after training."),
+        paragraph("Responses to the same prompts, before and after training."),
         *cards[:SAMPLES_OPEN],
         f"<details><summary>{more}</summary>{rest}</details>" if rest else "",
     )
 
 
 def _sample(sample: dict[str, Any]) -> str:
-    prompt = _text(sample.get("prompt"))
+    prompt = passage(sample.get("prompt"))
     responses = "".join(
-        f"<div><h3>{who}</h3>{_text(sample.get(who))}"
+        f"<div><h3>{who}</h3>{passage(sample.get(who))}"
         f'<p class="score">{escape(scores(sample, who))}</p></div>'
         for who in ("reference", "policy")
     )
     return f'<article><h3>prompt</h3>{prompt}<div class="pair">{responses}</div></article>'
 
 
-def _text(text: object) -> str:
+def passage(text: object) -> str:
+    """A text as someone wrote it, line breaks kept."""
     if not text:
         return '<p class="text empty">(empty)</p>'
     return f'<p class="text" dir="auto">{escape(text)}</p>'
+
+
+def fold(text: object, longest: int = LONGEST_OPEN) -> str:
+    """The same, behind its first characters where it has more than `longest`."""
+    whole = clean(text)
+    if len(whole) <= longest:
+        return passage(whole)
+    size = f"… {show(len(whole))} characters"
+    return (
+        f'<details class="text" dir="auto"><summary><span>{escape(whole[:longest])}</span>'
+        f'<span class="score">{escape(size)}</span></summary>{passage(whole)}</details>'
+    )
 
 
 def scores(sample: dict[str, Any], who: str) -> str:
@@ -339,9 +372,10 @@ def scores(sample: dict[str, Any], who: str) -> str:
     return text if gold is None else f"{text} · gold {show(gold)}"
 
 
-def _settings(title: str, groups: Sequence[dict[str, Any] | None]) -> str:
+def settings(title: str, groups: Sequence[dict[str, Any] | None]) -> str:
+    """A section of names and JSON values, nested names joined by dots; empty if there are none."""
     rows = [row for group in groups for row in _flat(group or {})]
-    return _section(title, _table([], rows, "settings")) if rows else ""
+    return section(title, table([], rows, "settings")) if rows else ""
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -433,8 +467,11 @@ article { background: var(--card); border: 1px solid var(--line); border-radius:
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(18rem, 100%), 1fr));
   gap: .8rem 1.5rem; margin-top: .8rem; }
 .text { white-space: pre-wrap; margin: 0; }
+.text + h3 { margin-top: .8rem; }
 .score { font-size: .85rem; margin: .3rem 0 0; font-variant-numeric: tabular-nums; }
 summary { cursor: pointer; color: var(--soft); margin: .75rem 0; }
+.text > summary { color: inherit; margin: 0; }
+.text[open] > summary > :first-child { display: none; }
 @media (max-width: 30rem) {
   table { font-size: .82rem; }
   th, td { padding-right: .45rem; }

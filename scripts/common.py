@@ -13,22 +13,18 @@ import gymnasium
 import torch
 import tyro
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn
 
 import agents
 import rlhf_gym  # noqa: F401 (registers the environments)
+from rlhf_gym.devices import resolve_device
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import read_json, write_json
+from rlhf_gym.progress import time_bar
 
 Config = TypeVar("Config")
+device = resolve_device
 
 if "rlhf_gym" not in (agents.__doc__ or ""):
     sys.exit(
@@ -65,20 +61,6 @@ def status(main: Callable[[Config], object], config: Config) -> int:
     return 0
 
 
-def device(name: str) -> str:
-    """The device named, "auto" being the GPU where there is one.
-
-    Raises:
-        InputError: A GPU is asked for, and there is none.
-    """
-    has_gpu = torch.cuda.is_available()
-    if name.startswith("cuda") and not has_gpu:
-        raise InputError(f"--device {name}, but torch finds no GPU here; use cpu or auto")
-    if name != "auto":
-        return name
-    return "cuda" if has_gpu else "cpu"
-
-
 def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> None:
     """Make sure that a run folder is empty or holds the same run, stopped.
 
@@ -90,17 +72,19 @@ def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> No
         return
     if not resume and (run_dir / "checkpoints").exists():
         raise InputError(f"{run_dir} holds a stopped run; --resume goes on, or name another folder")
-    before, now = read_json(file), json.loads(json.dumps(config, default=str))
-    other = [
-        key
-        for key in now
-        if key not in ("resume", "run_dir", "device") and now[key] != before.get(key)
-    ]
+    other = other_options(file, config)
     if resume and other:
         raise InputError(
             f"{run_dir} holds a run with another {', '.join(other)}; give the same options to go "
             "on, or another --run-dir"
         )
+
+
+def other_options(file: Path, config: dict[str, Any]) -> list[str]:
+    """The options, of those that matter to a result, in which a config differs from a file's."""
+    before, now = read_json(file), json.loads(json.dumps(config, default=str))
+    places = ("resume", "run_dir", "device")
+    return [key for key in now if key not in places and now[key] != before.get(key)]
 
 
 def begin_run(run_dir: Path, config: dict[str, Any]) -> None:
@@ -140,16 +124,7 @@ def make_env(env_id: str, num_envs: int, keywords: dict[str, Any]) -> TokenVecto
 def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with the time left; yields the function that advances it."""
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    bar = time_bar(console, MofNCompleteColumn())
     if not console.is_terminal:
         console.print(f"{label}: {total}", highlight=False)
     with bar:

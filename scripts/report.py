@@ -105,7 +105,7 @@ def write_report(run_dir: Path) -> Path:
         run,
         _bar(run),
         [Chart(_png(pixels), title) for title, pixels in curves],
-        [Chart(_png(_pixels(_curve(run, panel))), panel.title) for panel in diagnostics],
+        [chart(_curve(run, panel), panel.title) for panel in diagnostics],
     )
     file = run_dir / "report.html"
     write_text(file, text)
@@ -224,7 +224,7 @@ def _curve(run: Run, panel: Panel) -> Draw:
         if len(x) and panel.held_out:
             _held_out_marks(run, panel.held_out, axes, float(x[-1]))
         x_label = "training tokens" if "tokens" in run.metrics else "updates"
-        _dress(axes, panel.title, x_label)
+        dress(axes, panel.title, x_label)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
     return draw
@@ -261,7 +261,7 @@ def _score_against_kl(run: Run, axes: Axes, title: str) -> None:
     for x, y, (label, color, marker) in places:
         if x and y:
             _point(axes, x["value"], y, xerr=_error(x), label=label, color=color, marker=marker)
-    _dress(axes, title, "KL to the reference (nats a sequence)")
+    dress(axes, title, "KL to the reference (nats a sequence)")
     axes.set_ylabel("score", fontsize=9)
 
 
@@ -274,7 +274,8 @@ def _running_mean(values: Floats) -> Floats:
     return sums / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def _dress(axes: Axes, title: str, x_label: str) -> None:
+def dress(axes: Axes, title: str, x_label: str) -> None:
+    """Title, label, grid and legend, as on every chart."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x_label, fontsize=9)
     axes.tick_params(labelsize=9)
@@ -286,6 +287,11 @@ def _dress(axes: Axes, title: str, x_label: str) -> None:
         axes.legend(
             fontsize=8, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.19)
         )
+
+
+def chart(draw: Draw, alt: str, width: float = 4.6, height: float = 3.2) -> Chart:
+    """A chart for a page; sizes in inches."""
+    return Chart(_png(_pixels(draw, width, height)), alt)
 
 
 def _pixels(draw: Draw, width: float = 4.6, height: float = 3.2) -> Pixels:
@@ -328,7 +334,7 @@ def _bar(run: Run) -> Chart | None:
         _draw_bar(axes, value, ends, marks)
 
     alt = f"Optimality {show(found)} on a bar from the reference, 0, to the optimum, 1"
-    return Chart(_png(_pixels(draw, 4.8, 1.45)), alt)
+    return chart(draw, alt, 4.8, 1.45)
 
 
 def _draw_bar(axes: Axes, value: float, ends: list[float], marks: list[tuple[str, float]]) -> None:

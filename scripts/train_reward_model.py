@@ -16,6 +16,7 @@ import torch
 from common import begin_run, check_same_run, device, run
 
 from rlhf_gym.files import whole_folder, write_json
+from rlhf_gym.lm import load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.prompts import PLAIN_TEMPLATE
 from rlhf_gym.reward_model import RewardModel
@@ -48,6 +49,8 @@ class Config:
     """Commit or tag of a hub model."""
     data_split: str = "train"
     """Split of a `datasets` dataset."""
+    tokenizer: str | None = None
+    """What token ids are decoded with, in files that hold no text: a hub name or a local path."""
     seed: int = 0
     """Seed of the head's start and of the data's order."""
     device: str = "auto"
@@ -134,6 +137,7 @@ def load(config: Config) -> tuple[Any, ...]:
     comparisons = read_comparisons(
         config.data,
         skipped=skipped if config.on_bad_row == "skip" else None,
+        tokenizer=config.tokenizer and load_tokenizer(config.tokenizer),
         split=config.data_split,
     )
     for problem in skipped:

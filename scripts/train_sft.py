@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common import device, run
+from common import device, other_options, run
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.files import read_json, write_json
+from rlhf_gym.files import write_json
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.training.sft import train_sft
 from rlhf_gym.training.sft_data import load_examples, prepare
@@ -101,9 +101,7 @@ def _check(config: Config) -> None:
         raise InputError(f"held_out must be at least 0 and below 1, not {config.held_out}")
     file = config.run_dir / "config.json"
     if config.resume and (config.run_dir / "checkpoints_sft").exists() and file.exists():
-        before, now = read_json(file), asdict(config)
-        other = [key for key in now if now[key] != before.get(key)]
-        other = [key for key in other if key not in ("device", "resume", "run_dir")]
+        other = other_options(file, asdict(config))
         if other:
             raise InputError(
                 f"{config.run_dir} holds a stopped run with another {', '.join(other)}; give the "

@@ -7,8 +7,8 @@ ROOT = Path(__file__).parents[1]
 
 # Lowest first; modules on one line may import each other only as the order within it allows.
 FLOORS = [
-    ["errors", "figures"],
-    ["files", "tokens", "choices"],
+    ["errors", "figures", "progress"],
+    ["devices", "files", "tokens", "choices"],
     ["prompts", "kl", "human"],
     ["lm", "preferences"],
     ["decode", "preference_formats"],

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-import torch
-
+from rlhf_gym.devices import resolve_device
 from rlhf_gym.ensemble import Pooling, RewardEnsemble
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -122,13 +121,6 @@ def load_parts(
 def is_callable_name(name: str) -> bool:
     """Whether a reward is named as "package.module:function" rather than as a model."""
     return ":" in name and not Path(name).exists()
-
-
-def resolve_device(device: str) -> str:
-    """The device named; "auto" is the GPU where there is one."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def text_env(*, render_mode: str | None = None, **keywords: Any) -> TokenEnv:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from rlhf_gym.choices import ChoiceSets, choice_loss
+from rlhf_gym.errors import InputError
 from rlhf_gym.figures import Figure
 from rlhf_gym.preferences import Comparison
 from rlhf_gym.reward_model import RewardModel
@@ -63,27 +64,38 @@ class Judgement:
 
     @cached_property
     def claims(self) -> tuple[Floats, Floats]:
-        """P(best) of every candidate of a comparison that has a top, and whether it was, (B',)."""
+        """P(best) of every compared candidate where there is a top, and whether it was, (B',)."""
         said, was = [], []
         for comparison, x in zip(self.comparisons, self.logits, strict=True):
             if comparison.tops:
-                powers = np.exp(x - x.max())
+                rivals = list(comparison.compared)
+                powers = np.exp(x[rivals] - x[rivals].max())
                 said += (powers / powers.sum()).tolist()
                 share = 1 / len(comparison.tops)
-                was += [share * (i in comparison.tops) for i in range(len(x))]
+                was += [share * (i in comparison.tops) for i in rivals]
         return np.array(said), np.array(was)
 
 
 def _top_share(comparison: Comparison, x: Floats) -> float:
     if not comparison.tops:
         return float("nan")
-    highest = np.flatnonzero(x == x.max())
+    # One that nobody compared is neither right nor wrong.
+    rivals = np.array(comparison.compared)
+    highest = rivals[x[rivals] == x[rivals].max()]
     return sum(int(i) in comparison.tops for i in highest) / len(highest)
 
 
 def judgement(model: RewardModel, comparisons: Sequence[EncodedComparison]) -> Judgement:
-    """What a reward model says: its logits."""
-    logits = model.logits(candidate_rows(comparisons).to(model.device)).double().cpu().numpy()
+    """What a reward model says: its logits.
+
+    A model that pays a label's probability is judged by log-probabilities, which order candidates
+    as the probabilities do, and whose softmax gives each its share of their sum.
+    """
+    rows = candidate_rows(comparisons).to(model.device)
+    said = model.logits(rows)
+    if model.probability:
+        said = model.scores(rows).clamp(min=torch.finfo(said.dtype).tiny).log()
+    logits = said.double().cpu().numpy()
     ends = np.cumsum([len(c.candidates) for c in comparisons])
     return Judgement([c.comparison for c in comparisons], np.split(logits, ends[:-1]))
 
@@ -103,6 +115,12 @@ def bag_of_words(train: Sequence[Comparison]) -> Scorer:
 
     Args:
         train: The training comparisons.
+
+    Returns:
+        The fitted rule.
+
+    Raises:
+        InputError: They imply fewer than two pairs.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -110,6 +128,8 @@ def bag_of_words(train: Sequence[Comparison]) -> Scorer:
     words = HashingVectorizer(n_features=1 << 16, alternate_sign=False, norm="l2")
     won = [c.candidates[w] for c in train for w, _ in c.preferred]
     lost = [c.candidates[v] for c in train for _, v in c.preferred]
+    if len(won) < 2:
+        raise InputError(f"a bag of words needs at least two preferred pairs, not {len(won)}")
     gaps = words.transform(won) - words.transform(lost)
     # Every second pair is turned round: two classes are needed, and no intercept is fitted.
     signs = np.where(np.arange(len(won)) % 2, -1.0, 1.0)
@@ -136,16 +156,20 @@ def clustered(values: Floats, prompts: npt.NDArray[np.int64], seed: int = 0) -> 
     """
     known = ~np.isnan(values)
     values, prompts = values[known], prompts[known]
-    if not len(values):
-        return {"value": float("nan"), "se": float("nan"), "n": 0}
+    value = float(values.mean()) if len(values) else float("nan")
     _, cluster = np.unique(prompts, return_inverse=True)
     sums, counts = np.bincount(cluster, values), np.bincount(cluster)
+    unknown = float("nan")
+    if len(sums) < 2:  # one prompt says nothing about others
+        return {"value": value, "se": unknown, "low": unknown, "high": unknown, "n": len(values)}
     rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    means = (drawn @ sums) / np.maximum(drawn @ counts, 1)
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = rng.integers(len(sums), size=len(sums))
+        means[i] = sums[drawn].sum() / counts[drawn].sum()
     low, high = np.quantile(means, [0.025, 0.975])
     return {
-        "value": float(values.mean()),
+        "value": value,
         "se": float(means.std(ddof=1)),
         "low": float(low),
         "high": float(high),
@@ -172,6 +196,8 @@ def calibration(said: Floats, was: Floats) -> tuple[float, list[dict[str, float]
         ECE = Σ_bins share · |mean said − mean happened| over equal-width bins (Guo et al. 2017),
         and for each bin that is not empty its `said`, `was` and `n`.
     """
+    if not len(said):
+        return float("nan"), []
     bins = np.minimum((said * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     curve = [
         {
@@ -181,7 +207,7 @@ def calibration(said: Floats, was: Floats) -> tuple[float, list[dict[str, float]
         }
         for b in np.unique(bins)
     ]
-    ece = sum(row["n"] * abs(row["said"] - row["was"]) for row in curve) / max(len(said), 1)
+    ece = sum(row["n"] * abs(row["said"] - row["was"]) for row in curve) / len(said)
     return ece, curve
 
 
@@ -213,7 +239,7 @@ def judge_reward_model(
     said = judgement(model, comparisons)
     plain = said.comparisons
     prompts = prompt_numbers(plain)
-    chance = [len(c.tops) / len(c.candidates) if c.tops else np.nan for c in plain]
+    chance = [len(c.tops) / len(c.compared) if c.tops else np.nan for c in plain]
     return {
         **figures(said, prompts),
         "nll": clustered(said.nll, prompts),

@@ -5,15 +5,10 @@ from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import MofNCompleteColumn, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhf_gym.progress import time_bar
 
 
 class RichProgress(TrainerCallback):
@@ -31,16 +26,8 @@ class RichProgress(TrainerCallback):
     def __init__(self, label: str, console: Console | None = None) -> None:
         self.label = label
         self.console = console or Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
+        self._bar = time_bar(
+            self.console, MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}")
         )
         self._task = self._bar.add_task(label, total=None, start=False, loss="-")
         self._first_step = self._tenths = 0

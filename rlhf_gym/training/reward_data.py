@@ -13,7 +13,7 @@ from rlhf_gym.choices import Choice
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import embedded
 from rlhf_gym.preferences import Comparison
-from rlhf_gym.prompts import Prompt, is_held_out
+from rlhf_gym.prompts import Prompt, is_held_out, prompt_text
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import pad_rows
 
@@ -95,7 +95,7 @@ def encode_comparisons(
     for i, comparison in enumerate(comparisons, 1):
         one: Comparison | None = comparison
         while one is not None:
-            prompt, candidates = one.encode(model.tokenizer)
+            prompt, candidates = _ids(one, model)
             if not max_tokens or len(prompt) + max(map(len, candidates)) <= max_tokens:
                 break
             one = one.shortened() if too_long == "cut_turns" else None
@@ -118,6 +118,14 @@ def encode_comparisons(
             "cut their dialogues by turns"
         )
     return encoded, fit
+
+
+def _ids(comparison: Comparison, model: RewardModel) -> tuple[list[int], list[list[int]]]:
+    """Token ids as the model will read them when it is the reward."""
+    if model.causal:
+        return comparison.encode(model.tokenizer)
+    prompt = prompt_text(comparison.prompt, model.tokenizer)
+    return [], [model.encode(prompt, candidate) for candidate in comparison.candidates]
 
 
 def candidate_rows(comparisons: Sequence[EncodedComparison], at_most: int | None = None) -> Tensor:
