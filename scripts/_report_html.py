@@ -38,6 +38,7 @@ class Run:
         config: config.json.
         samples: Rows of samples.jsonl.
         metrics: Columns of metrics.csv, one value an update, NaN where a cell is empty.
+        rounds: round.json of each earlier round of labelling, in turn.
     """
 
     summary: dict[str, Any]
@@ -46,6 +47,7 @@ class Run:
     config: dict[str, Any]
     samples: list[dict[str, Any]]
     metrics: dict[str, npt.NDArray[np.float64]]
+    rounds: list[dict[str, Any]]
 
     def held_out(self, name: str) -> tuple[Figure | None, Figure | None, Figure | None]:
         """A figure of the reference, of the policy and of the optimum; None where unknown."""
@@ -131,6 +133,7 @@ def page(run: Run, bar: Chart | None, curves: Sequence[Chart], diagnostics: Sequ
         _figures(run),
         _curves(curves, diagnostics),
         _reward_model(run.reward_model),
+        _rounds(run.rounds),
         _samples(run.samples),
         settings("Configuration", [run.config]),
         settings("Versions and hashes", [run.summary.get("versions"), run.summary.get("hashes")]),
@@ -297,6 +300,35 @@ def _charts(charts: Sequence[Chart]) -> str:
     if not charts:
         return ""
     return f'<div class="charts">{"".join(image(chart) for chart in charts)}</div>'
+
+
+def _rounds(rounds: Sequence[dict[str, Any]]) -> str:
+    if not rounds:
+        return ""
+    columns = {
+        "comparisons": "new comparisons",
+        "score": "score by this round's reward model",
+        "gold": "gold score",
+        "accuracy_on_own_samples": "accuracy on the policy's samples",
+        "accuracy": "accuracy on held-out comparisons",
+    }
+    return section(
+        "Rounds of labelling",
+        paragraph(
+            "What the policy of each earlier round wrote, judged by the reward model that it "
+            "learned from and by the choices that people then made among its samples. A score "
+            "that rises while the gold score does not, or an accuracy on the policy's own samples "
+            "far below the held-out one, is reward hacking; the next round's model learns from it."
+        ),
+        table(
+            ["round", *columns.values()],
+            [
+                [show(row.get("round")), *(show(row.get(name)) for name in columns)]
+                for row in rounds
+            ],
+            "figures",
+        ),
+    )
 
 
 def _reward_model(figures: dict[str, Any]) -> str:

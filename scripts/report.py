@@ -148,7 +148,13 @@ def read_run(run_dir: Path) -> Run:
         config=_read_json(run_dir / "config.json"),
         samples=_read_rows(run_dir / "samples.jsonl"),
         metrics=_read_metrics(run_dir / "metrics.csv"),
+        rounds=_read_rounds(run_dir / "rounds"),
     )
+
+
+def _read_rounds(folder: Path) -> list[dict[str, Any]]:
+    files = sorted(folder.glob("*/round.json"), key=lambda file: int(file.parent.name))
+    return [_read_json(file) for file in files]
 
 
 def _read_json(file: Path) -> dict[str, Any]:

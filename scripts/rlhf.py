@@ -245,6 +245,7 @@ def hindsight(config: Config, stage: Round, new: list[Comparison]) -> dict[str, 
         "score": measured(scores),
         "gold": measured(np.asarray(gold, dtype=np.float64)),
         "accuracy_on_own_samples": judge_reward_model(model, encoded)["accuracy"],
+        "accuracy": read_json(stage.folder / "reward_model.json")["accuracy"],
     }
 
 

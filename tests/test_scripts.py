@@ -50,7 +50,7 @@ def journey(tiny, tmp_path_factory) -> tuple[Path, list[object]]:
         *("--env-kwargs", *tiny),
         *("--human", "conftest:text_reward"),
         *("--comparisons", 96, "--reward-epochs", 1, "--reward-batch-size", 16),
-        *("--total-tokens", 150, "--num-envs", 16, "--n-minibatches", 2),
+        *("--total-tokens", 400, "--num-envs", 16, "--n-minibatches", 2),
         *("--episodes", 160, "--prompts", 8, "--reference-samples", 16),
         *("--run-dir", run_dir, "--device", "cpu"),
     ]
@@ -91,6 +91,30 @@ def test_rlhf_makes_the_whole_run_folder_and_skips_what_is_done(journey):
     assert again.count("done before") == 4
     assert (run_dir / "policy" / "model.safetensors").stat().st_mtime_ns == stamp
     run("rlhf.py", *command, "--kl-old-coef", 0.5, code=2)
+
+
+def test_rounds_label_the_policy_s_own_samples_and_go_on(journey, tmp_path):
+    _, command = journey
+    at = command.index("--run-dir")
+    command = [*command[:at], "--run-dir", tmp_path / "run", *command[at + 2 :], "--rounds", 2]
+    run("rlhf.py", *command)
+    first, last = tmp_path / "run" / "rounds" / "1", tmp_path / "run"
+    early, late = (
+        (folder / "comparisons.jsonl").read_text().splitlines() for folder in (first, last)
+    )
+    assert late[: len(early)] == early
+    assert len(late) == 2 * len(early) > 10
+    with (last / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    # It goes on from the first round's policy, and still pays for leaving the reference.
+    assert abs(float(rows[0]["rollout/kl_per_sequence"])) > 1e-4
+    summary = json.loads((last / "summary.json").read_text())
+    parts = [json.loads((f / "policy.json").read_text()) for f in (first, last)]
+    assert summary["tokens"] == sum(part["tokens"] for part in parts)
+    assert "Rounds of labelling" in (last / "report.html").read_text()
+    hindsight = json.loads((first / "round.json").read_text())
+    assert hindsight["accuracy_on_own_samples"]["n"] <= len(early)
+    assert run("rlhf.py", *command).count("done before") == 7
 
 
 def test_the_saved_policy_generates_with_plain_transformers(journey):
