@@ -26,13 +26,13 @@ from transformers import (
 from rlhf_gym.choices import choice_log_probs, listwise_loss, plackett_luce_loss
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import load_pretrained, load_tokenizer, tokens_per_pass, weights_stamp
-from rlhf_gym.prefix import last_states, last_states_after, repeated, shares_prefix
+from rlhf_gym.prefix import last_states, last_states_after, repeated, shares_prefix, work
 from rlhf_gym.tokens import PAD, model_ids, row_lengths
 
 __all__ = ["RewardModel", "choice_log_probs", "listwise_loss", "plackett_luce_loss"]
 
-# A shared prompt costs a second call of the trunk: it must save this share of the tokens.
-MIN_SAVING = 0.2
+# A shared prompt costs a second call of the trunk: it must spare a tenth of the work.
+MAX_SHARE = 0.9
 
 
 class RewardModel(nn.Module):
@@ -184,12 +184,15 @@ class RewardModel(nn.Module):
 
     def shares(self, prompts: Tensor, candidates: Tensor) -> bool:
         """Whether `compare` computes each of these prompts once."""
-        n, b = len(prompts), len(candidates)
-        whole = b * (prompts.shape[1] + candidates.shape[1])
-        saved = (b - n) * prompts.shape[1]
+        if not self.causal:
+            return False
+        n, p = prompts.shape
+        b, c = candidates.shape
+        # Once shared, a candidate's tokens look at all columns; a plain row's at half of them.
+        plain = work(self.model, b * (p + c), b * (p + c) ** 2 / 2)
+        shared = work(self.model, n * p + b * c, n * p**2 / 2 + b * c * (p + c))
         empty = bool((row_lengths(prompts) == 0).any() or (row_lengths(candidates) == 0).any())
-        pays = saved >= MIN_SAVING * whole and not empty
-        return pays and self.causal and shares_prefix(self.model)
+        return shared <= MAX_SHARE * plain and not empty and shares_prefix(self.model)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor:

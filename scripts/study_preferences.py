@@ -51,8 +51,8 @@ class Config:
 
     data: dict[str, str]
     """Data sets: NAME FILE …, in any format that rlhf_gym/preference_formats.py reads."""
-    backbones: dict[str, str] = field(default_factory=lambda: {FRESH: FRESH})
-    """Backbones: NAME MODEL …; the model `fresh` is made by this script."""
+    backbones: dict[str, str] = field(default_factory=dict)
+    """Backbones: NAME MODEL …; the model `fresh`, made by this script, if none is given."""
     k_folds: int = 5
     """Folds."""
     epochs: float = 1.0
@@ -93,7 +93,7 @@ def main(config: Config) -> None:
         for problem in skipped:
             print(f"skipped: {problem}")
         fold = folds(comparisons, config.k_folds)
-        for label, backbone in config.backbones.items():
+        for label, backbone in (config.backbones or {FRESH: FRESH}).items():
             results = []
             for i in range(config.k_folds):
                 key = (name, label, i)
