@@ -7,7 +7,7 @@ import torch
 
 from rlhf_gym.human import choose
 from rlhf_gym.lm import CausalLM
-from rlhf_gym.objective import Responses, TextReward
+from rlhf_gym.objective import Responses, TextReward, judged_by
 from rlhf_gym.preferences import Comparison
 from rlhf_gym.prompts import PromptDataset
 from rlhf_gym.sampling import sample_responses
@@ -57,7 +57,7 @@ def collect_comparisons(
             lm, rows, max_new_tokens, stop_at_eos=stop_at_eos, generator=generator
         )
         responses = Responses(lm, continuations(rows, replies))
-        utilities = np.asarray(human(responses.prompts, responses.texts), float).reshape(-1, k)
+        utilities = judged_by(human, responses).reshape(-1, k)
         chosen = choose(utilities, temperature, rng)
         ids = [tuple(row[row != PAD].tolist()) for row in replies.cpu()]
         for i, prompt in enumerate(some):

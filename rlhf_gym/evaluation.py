@@ -16,7 +16,7 @@ import torch
 from rlhf_gym.errors import InputError
 from rlhf_gym.figures import measured
 from rlhf_gym.lm import CausalLM, kl_to, passes
-from rlhf_gym.objective import Objective, Responses, TextReward
+from rlhf_gym.objective import Objective, Responses, TextReward, judged_by
 from rlhf_gym.optimum import best_of_n, best_value, optimality
 from rlhf_gym.prompts import PromptDataset
 from rlhf_gym.sampling import sample_responses
@@ -128,7 +128,7 @@ def _measure(
         return sums
 
     texts, prompts = responses.texts, responses.prompts
-    golden = None if gold is None else np.asarray(gold(prompts, texts), float).reshape(-1, n)
+    golden = None if gold is None else judged_by(gold, responses).reshape(-1, n)
     replies = [row[row != PAD] for row in _reply_ids(sequences)]
     groups = [replies[i : i + min(n, DISTINCT_RESPONSES)] for i in range(0, len(replies), n)]
     return Drawn(

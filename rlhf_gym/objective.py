@@ -6,7 +6,7 @@ Nothing else in the project computes a reward. Notation: N rows, M chosen tokens
 import importlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -138,20 +138,10 @@ class Objective:
             raw = self.reward(responses.prompts, responses.texts)
             scores = torch.as_tensor(np.asarray(raw, dtype=np.float32))
         scores = scores.float().to(self.reference.device)
-        expected = (len(responses.sequences.tokens),)
-        if tuple(scores.shape) != expected:
-            raise InputError(
-                f"the reward {_name(self.reward)} returned shape {tuple(scores.shape)} for "
-                f"{expected[0]} responses; it must return one number for each"
-            )
-        for shape in self.shaping:
-            scores = shape(responses, scores)
-        bad = (~torch.isfinite(scores)).nonzero()[:, 0].tolist()
-        if bad:
-            raise InputError(
-                f"the reward {_name(self.reward)} returned {scores[bad[0]].item()} for response "
-                f"{bad[0]} of {expected[0]}: {responses.texts[bad[0]][:80]!r}; it must be finite"
-            )
+        if len(scores) == len(responses.sequences.tokens):
+            for shape in self.shaping:
+                scores = shape(responses, scores)
+        _check_scores(_name(self.reward), scores.cpu().numpy(), responses)
         return scores
 
     def ref_log_probs(self, sequences: Sequences) -> Tensor:
@@ -192,6 +182,32 @@ class Objective:
             return responses.sequences.tokens
         texts = zip(responses.prompts, responses.texts, strict=True)
         return torch.from_numpy(pad_rows([reward.encode(*pair) for pair in texts]))
+
+
+def judged_by(scorer: TextReward, responses: Responses) -> npt.NDArray[np.float64]:
+    """What a function of (prompts, responses) says of each response, (N,).
+
+    Raises:
+        InputError: It returned the wrong number of scores, or a NaN or infinity.
+    """
+    scores = np.asarray(scorer(responses.prompts, responses.texts), dtype=np.float64)
+    _check_scores(_name(scorer), scores, responses)
+    return scores
+
+
+def _check_scores(name: str, scores: npt.NDArray[np.floating[Any]], responses: Responses) -> None:
+    n = len(responses.sequences.tokens)
+    if scores.shape != (n,):
+        raise InputError(
+            f"the reward {name} returned shape {scores.shape} for {n} responses; it must return "
+            "one number for each"
+        )
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise InputError(
+            f"the reward {name} returned {scores[bad[0]]} for response {bad[0]} of {n}: "
+            f"{responses.texts[bad[0]][:80]!r}; it must be finite"
+        )
 
 
 def load_callable(name: str) -> Callable[..., object]:

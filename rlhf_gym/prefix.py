@@ -66,7 +66,7 @@ def work(model: PreTrainedModel, tokens: float, scores: float) -> float:
     12 d² weights a token; 4 d operations a score, and its exponential, about 100, in every head.
     """
     config = model.config.get_text_config()
-    d, heads = config.hidden_size, config.num_attention_heads
+    d, heads = int(config.hidden_size), int(config.num_attention_heads)
     return tokens * 24 * d**2 + scores * (4 * d + 100 * heads)
 
 

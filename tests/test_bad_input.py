@@ -4,8 +4,10 @@ import gzip
 import json
 
 import pytest
+from conftest import prompt_dataset
 
 import rlhf_gym  # noqa: F401
+from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.errors import InputError
 from rlhf_gym.objective import load_callable
 from rlhf_gym.prompts import PromptDataset, is_held_out, load_texts
@@ -160,3 +162,21 @@ def test_callables_are_named_by_module_and_function():
     for name in ("json", "json:__doc__", "no.such.module:f"):
         with pytest.raises(InputError):
             load_callable(name)
+
+
+def test_a_reward_model_must_reach_as_far_as_the_episode(save_lm, save_reward_model, prompt_file):
+    short = save_reward_model(max_position_embeddings=8)
+    keywords = {"reference": save_lm(), "prompts": prompt_file, "max_prompt_tokens": 6}
+    text_env(**keywords, reward_model=short, max_new_tokens=2)
+    with pytest.raises(InputError, match="has a context of 8 tokens"):
+        text_env(**keywords, reward_model=short, max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "message"), [(nan_reward, "must be finite"), (short_reward, "one number for each")]
+)
+def test_a_human_who_is_no_scorer_is_named(load_lm, scorer, message):
+    lm = load_lm()
+    prompts = prompt_dataset(lm)
+    with pytest.raises(InputError, match=message):
+        collect_comparisons(lm, prompts, scorer, 3, max_new_tokens=3)

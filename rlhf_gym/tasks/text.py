@@ -107,6 +107,14 @@ def load_parts(
             )
             for name in names
         ]
+        for name, member in zip(names, members, strict=True):
+            reach = getattr(member.model.config, "max_position_embeddings", None)
+            if reach and max_prompt_tokens + max_new_tokens > reach:
+                raise InputError(
+                    f"max_prompt_tokens + max_new_tokens = {max_prompt_tokens + max_new_tokens}, "
+                    f"but the reward model {name!r} has a context of {reach} tokens; lower one "
+                    "of them, or take another reward model"
+                )
         several = len(members) > 1 or members[0].heads > 1
         reward = RewardEnsemble(members, pooling, uncertainty_weight) if several else members[0]
     return Parts(
