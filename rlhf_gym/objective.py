@@ -138,7 +138,7 @@ class Objective:
             raw = self.reward(responses.prompts, responses.texts)
             scores = torch.as_tensor(np.asarray(raw, dtype=np.float32))
         scores = scores.float().to(self.reference.device)
-        if len(scores) == len(responses.sequences.tokens):
+        if scores.shape == responses.stopped.shape:
             for shape in self.shaping:
                 scores = shape(responses, scores)
         _check_scores(_name(self.reward), scores.cpu().numpy(), responses)
