@@ -54,11 +54,13 @@ class Config:
     """Comparisons to judge on."""
     candidates: int = 4
     """K."""
+    max_new_tokens: int = 16
+    """Token budget of a candidate."""
     temperature: float = 0.25
     """The labeller's."""
-    epochs: float = 1.0
+    epochs: float = 2.0
     """Passes over the comparisons."""
-    batch_size: int = 16
+    batch_size: int = 8
     """Comparisons an update."""
     learning_rate: float = 1e-3
     """Peak of the learning rate."""
@@ -112,7 +114,7 @@ def sampled(config: Config) -> list[Comparison]:
                 human.compound,
                 total,
                 k=config.candidates,
-                max_new_tokens=env.max_new_tokens,
+                max_new_tokens=config.max_new_tokens,
                 seed=0,
                 progress=advance,
             )
