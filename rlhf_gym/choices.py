@@ -110,19 +110,21 @@ def listwise_loss(logits: Tensor, sizes: Tensor, chosen: Tensor) -> Tensor:
     return -choice_log_probs(logits, sizes)[first + chosen]
 
 
-def plackett_luce_loss(logits: Tensor, rankings: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+def plackett_luce_loss(
+    logits: Tensor, sizes: Tensor, rankings: Sequence[Sequence[Sequence[int]]]
+) -> Tensor:
     """Negative log-likelihood of full or partial rankings with ties.
 
     Args:
-        logits: (B,) of all candidates, comparison after comparison; a comparison has as many as
-            its ranking lists.
-        rankings: N rankings, best first, ties together: ``[[2], [0, 1]]``.
+        logits: (B,) of all candidates, comparison after comparison.
+        sizes: (N,) int64, K_n of each comparison; B = sizes.sum().
+        rankings: N rankings, best first, ties together: ``[[2], [0, 1]]``; candidates that are
+            not listed were not compared.
 
     Returns:
         (N,) nats. Source: Plackett 1975; ties as in `ranking_choices`.
     """
-    sizes = [sum(map(len, ranking)) for ranking in rankings]
-    sets = ChoiceSets.of([ranking_choices(ranking) for ranking in rankings], sizes)
+    sets = ChoiceSets.of([ranking_choices(ranking) for ranking in rankings], sizes.tolist())
     return choice_loss(logits, sets.to(logits.device))
 
 

@@ -60,6 +60,7 @@ def collect_comparisons(
         utilities = judged_by(human, responses).reshape(-1, k)
         chosen = choose(utilities, temperature, rng)
         ids = [tuple(row[row != PAD].tolist()) for row in replies.cpu()]
+        reasons = responses.finish_reasons
         for i, prompt in enumerate(some):
             group = slice(i * k, (i + 1) * k)
             comparisons.append(
@@ -68,6 +69,7 @@ def collect_comparisons(
                     candidates=tuple(responses.texts[group]),
                     best=int(chosen[i]),
                     ids=(prompt, tuple(ids[group])),
+                    finish_reasons=tuple(reasons[group]),
                 )
             )
         if progress is not None:

@@ -69,12 +69,13 @@ def load_pretrained(
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, **config_options)
         disable_dropout(config)
-        model = auto_class.from_pretrained(
+        model, loaded = auto_class.from_pretrained(
             name,
             revision=revision,
             config=config,
             dtype=torch.float32,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
+            output_loading_info=True,
             **options,
         )
     except (OSError, ValueError, KeyError) as error:
@@ -83,6 +84,21 @@ def load_pretrained(
             "Give the path of a folder written by `save_pretrained`, or a hub name that this "
             "machine can reach."
         ) from error
+    heads = (
+        "score.",
+        "classifier.",
+        "qa_outputs.",
+        "lm_head.",
+        "logits_proj.",
+        "sequence_summary.",
+    )
+    torn = [str(key[0]) for key in loaded["mismatched_keys"]]
+    torn = [key for key in torn if not key.startswith(heads)]
+    if torn:
+        raise InputError(
+            f"the weights of {name!r} do not fit its config.json: {', '.join(torn[:3])} have "
+            "another shape; mend the config, or take the model's own"
+        )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -258,6 +274,16 @@ def logit_rows(vocab_size: int) -> int:
 def embedded(model: PreTrainedModel) -> int:
     """How many token ids a model embeds; at least as many as its tokenizer names."""
     return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """The most tokens that a row may have; None where nothing says."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is None:
+        return None
+    # RoBERTa and its kin number positions from behind the pad id.
+    kin = model.config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
+    return int(most) - (int(model.config.pad_token_id or 0) + 1 if kin else 0)
 
 
 def trunk(model: PreTrainedModel) -> nn.Module:

@@ -17,7 +17,7 @@ from rlhf_gym.decode import DecodeCache
 from rlhf_gym.ensemble import RewardEnsemble
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import k1
-from rlhf_gym.lm import CausalLM
+from rlhf_gym.lm import CausalLM, context_length
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import PAD, Sequences, pad_rows, row_sums
 
@@ -181,7 +181,17 @@ class Objective:
         if self._shares_ids:
             return responses.sequences.tokens
         texts = zip(responses.prompts, responses.texts, strict=True)
-        return torch.from_numpy(pad_rows([reward.encode(*pair) for pair in texts]))
+        rows = [reward.encode(*pair) for pair in texts]
+        members = reward.members if isinstance(reward, RewardEnsemble) else (reward,)
+        reach = min((context_length(m.model) or 1 << 31 for m in members), default=1 << 31)
+        longest = max(map(len, rows))
+        if longest > reach:
+            raise InputError(
+                f"a prompt and its response are {longest} tokens to the reward model "
+                f"{_name(reward)}, whose context is {reach}; lower max_new_tokens or "
+                "max_prompt_tokens"
+            )
+        return torch.from_numpy(pad_rows(rows))
 
 
 def judged_by(scorer: TextReward, responses: Responses) -> npt.NDArray[np.float64]:

@@ -56,7 +56,12 @@ class Comparison:
 
         Args:
             soft_temperature: Where given, `scores` are soft labels, softmax(scores / it).
+
+        Raises:
+            InputError: The temperature is not positive.
         """
+        if soft_temperature is not None and not soft_temperature > 0:
+            raise InputError(f"soft_temperature must be positive, not {soft_temperature}")
         everyone = tuple(range(len(self.candidates)))
         if self.best is not None:
             return [(everyone, tuple(float(i == self.best) for i in everyone))]

@@ -54,7 +54,8 @@ def last_states_after(
         input_ids=model_ids(candidates),
         past_key_values=cache,
         attention_mask=mask.long(),  # (B, P + C)
-        position_ids=lengths[owners][:, None] + columns,  # (B, C)
+        # (B, C); padding stays at the last position, for one beyond the context may not exist.
+        position_ids=lengths[owners][:, None] + torch.minimum(columns, ends[:, None] - 1),
         use_cache=True,
     ).last_hidden_state
     return second[torch.arange(len(candidates), device=ends.device), ends - 1]  # type: ignore[no-any-return]
@@ -100,14 +101,15 @@ def _probe_agrees(model: PreTrainedModel) -> bool:
     model_training = model.training
     model.eval()
     try:
-        shared = last_states_after(model, prompts, candidates, sizes)
+        with torch.autocast(model.device.type, enabled=False):
+            shared = last_states_after(model, prompts, candidates, sizes)
+            plain = last_states(model, repeated(prompts, candidates, sizes))
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
         return False
     finally:
         model.train(model_training)
-    plain = last_states(model, repeated(prompts, candidates, sizes))
     return torch.allclose(shared, plain, atol=1e-3 * float(plain.abs().max()), rtol=1e-3)
 
 

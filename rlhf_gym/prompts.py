@@ -18,6 +18,7 @@ Prompt = str | list[dict[str, str]]
 
 # For models that were never taught to chat: Anthropic HH's way of writing a dialogue.
 PLAIN_TEMPLATE = (
+    "{{ bos_token or '' }}"
     "{% for message in messages %}"
     "{{ '\n\nHuman: ' if message['role'] == 'user' else "
     "'\n\nAssistant: ' if message['role'] == 'assistant' else '' }}"

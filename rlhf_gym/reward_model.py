@@ -27,6 +27,7 @@ from rlhf_gym.choices import choice_log_probs, listwise_loss, plackett_luce_loss
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import load_pretrained, load_tokenizer, tokens_per_pass, weights_stamp
 from rlhf_gym.prefix import last_states, last_states_after, repeated, shares_prefix, work
+from rlhf_gym.prompts import prompt_ids
 from rlhf_gym.tokens import PAD, model_ids, row_lengths
 
 __all__ = ["RewardModel", "choice_log_probs", "listwise_loss", "plackett_luce_loss"]
@@ -44,7 +45,8 @@ class RewardModel(nn.Module):
             lengths; any other classifier (BERT …) is called whole with an attention mask.
         tokenizer: The tokenizer that belongs to it.
         label: The label that is the reward, by name or index, of a classifier with several.
-        probability: Pay the label's probability instead of its logit.
+        probability: Pay the label's probability instead of its logit (a softmax, or a sigmoid
+            where the labels do not exclude each other).
 
     Raises:
         InputError: The model has several labels and `label` is none of them.
@@ -66,10 +68,14 @@ class RewardModel(nn.Module):
         self.gains, self.biases = gains, biases
         self.probability = probability
         self._column: int | None = None
-        ours = model.config.num_labels == len(gains) and not probability
-        if not ours or label is not None:
-            column = _label_index(model, label)
-            self._column = None if ours and len(gains) == 1 else column
+        if model.config.num_labels != len(gains):
+            self._column = _label_index(model, label)
+        elif label is not None:
+            if len(gains) > 1:
+                raise InputError(
+                    f"{model.name_or_path!r} is an ensemble of {len(gains)} heads; it has no labels"
+                )
+            _label_index(model, label)  # a single label may be named, if it is its name
 
     @classmethod
     def load(
@@ -110,7 +116,12 @@ class RewardModel(nn.Module):
 
         The head's weights have standard deviation 1/√(d+1) and its bias is 0 (Stiennon et al.
         2020), so a new model's logits spread by about 1. Several heads are an ensemble.
+
+        Raises:
+            InputError: There is not at least one head, or weights other than the head's do not fit.
         """
+        if heads < 1:
+            raise InputError(f"a reward model has at least one head, not {heads}")
         model = load_pretrained(
             AutoModelForSequenceClassification,
             name,
@@ -141,6 +152,11 @@ class RewardModel(nn.Module):
     def heads(self) -> int:
         """M."""
         return 1 if self._column is not None else len(self.gains)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The last layer, with one output for each label."""
+        return _head(self.model)
 
     @property
     def gain(self) -> float | list[float]:
@@ -203,8 +219,7 @@ class RewardModel(nn.Module):
     def member_scores(self, tokens: Tensor) -> Tensor:
         """Gain · logit + bias by each head, no gradient: (B, L) -> (B, M) float32."""
         if self.probability:
-            parts = [self._raw(part).softmax(-1)[:, self._column] for part in tokens.split(64)]
-            return torch.cat(parts)[:, None]
+            return torch.cat([self._probability(part) for part in tokens.split(64)])[:, None]
         logits: Tensor = self(tokens)
         return self.gains.to(self.device) * logits + self.biases.to(self.device)
 
@@ -225,6 +240,13 @@ class RewardModel(nn.Module):
         raw: Tensor = self.model(input_ids=model_ids(tokens), attention_mask=mask).logits
         return raw.float()
 
+    def _probability(self, tokens: Tensor) -> Tensor:
+        raw = self._raw(tokens)
+        # A single label, or several that do not exclude each other, are a yes or no each.
+        each = self.model.config.problem_type == "multi_label_classification" or raw.shape[1] == 1
+        said = raw.sigmoid() if each else raw.softmax(-1)
+        return said[:, self._column or 0]
+
     def _as_logits(self, raw: Tensor) -> Tensor:
         if self._column is not None:
             return raw[:, self._column, None].float()
@@ -239,8 +261,8 @@ class RewardModel(nn.Module):
         if not self.causal:
             return list(self.tokenizer(prompt + response)["input_ids"])
         ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        eos = self.tokenizer.eos_token_id
-        return [*self.tokenizer(prompt)["input_ids"], *ids, *([] if eos is None else [eos])]
+        eos = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        return [*prompt_ids(prompt, self.tokenizer, eos), *ids, *eos]
 
     def normalise(self, tokens: Tensor) -> None:
         """Set gain and bias so that scores of these rows (B, L) have mean 0 and variance 1.
@@ -259,7 +281,7 @@ class RewardModel(nn.Module):
         a choice, and goes into the bias.
         """
         gains, means = self._spread(tokens)
-        head = _head(self.model)
+        head = self.head
         head.weight.mul_(gains[:, None].to(self.device))
         if head.bias is not None:
             head.bias.mul_(gains.to(self.device))
@@ -283,7 +305,7 @@ class RewardModel(nn.Module):
         """Pay gain · logit + bias from now on; the gain is folded into the head."""
         gains = torch.as_tensor(gain).float().reshape(-1).expand_as(self.gains).clone()
         biases = torch.as_tensor(bias).float().reshape(-1).expand_as(self.biases).clone()
-        head = _head(self.model)
+        head = self.head
         factor = (gains / self.gains).to(self.device)
         head.weight.mul_(factor[:, None])
         if head.bias is not None:

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import write_json, write_text
-from rlhf_gym.lm import load_tokenizer
+from rlhf_gym.lm import context_length, load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison
 from rlhf_gym.prompts import PLAIN_TEMPLATE
@@ -187,7 +187,7 @@ def judge(config: Config, comparisons: Sequence[Comparison]) -> tuple[Judgement,
     )
     if config.chat_template == "plain":
         model.tokenizer.chat_template = PLAIN_TEMPLATE
-    most = config.max_tokens or getattr(model.model.config, "max_position_embeddings", None)
+    most = config.max_tokens or context_length(model.model)
     encoded, fit = encode_comparisons(comparisons, model, most, too_long=config.too_long)
     print(f"{len(encoded)} comparisons to judge; of all, {fit} ({most} tokens)")
     return judgement(model, encoded), asdict(fit)
@@ -466,8 +466,7 @@ def annotators(shared: Figure | None) -> str:
         paragraph(
             f"Two annotators of one comparison say the same with a chance of {show(shared)} "
             f"(95 % interval {between(shared)}, {show(shared['n'])} comparisons with two or more "
-            "votes); finding a tie is one of the answers that they can give. No model can be "
-            "expected to agree with single annotators much more often."
+            "votes); finding a tie is one of the answers that they can give."
         ),
     )
 

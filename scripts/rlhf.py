@@ -39,14 +39,13 @@ import rlhf_gym
 from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.figures import measured
 from rlhf_gym.files import hash_files, read_json, write_json
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.objective import TextReward, load_callable
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison, write_comparisons
 from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.training.judge import judge_reward_model
+from rlhf_gym.training.judge import clustered, judge_reward_model, prompt_numbers
 from rlhf_gym.training.reward_data import candidate_rows, encode_comparisons
 
 console = Console()
@@ -169,6 +168,8 @@ def _check(config: Config, keywords: dict[str, Any]) -> None:
         raise InputError("--candidates and --comparisons must be at least 2, --total-tokens 1")
     if config.rounds < 1 or (config.rounds > 1 and config.data is not None):
         raise InputError("--rounds must be at least 1; further rounds need the simulated human")
+    if min(config.comparisons, config.total_tokens) < 2 * config.rounds:
+        raise InputError("--comparisons and --total-tokens must be at least twice --rounds")
     if config.prompts < 2 or config.episodes < config.prompts or config.reference_samples < 1:
         raise InputError(
             "--prompts must be at least 2, --episodes no fewer, --reference-samples at least 1"
@@ -237,13 +238,14 @@ def hindsight(config: Config, stage: Round, new: list[Comparison]) -> dict[str, 
     encoded, _ = encode_comparisons(new, model, None)
     human = cast(TextReward, load_callable(config.human))
     texts = [text for c in new for text in c.candidates]
-    gold = human([str(c.prompt) for c in new for _ in c.candidates], texts)
+    gold = np.asarray(human([str(c.prompt) for c in new for _ in c.candidates], texts), float)
     scores = model.scores(candidate_rows(encoded).to(model.device)).double().cpu().numpy()
+    prompts = prompt_numbers([c for c in new for _ in c.candidates])
     return {
         "round": stage.number,
         "comparisons": stage.share(config.comparisons),
-        "score": measured(scores),
-        "gold": measured(np.asarray(gold, dtype=np.float64)),
+        "score": clustered(scores, prompts),
+        "gold": clustered(gold, prompts),
         "accuracy_on_own_samples": judge_reward_model(model, encoded)["accuracy"],
         "accuracy": read_json(stage.folder / "reward_model.json")["accuracy"],
     }
@@ -252,6 +254,7 @@ def hindsight(config: Config, stage: Round, new: list[Comparison]) -> dict[str, 
 def train_reward(config: Config, env: TokenVectorEnv, stage: Round, comparisons: Path) -> None:
     """Stage 2: reward_model/ and reward_model.json in the round's folder."""
     if (stage.folder / "reward_model.json").exists():
+        shutil.rmtree(stage.folder / "reward_run", ignore_errors=True)  # a stop in between
         console.print(stage.title("2/4 reward model: done before"))
         return
     console.print(stage.title("2/4 reward model: learns to predict the choices"))

@@ -23,6 +23,7 @@ from common import begin_run, check_same_run, device, make_env, progress_bar, ru
 
 from rlhf_gym import human
 from rlhf_gym.collect import collect_comparisons
+from rlhf_gym.errors import InputError
 from rlhf_gym.files import write_json
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison, write_comparisons
@@ -125,7 +126,13 @@ def sampled(config: Config) -> list[Comparison]:
         partial = file.with_name(".pool.partial.jsonl")
         write_comparisons(partial, pool)
         partial.rename(file)
-    return read_comparisons(file)
+    pool = read_comparisons(file)
+    if len(pool) < total:
+        raise InputError(
+            f"{file} holds {len(pool)} comparisons, {total} are needed; delete it, or name another "
+            "--run-dir"
+        )
+    return pool
 
 
 def study(

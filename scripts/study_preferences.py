@@ -78,6 +78,7 @@ class Config:
 def main(config: Config) -> None:
     """Cross-validate every backbone on every data set."""
     plain = dataclasses.asdict(config)
+    # More data sets and backbones may be added later, under names of their own.
     fixed = {k: v for k, v in plain.items() if k not in ("data", "backbones")}
     check_same_run(config.run_dir, fixed, resume=True)
     begin_run(config.run_dir, fixed)
@@ -97,10 +98,19 @@ def main(config: Config) -> None:
             results = []
             for i in range(config.k_folds):
                 key = (name, label, i)
+                if key in done and (done[key]["source"], done[key]["model_name"]) != (
+                    source,
+                    backbone,
+                ):
+                    raise InputError(
+                        f"{file} has {name} and {label} of another file or model; give them "
+                        "another name, or another --run-dir"
+                    )
                 if key not in done:
                     train = [c for c, f in zip(comparisons, fold, strict=True) if f != i]
                     test = [c for c, f in zip(comparisons, fold, strict=True) if f == i]
                     done[key] = dict(zip(("data", "backbone", "fold"), key, strict=True))
+                    done[key] |= {"source": source, "model_name": backbone}
                     done[key] |= cross(config, backbone, train, test)
                     with file.open("a") as out:
                         out.write(json.dumps(done[key]) + "\n")
@@ -141,6 +151,7 @@ def cross(
     said = judgement(model, judged)
     seen = [c.comparison for c in learned]
     plain = said.comparisons
+    words, length = baseline(bag_of_words(seen), plain), baseline(longest, plain)
     return {
         "train": len(learned),
         "whole": fit_test.whole,
@@ -150,10 +161,10 @@ def cross(
         "prompts": prompt_numbers(plain).tolist(),
         "model": said.pairwise.tolist(),
         "top1": said.top1.tolist(),
-        "bag_of_words": baseline(bag_of_words(seen), plain).pairwise.tolist(),
-        "longest": baseline(longest, plain).pairwise.tolist(),
-        "bag_of_words_top1": baseline(bag_of_words(seen), plain).top1.tolist(),
-        "longest_top1": baseline(longest, plain).top1.tolist(),
+        "bag_of_words": words.pairwise.tolist(),
+        "longest": length.pairwise.tolist(),
+        "bag_of_words_top1": words.top1.tolist(),
+        "longest_top1": length.top1.tolist(),
     }
 
 

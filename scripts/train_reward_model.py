@@ -15,8 +15,9 @@ from typing import Any, Literal
 import torch
 from common import begin_run, check_same_run, device, run
 
+from rlhf_gym.errors import InputError
 from rlhf_gym.files import whole_folder, write_json
-from rlhf_gym.lm import load_tokenizer
+from rlhf_gym.lm import context_length, load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.prompts import PLAIN_TEMPLATE
 from rlhf_gym.reward_model import RewardModel
@@ -47,6 +48,10 @@ class Config:
     """Folder to write to."""
     revision: str | None = None
     """Commit or tag of a hub model."""
+    format: str | None = None
+    """Format of the comparisons; found from each row's keys if not given."""
+    data_revision: str | None = None
+    """Commit or tag of a hub dataset."""
     data_split: str = "train"
     """Split of a `datasets` dataset."""
     tokenizer: str | None = None
@@ -94,6 +99,7 @@ class Config:
 
 def main(config: Config) -> dict[str, Any]:
     """Read, train, judge, normalise, save; the figures."""
+    options = training_options(config)
     check_same_run(config.run_dir, asdict(config), resume=True)
     figures_file = config.run_dir / "reward_model.json"
     if figures_file.exists():
@@ -104,11 +110,10 @@ def main(config: Config) -> dict[str, Any]:
     # Before training too: every backbone's logits start with variance 1.
     model.start_at(candidate_rows(train, NORMALISED_ON).to(model.device))
     before = judge_reward_model(model, test)
-    shared = {f.name for f in dataclasses.fields(RewardTraining)} & asdict(config).keys()
     train_reward_model(
         model,
         train,
-        RewardTraining(**{name: getattr(config, name) for name in shared}),
+        options,
         validation=validation,
         checkpoint_dir=config.run_dir / "checkpoints_reward",
         resume=True,
@@ -131,6 +136,14 @@ def main(config: Config) -> dict[str, Any]:
     return figures
 
 
+def training_options(config: Config) -> RewardTraining:
+    """The options of the training itself, checked."""
+    shared = {f.name for f in dataclasses.fields(RewardTraining)} & asdict(config).keys()
+    if config.max_tokens is not None and config.max_tokens < 2:
+        raise InputError(f"max_tokens must be at least 2, not {config.max_tokens}")
+    return RewardTraining(**{name: getattr(config, name) for name in shared})
+
+
 def load(config: Config) -> tuple[Any, ...]:
     """Training, validation and held-out comparisons, the untrained model, and what was left out."""
     skipped: list[str] = []
@@ -138,7 +151,9 @@ def load(config: Config) -> tuple[Any, ...]:
         config.data,
         skipped=skipped if config.on_bad_row == "skip" else None,
         tokenizer=config.tokenizer and load_tokenizer(config.tokenizer),
+        format=config.format,
         split=config.data_split,
+        revision=config.data_revision,
     )
     for problem in skipped:
         print(f"skipped: {problem}")
@@ -155,7 +170,7 @@ def load(config: Config) -> tuple[Any, ...]:
     )
     if config.chat_template == "plain":
         model.tokenizer.chat_template = PLAIN_TEMPLATE
-    longest = config.max_tokens or getattr(model.model.config, "max_position_embeddings", None)
+    longest = config.max_tokens or context_length(model.model)
     sides, total = [], Fit()
     for side in (train, validation, test):
         encoded, fit = (

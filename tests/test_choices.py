@@ -31,7 +31,8 @@ def test_rankings_without_ties_are_a_probability_distribution():
     """Plackett–Luce: the likelihoods of all orders of K items sum to 1."""
     orders = list(itertools.permutations(range(4)))
     rankings = [[[i] for i in order] for order in orders]
-    losses = plackett_luce_loss(LOGITS[:4].repeat(len(orders)), rankings)
+    sizes = torch.full((len(orders),), 4)
+    losses = plackett_luce_loss(LOGITS[:4].repeat(len(orders)), sizes, rankings)
     assert float(torch.exp(-losses).sum()) == pytest.approx(1.0, abs=1e-12)
 
 
@@ -44,7 +45,8 @@ def test_a_ranking_is_the_product_of_its_stages():
 def test_a_top_choice_is_the_marginal_of_the_rankings_that_begin_with_it():
     orders = [(1, *rest) for rest in itertools.permutations((0, 2, 3))]
     rankings = [[[i] for i in order] for order in orders]
-    losses = plackett_luce_loss(LOGITS[:4].repeat(len(orders)), rankings)
+    sizes = torch.full((len(orders),), 4)
+    losses = plackett_luce_loss(LOGITS[:4].repeat(len(orders)), sizes, rankings)
     expected = listwise_loss(LOGITS[:4], torch.tensor([4]), torch.tensor([1]))
     assert -math.log(float(torch.exp(-losses).sum())) == pytest.approx(float(expected))
 
@@ -58,10 +60,10 @@ def test_ties_are_breslows():
 
 def test_a_tie_alone_pulls_its_two_logits_together():
     logits = torch.tensor([1.5, -0.5], dtype=torch.float64, requires_grad=True)
-    plackett_luce_loss(logits, [[[0, 1]]]).sum().backward()
+    plackett_luce_loss(logits, torch.tensor([2]), [[[0, 1]]]).sum().backward()
     assert logits.grad[0] > 0 > logits.grad[1]
     at_rest = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    plackett_luce_loss(at_rest, [[[0, 1]]]).sum().backward()
+    plackett_luce_loss(at_rest, torch.tensor([2]), [[[0, 1]]]).sum().backward()
     assert at_rest.grad.abs().max() < 1e-12
 
 
@@ -72,6 +74,12 @@ def test_a_partial_ranking_ignores_what_is_not_listed():
     assert loss_of(partial) == pytest.approx(loss_of(partial, moved))
     pair = -torch.nn.functional.logsigmoid(LOGITS[3] - LOGITS[1])
     assert loss_of(partial) == pytest.approx(float(pair))
+
+
+def test_partial_rankings_of_several_comparisons_keep_to_their_own_rows():
+    losses = plackett_luce_loss(LOGITS, torch.tensor([3, 2]), [[[2], [0]], [[1], [0]]])
+    gaps = torch.stack([LOGITS[2] - LOGITS[0], LOGITS[4] - LOGITS[3]])
+    torch.testing.assert_close(losses, -torch.nn.functional.logsigmoid(gaps))
 
 
 def test_votes_are_soft_labels_and_a_tied_annotator_votes_for_all():

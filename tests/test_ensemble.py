@@ -179,11 +179,28 @@ def test_a_label_must_be_named_and_exist(save_lm, prompt_file, tmp_path):
     path = save_sentiment(tmp_path, words=["a"])
     with pytest.raises(InputError, match="NEGATIVE, NEUTRAL, POSITIVE; none is named"):
         RewardModel.load(path)
+    heads = two_heads(save_lm)
+    heads.save_pretrained(tmp_path / "heads")
+    with pytest.raises(InputError, match="ensemble of 2 heads"):
+        RewardModel.load(str(tmp_path / "heads"), label=1)
     with pytest.raises(InputError, match="'GOOD' is none of them"):
         RewardModel.load(path, label="GOOD")
     model = RewardModel.load(path, label=2)
     with pytest.raises(InputError, match="keeps its own scale"):
         model.normalise(torch.tensor([[4, 5]]))
+
+
+def test_labels_that_do_not_exclude_each_other_are_paid_by_their_own_sigmoid(tmp_path):
+    path = save_sentiment(tmp_path, words=["a"])
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    plain = AutoModelForSequenceClassification.from_pretrained(path).eval()
+    row = torch.tensor([[2, 4, 4]])
+    with torch.no_grad():
+        expected = plain(input_ids=row).logits[0, 2].sigmoid()
+    model = RewardModel.load(path, label="POSITIVE", probability=True)
+    assert float(model.scores(row)) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_a_reward_model_with_another_tokenizer_sees_text_encoded_anew(

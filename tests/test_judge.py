@@ -400,7 +400,7 @@ def plain_logits(path: str, rows: list[dict[str, Any]]) -> list[np.ndarray]:
         if isinstance(row["prompt"], str):
             prompt = tokenizer(row["prompt"]).input_ids
         else:
-            text = f"\n\nHuman: {row['prompt'][0]['content']}\n\nAssistant: "
+            text = f"<s>\n\nHuman: {row['prompt'][0]['content']}\n\nAssistant: "
             prompt = tokenizer(text, add_special_tokens=False).input_ids
         ends = [tokenizer(c, add_special_tokens=False).input_ids for c in row["candidates"]]
         logits = [model(torch.tensor([[*prompt, *e, EOS]])).logits[0, 0].item() for e in ends]
@@ -408,9 +408,8 @@ def plain_logits(path: str, rows: list[dict[str, Any]]) -> list[np.ndarray]:
     return out
 
 
-def expected_calibration_error(logits: list[np.ndarray], best: list[int]) -> float:
-    p = np.concatenate([np.exp(log_softmax(*x)) for x in logits])
-    was = np.concatenate([np.arange(len(x)) == b for x, b in zip(logits, best, strict=True)])
+def expected_calibration_error(logits: list[np.ndarray], shares: list[np.ndarray]) -> float:
+    p, was = np.concatenate([np.exp(log_softmax(*x)) for x in logits]), np.concatenate(shares)
     total = 0.0
     for low in np.arange(10) / 10:
         inside = (p >= low) & (p < low + 0.1)
@@ -479,7 +478,10 @@ def test_the_script_says_what_plain_transformers_and_numpy_say(save_reward_model
     close(found["accuracy_pairwise"], pairs)
     close(found["nll"], nll)
     close(found["nll_uniform"], np.log(sizes))
-    assert found["ece"] == pytest.approx(expected_calibration_error(logits, best), abs=1e-5)
+    shares = [(np.arange(len(x)) == b) * 1.0 for x, b in zip(logits, best, strict=True)]
+    # Votes are what they are: shares, not a winner.
+    shares[3] = np.where(np.arange(2) == best[3], 2.5 / 3, 0.5 / 3)
+    assert found["ece"] == pytest.approx(expected_calibration_error(logits, shares), abs=1e-5)
     rules = found["rules"]
     close(rules["longest"]["accuracy"], long)
     close(rules["longest"]["lead"], right - long)

@@ -1,21 +1,31 @@
 """Reward models: shared prompts are exact, micro-batches change nothing, no prompt leaks."""
 
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import EOS, V
-from transformers import AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
+from rlhf_gym.choices import ChoiceSets, choice_loss
 from rlhf_gym.errors import InputError
+from rlhf_gym.lm import load_tokenizer
 from rlhf_gym.preferences import Comparison
-from rlhf_gym.prefix import repeated, shares_prefix
+from rlhf_gym.prefix import last_states_after, repeated, shares_prefix
 from rlhf_gym.prompts import PLAIN_TEMPLATE
 from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.tokens import pad_rows
+from rlhf_gym.tokens import PAD, pad_rows
 from rlhf_gym.training.judge import judge_reward_model
-from rlhf_gym.training.reward import RewardTraining, train_reward_model
+from rlhf_gym.training.reward import RewardTraining, microbatches, train_reward_model
 from rlhf_gym.training.reward_data import (
     EncodedComparison,
     candidate_rows,
@@ -96,6 +106,36 @@ def test_models_with_more_than_plain_attention_repeat_their_prompts(save_lm, fam
     )
 
 
+@pytest.mark.parametrize(
+    ("family", "rope"),
+    [
+        ("gpt2", None),
+        ("opt", None),
+        ("llama", {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}),
+    ],
+)
+def test_shared_prompts_never_step_beyond_the_context(save_lm, tmp_path, family, rope):
+    """A long prompt with short answers beside a short prompt with long ones, context 64."""
+    path = shutil.copytree(save_lm(family), tmp_path / "model")
+    if rope:
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
+    model = fresh(str(path))
+    prompts = torch.full((2, 60), 5)
+    prompts[1, 20:] = PAD
+    candidates = torch.randint(4, V, (4, 40), generator=torch.Generator().manual_seed(0))
+    candidates[:2, 4:] = PAD
+    sizes = torch.tensor([2, 2])
+    owners = torch.tensor([0, 0, 1, 1])
+    rows = [
+        [*p[p != PAD].tolist(), *c[c != PAD].tolist()]
+        for p, c in zip(prompts[owners], candidates, strict=True)
+    ]
+    plain = torch.cat([model(torch.tensor([row])) for row in rows]).detach()
+    shared = model.model.score(last_states_after(model.model, prompts, candidates, sizes)).detach()
+    torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
+
+
 def test_a_short_prompt_is_not_worth_sharing(save_lm):
     model = fresh(save_lm())
     rows = torch.ones(1, 2, dtype=torch.int64), torch.ones(4, 30, dtype=torch.int64)
@@ -118,11 +158,10 @@ def distance(a: RewardModel, b: RewardModel) -> float:
 @pytest.mark.parametrize(
     "options",
     [
-        {"microbatch_tokens": 40},
         {"share_prompts": False},
         {"gradient_checkpointing": True},
     ],
-    ids=["micro-batches", "repeated prompts", "checkpointing"],
+    ids=["repeated prompts", "checkpointing"],
 )
 def test_what_saves_memory_or_time_changes_nothing(save_lm, tmp_path, options):
     path, comparisons = save_lm(), make_comparisons()
@@ -132,6 +171,35 @@ def test_what_saves_memory_or_time_changes_nothing(save_lm, tmp_path, options):
     start = fresh(path)
     assert distance(plain, start) > 1e-3
     assert distance(plain, other) < 2e-4
+
+
+@pytest.mark.parametrize("max_tokens", [30, 90, 10_000])
+def test_micro_batches_leave_the_gradient_of_a_step_alone(
+    save_lm, tmp_path, monkeypatch, max_tokens
+):
+    """Adam and clipping would hide a wrong scale, so the gradient is looked at before the step."""
+    comparisons = make_comparisons(13)
+    model = fresh(save_lm())
+    prompts, candidates, sizes = tensors(comparisons)
+    sets = ChoiceSets.of([c.choices for c in comparisons], sizes.tolist())
+    choice_loss(model.compare(prompts, candidates, sizes)[:, 0], sets).mean().backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    seen: list[list[torch.Tensor]] = []
+
+    def note(parameters, *args, **kwargs):
+        seen.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        return torch.zeros(())
+
+    monkeypatch.setattr("accelerate.Accelerator.clip_grad_norm_", lambda self, *a, **k: note(*a))
+    options = RewardTraining(batch_size=13, microbatch_tokens=max_tokens)
+    train_reward_model(model, comparisons, options, checkpoint_dir=tmp_path)
+    assert (
+        len(list(microbatches(comparisons, max_tokens))) == {30: 13, 90: 8, 10_000: 1}[max_tokens]
+    )
+    (found,) = seen
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float((ours - theirs).abs().max()) <= 1e-5 * max(1.0, float(theirs.abs().max()))
 
 
 def test_training_learns_what_people_chose(save_lm, tmp_path):
@@ -157,8 +225,61 @@ def test_early_stopping_goes_back_to_the_best(save_lm, tmp_path):
     stopped = judge_reward_model(model, train)["nll"]["value"]
     full = trained(path, tmp_path / "full", train, epochs=20.0)
     assert judge_reward_model(full, train)["nll"]["value"] < 0.5 * stopped
+    (state_file,) = tmp_path.glob("checkpoint-*/trainer_state.json")
+    state = json.loads(state_file.read_text())
+    sizes = [len(c.candidates) for c in contrary]
+    rows = candidate_rows(contrary)
+    sets = ChoiceSets.of([c.choices for c in contrary], sizes)
+    kept = float(choice_loss(model.logits(rows), sets).mean())
+    assert kept == pytest.approx(state["best_metric"], abs=1e-5)
     with pytest.raises(InputError, match="needs validation"):
         train_reward_model(model, train, options, checkpoint_dir=tmp_path / "none")
+
+
+def test_a_resumed_run_has_no_more_patience_than_one_never_stopped(save_lm, tmp_path):
+    train = make_comparisons(64)
+    contrary = [
+        EncodedComparison(c.prompt, c.candidates, contrary_choice(c), c.comparison) for c in train
+    ]
+    path = save_lm()
+    options = RewardTraining(epochs=20.0, batch_size=8, learning_rate=1e-2, patience=3)
+    whole = fresh(path)
+    train_reward_model(
+        whole, train, options, validation=contrary, checkpoint_dir=tmp_path / "whole"
+    )
+    stopped = fresh(path)
+    with stopping(stopped, 7), pytest.raises(KeyboardInterrupt):
+        train_reward_model(
+            stopped, train, options, validation=contrary, checkpoint_dir=tmp_path / "stopped"
+        )
+    again = fresh(path)
+    train_reward_model(
+        again,
+        train,
+        options,
+        validation=contrary,
+        checkpoint_dir=tmp_path / "stopped",
+        resume=True,
+    )
+    assert distance(again, whole) == 0.0
+
+
+@contextmanager
+def stopping(model: RewardModel, after: int) -> Iterator[None]:
+    """Interrupt what is going on at so many forward passes of the head."""
+    left = after
+
+    def count(*_) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+
+    hook = model.head.register_forward_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def contrary_choice(c: EncodedComparison):
@@ -190,6 +311,42 @@ def test_adapters_train_little_and_are_merged(save_lm, tmp_path):
         )
 
 
+def test_a_head_with_a_bias_is_trained_beside_the_adapters(save_lm, tmp_path):
+    config = BertConfig(
+        vocab_size=V,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=1,
+    )
+    torch.manual_seed(0)
+    model = RewardModel(BertForSequenceClassification(config), load_tokenizer(save_lm()))
+    before = model.head.weight.detach().clone()
+    options = RewardTraining(epochs=1.0, batch_size=8, learning_rate=1e-2, lora_rank=2)
+    train_reward_model(model, make_comparisons(16), options, checkpoint_dir=tmp_path)
+    assert isinstance(model.head, torch.nn.Linear)
+    assert float((model.head.weight.detach() - before).abs().max()) > 1e-3
+
+
+def test_options_out_of_range_are_refused():
+    for bad in ({"batch_size": 0}, {"lora_rank": 0}, {"microbatch_tokens": 0}, {"patience": 0}):
+        (name,) = bad
+        with pytest.raises(InputError, match=name):
+            RewardTraining(**bad)
+
+
+def test_weights_that_do_not_fit_are_no_start(save_lm, tmp_path):
+    shutil.copytree(save_lm(), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "intermediate_size": config["intermediate_size"] + 8}))
+    with pytest.raises(InputError, match="do not fit its config"):
+        RewardModel.from_backbone(str(tmp_path / "model"))
+    with pytest.raises(InputError, match="at least one head"):
+        RewardModel.from_backbone(save_lm(), heads=0)
+
+
 def test_bf16_learns_too(save_lm, tmp_path):
     comparisons = make_comparisons(64)
     model = trained(save_lm(), tmp_path, comparisons, bf16=True, epochs=6.0)
@@ -202,23 +359,9 @@ def test_stopped_and_resumed_is_never_stopped(save_lm, tmp_path):
     options = RewardTraining(epochs=3.0, batch_size=4, learning_rate=1e-2)
     whole = fresh(path)
     train_reward_model(whole, comparisons, options, checkpoint_dir=tmp_path / "whole")
-
-    class Stop(KeyboardInterrupt):
-        pass
-
     stopped = fresh(path)
-    forwards = 0
-
-    def count(*_) -> None:
-        nonlocal forwards
-        forwards += 1
-        if forwards > 15:
-            raise Stop
-
-    hook = stopped.model.score.register_forward_hook(count)
-    with pytest.raises(Stop):
+    with stopping(stopped, 15), pytest.raises(KeyboardInterrupt):
         train_reward_model(stopped, comparisons, options, checkpoint_dir=tmp_path / "stopped")
-    hook.remove()
     again = fresh(path)
     train_reward_model(
         again, comparisons, options, checkpoint_dir=tmp_path / "stopped", resume=True
@@ -282,13 +425,34 @@ def test_too_long_dialogues_lose_whole_turns_for_all_candidates_alike(save_lm):
 
 
 def test_nearly_equal_prompts_are_one_prompt():
-    words = [f"w{i}" for i in range(40)]
-    near = [*words[:39], "other"]
-    prompts = [" ".join(words), " ".join(near), "something else entirely here", " ".join(words)]
+    pairs = []
+    for i in range(20):
+        words = [f"p{i}w{j}" for j in range(40)]
+        near = [w if j not in (10, 30) else "changed" for j, w in enumerate(words)]  # J = 0.73
+        far = [w if j % 5 else "changed" for j, w in enumerate(words)]  # J < 0.3
+        pairs += [" ".join(words), " ".join(near), " ".join(far)]
+    keys = prompt_groups(pairs)
+    assert keys[0::3] == keys[1::3]
+    assert not set(keys[0::3]) & set(keys[2::3])
+    assert len(set(keys)) == 40
+    prompts = pairs[:3]
     keys = prompt_groups(prompts)
-    assert keys[0] == keys[1] == keys[3] != keys[2]
     # The key depends on the prompts alone, not on their order.
     assert prompt_groups(prompts[::-1]) == keys[::-1]
+
+
+def test_a_dialogue_and_its_continuation_are_one_prompt():
+    start = "\n\nHuman: tell me about the sea please\n\nAssistant:"
+    longer = start + " it is wide\n\nHuman: and deep?\n\nAssistant:"
+    messages = [
+        {"role": "user", "content": "tell me about the sea please"},
+        {"role": "assistant", "content": "it is wide"},
+        {"role": "user", "content": "and deep?"},
+    ]
+    other = "\n\nHuman: something else\n\nAssistant:"
+    keys = prompt_groups([start, longer, messages[:1], messages, other, "tell me a story"])
+    assert len({*keys[:4]}) == 1
+    assert len({*keys}) == 3
 
 
 def test_splits_and_folds_keep_a_prompt_on_one_side():

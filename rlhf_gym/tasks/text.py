@@ -1,13 +1,13 @@
 """`rlhf_gym/Text-v0`: any causal LM, any reward, any prompts."""
 
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, cast, get_args
 
 from rlhf_gym.devices import resolve_device
 from rlhf_gym.ensemble import Pooling, RewardEnsemble
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import shared_causal_lm
+from rlhf_gym.lm import context_length, shared_causal_lm
 from rlhf_gym.objective import Objective, Reward, TextReward, load_callable
 from rlhf_gym.prompts import PromptDataset, load_texts
 from rlhf_gym.reward_model import shared_reward_model
@@ -80,7 +80,7 @@ def load_parts(
     """
     device = resolve_device(device)
     lm = shared_causal_lm(reference, reference_revision, temperature, device)
-    context = getattr(lm.model.config, "max_position_embeddings", None)
+    context = context_length(lm.model)
     if context and max_prompt_tokens + max_new_tokens > context:
         raise InputError(
             f"max_prompt_tokens + max_new_tokens = {max_prompt_tokens + max_new_tokens}, but "
@@ -98,6 +98,10 @@ def load_parts(
     )
     reward: Reward
     names = [reward_model] if isinstance(reward_model, str) else reward_model
+    if not names:
+        raise InputError("reward_model is an empty list; name at least one")
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling must be one of {get_args(Pooling)}, not {pooling!r}")
     if len(names) == 1 and is_callable_name(names[0]):
         reward = cast(TextReward, load_callable(names[0]))
     else:
@@ -108,7 +112,7 @@ def load_parts(
             for name in names
         ]
         for name, member in zip(names, members, strict=True):
-            reach = getattr(member.model.config, "max_position_embeddings", None)
+            reach = context_length(member.model)
             if reach and max_prompt_tokens + max_new_tokens > reach:
                 raise InputError(
                     f"max_prompt_tokens + max_new_tokens = {max_prompt_tokens + max_new_tokens}, "

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlhf_gym.choices import ChoiceSets, choice_loss
+from rlhf_gym.choices import Choice, ChoiceSets, choice_loss
 from rlhf_gym.errors import InputError
 from rlhf_gym.figures import Figure
 from rlhf_gym.preferences import Comparison
@@ -34,10 +34,12 @@ class Judgement:
     Attributes:
         comparisons: The comparisons.
         logits: For each, a number for each candidate; softmax of them is its choice.
+        choices: What each label consists of, if not what it consists of by itself (soft labels).
     """
 
     comparisons: Sequence[Comparison]
     logits: Sequence[Floats]
+    choices: Sequence[Sequence[Choice]] | None = None
 
     @cached_property
     def top1(self) -> Floats:
@@ -59,15 +61,21 @@ class Judgement:
     def nll(self) -> Floats:
         """(N,) negative log-likelihood of each label, nats."""
         sizes = [len(x) for x in self.logits]
-        sets = ChoiceSets.of([c.choices() for c in self.comparisons], sizes)
+        sets = ChoiceSets.of(self.choices or [c.choices() for c in self.comparisons], sizes)
         return choice_loss(torch.from_numpy(np.concatenate(self.logits)), sets).numpy()
 
     @cached_property
     def claims(self) -> tuple[Floats, Floats]:
-        """P(best) of every compared candidate where there is a top, and whether it was, (B',)."""
-        said, was = [], []
+        """P(best) of every compared candidate, and whether (or how often) it was best, (B',)."""
+        said: list[float] = []
+        was: list[float] = []
         for comparison, x in zip(self.comparisons, self.logits, strict=True):
-            if comparison.tops:
+            if comparison.votes is not None:
+                # What the likelihood fits: shares of votes, not which candidate has most of them.
+                ((_, shares),) = comparison.choices()
+                said += (np.exp(x - x.max()) / np.exp(x - x.max()).sum()).tolist()
+                was += shares
+            elif comparison.tops:
                 rivals = list(comparison.compared)
                 powers = np.exp(x[rivals] - x[rivals].max())
                 said += (powers / powers.sum()).tolist()
@@ -92,12 +100,18 @@ def judgement(model: RewardModel, comparisons: Sequence[EncodedComparison]) -> J
     as the probabilities do, and whose softmax gives each its share of their sum.
     """
     rows = candidate_rows(comparisons).to(model.device)
-    said = model.logits(rows)
     if model.probability:
-        said = model.scores(rows).clamp(min=torch.finfo(said.dtype).tiny).log()
+        paid = model.scores(rows)
+        said = paid.clamp(min=torch.finfo(paid.dtype).tiny).log()
+    else:
+        said = model.logits(rows)
     logits = said.double().cpu().numpy()
     ends = np.cumsum([len(c.candidates) for c in comparisons])
-    return Judgement([c.comparison for c in comparisons], np.split(logits, ends[:-1]))
+    return Judgement(
+        [c.comparison for c in comparisons],
+        np.split(logits, ends[:-1]),
+        [c.choices for c in comparisons],
+    )
 
 
 def baseline(scorer: Scorer, comparisons: Sequence[Comparison]) -> Judgement:

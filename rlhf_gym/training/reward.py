@@ -63,6 +63,20 @@ class RewardTraining:
     patience: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what would fail later, or silently do something else.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        for name in ("epochs", "learning_rate", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("microbatch_tokens", "lora_rank", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1 where it is given, not {value}")
+
 
 class _Choices(nn.Module):
     """What the Trainer sees: all candidates of a micro-batch in, their logits out."""
@@ -177,6 +191,11 @@ def train_reward_model(
     Raises:
         InputError: `patience` is given, but no validation comparisons.
     """
+    if model.model.config.is_encoder_decoder:
+        raise InputError(
+            f"{model.model.name_or_path!r} has an encoder and a decoder, which cannot be trained "
+            "here; take a causal model or an encoder"
+        )
     if options.patience is not None and not validation:
         raise InputError("early stopping needs validation comparisons; hold some out for it")
     tuner = _adapters(model, options.lora_rank) if options.lora_rank else None
@@ -226,8 +245,10 @@ def _arguments(
             "load_best_model_at_end": True,
             "metric_for_best_model": "loss",
             "greater_is_better": False,
+            # The patience used up so far is part of what a resumed run goes on with.
+            "restore_callback_states_from_checkpoint": True,
         }
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=options.epochs,
         per_device_train_batch_size=options.batch_size,
@@ -251,6 +272,10 @@ def _arguments(
         dataloader_pin_memory=device.type == "cuda",
         **stopping,
     )
+    # One GPU, even where there are more: torch's DataParallel would tear comparisons apart.
+    if arguments.device.type == "cuda":
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _recompute(model: PreTrainedModel, on: bool) -> None:
@@ -263,13 +288,17 @@ def _recompute(model: PreTrainedModel, on: bool) -> None:
 
 def _adapters(model: RewardModel, rank: int) -> Any:
     """Put LoRA adapters into the trunk's linear layers; they and the head alone are trained."""
-    from peft import LoraConfig
-    from peft.tuners.lora import LoraModel
-
-    head = next(p for p in reversed(list(model.model.parameters())) if p.shape[0] == model.heads)
+    try:
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraModel
+    except ImportError as error:
+        raise InputError(
+            "lora_rank needs the package peft: pip install 'rlhf-gym[lora]'"
+        ) from error
+    head = model.head
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="SEQ_CLS"
     )
     tuner = LoraModel(model.model, config, "default")
-    head.requires_grad_(True)
+    head.requires_grad_(True)  # weight, and bias where it has one
     return tuner

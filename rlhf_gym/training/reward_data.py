@@ -1,6 +1,5 @@
 """Comparisons made ready for training: token ids, lengths that fit, and splits that do not leak."""
 
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +111,8 @@ def encode_comparisons(
         fit.cut += one is not comparison
         choices = one.choices(soft_temperature)
         encoded.append(EncodedComparison(prompt, candidates, choices, one))
+    if not comparisons:
+        raise InputError("there are no comparisons to encode")
     if not encoded:
         raise InputError(
             f"all {len(comparisons)} comparisons exceed max_tokens = {max_tokens}; raise it, or "
@@ -168,28 +169,47 @@ def folds(comparisons: Sequence[Comparison], k: int) -> list[int]:
 
 
 def prompt_groups(prompts: Sequence[Prompt]) -> list[str]:
-    """A key for each prompt, the same for prompts that are nearly the same.
+    """A key for each prompt, the same for prompts that a split must not separate.
 
-    Near-duplicates are found by MinHash over three-word phrases, and their groups are closed: where
-    a resembles b and b resembles c, all three are one.
+    Those are prompts that open with the same human turn (a dialogue and its continuation, in which
+    an answer of the one is quoted by the other), and near-duplicates: `NEAR_DUPLICATE` of their
+    three-word phrases in common, proposed by MinHash and decided exactly. Groups are closed: where
+    a belongs to b and b to c, all three are one.
     """
     # Slow to import, and of use to training alone.
     from datasketch import MinHash, MinHashLSH
 
-    texts = [_text(prompt) for prompt in prompts]
-    unique = sorted(set(texts))
-    index = MinHashLSH(threshold=NEAR_DUPLICATE, num_perm=64)
-    group = {text: text for text in unique}
-    for text in unique:
+    keys = [(opening(prompt), _plain(prompt)) for prompt in prompts]
+    first: dict[str, str] = {}
+    group: dict[str, str] = {}
+    phrases: dict[str, set[str]] = {}
+    # More permissive than what decides, so that it misses almost none.
+    index = MinHashLSH(threshold=0.5, num_perm=128)
+    for start, text in sorted(set(keys)):
         words = text.casefold().split()
-        phrases = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
-        signature = MinHash(num_perm=64, seed=1)
-        signature.update_batch([phrase.encode() for phrase in sorted(phrases)])
-        roots = {_root(group, found) for found in index.query(signature)} | {text}
+        phrases[text] = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
+        signature = MinHash(num_perm=128, seed=1)
+        signature.update_batch([phrase.encode() for phrase in sorted(phrases[text])])
+        kin = {
+            other
+            for other in index.query(signature)
+            if len(phrases[text] & phrases[other])
+            >= NEAR_DUPLICATE * len(phrases[text] | phrases[other])
+        }
+        group.setdefault(text, text)
+        roots = {_root(group, one) for one in kin | {text, first.setdefault(start, text)}}
         for root in roots:
             group[root] = min(roots)
-        index.insert(text, signature)
-    return [_root(group, text) for text in texts]
+        if text not in index:
+            index.insert(text, signature)
+    return [_root(group, text) for _, text in keys]
+
+
+def opening(prompt: Prompt) -> str:
+    """The first human turn of a dialogue; the whole of a prompt that is none."""
+    if isinstance(prompt, str):
+        return prompt.split("\n\nAssistant:")[0].removeprefix("\n\nHuman:").strip()
+    return next((str(m["content"]) for m in prompt if m["role"] == "user"), _plain(prompt)).strip()
 
 
 def _root(group: dict[str, str], text: str) -> str:
@@ -198,5 +218,8 @@ def _root(group: dict[str, str], text: str) -> str:
     return text
 
 
-def _text(prompt: Prompt) -> str:
-    return prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True)
+def _plain(prompt: Prompt) -> str:
+    """A prompt's words, whether it is text or chat messages."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(str(message["content"]) for message in prompt)

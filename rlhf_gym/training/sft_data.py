@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
+from rlhf_gym.lm import CausalLM, context_length
 from rlhf_gym.prompts import Prompt, is_held_out, load_rows, prompt_ids, text_field
 from rlhf_gym.tokens import Sequences, model_ids, pad_rows
 
@@ -152,7 +152,7 @@ def prepare(
     Raises:
         InputError: An option does not suit the model, or no example is left to train on.
     """
-    limit = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(lm.model)
     if not 2 <= max_tokens <= (limit or max_tokens):
         raise InputError(
             f"max_tokens is {max_tokens}, but must be at least 2 and no more than the model's "
