@@ -188,20 +188,23 @@ def prompt_groups(prompts: Sequence[Prompt]) -> list[str]:
     for start, text in sorted(set(keys)):
         words = text.casefold().split()
         phrases[text] = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
-        signature = MinHash(num_perm=128, seed=1)
-        signature.update_batch([phrase.encode() for phrase in sorted(phrases[text])])
-        kin = {
-            other
-            for other in index.query(signature)
-            if len(phrases[text] & phrases[other])
-            >= NEAR_DUPLICATE * len(phrases[text] | phrases[other])
-        }
         group.setdefault(text, text)
-        roots = {_root(group, one) for one in kin | {text, first.setdefault(start, text)}}
+        kin = {text, first.setdefault(start, text)}
+        # So few phrases reach the threshold only where all of them are the same.
+        if len(phrases[text]) > 3:
+            signature = MinHash(num_perm=128, seed=1)
+            signature.update_batch([phrase.encode() for phrase in sorted(phrases[text])])
+            kin |= {
+                other
+                for other in index.query(signature)
+                if len(phrases[text] & phrases[other])
+                >= NEAR_DUPLICATE * len(phrases[text] | phrases[other])
+            }
+            if text not in index:
+                index.insert(text, signature)
+        roots = {_root(group, one) for one in kin}
         for root in roots:
             group[root] = min(roots)
-        if text not in index:
-            index.insert(text, signature)
     return [_root(group, text) for _, text in keys]
 
 
