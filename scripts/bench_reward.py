@@ -45,6 +45,8 @@ class Config:
     """Python of an environment with TRL."""
     tokenizer: str
     """Any tokenizer (hub name or local path); the made pairs only use its ids."""
+    shapes: tuple[str, ...] = tuple(SHAPES)
+    """Made shapes to time: long prompts, even, short prompts."""
     pairs: int = 256
     """Pairs of a made shape."""
     data: Path | None = None
@@ -67,6 +69,8 @@ class Config:
 
 def main(config: Config) -> None:
     """Time every shape with both."""
+    if unknown := set(config.shapes) - SHAPES.keys():
+        raise InputError(f"no such shapes: {', '.join(sorted(unknown))}; there are {[*SHAPES]}")
     if not config.trl_python.exists():
         raise InputError(f"--trl-python {config.trl_python} does not exist")
     rows: list[dict[str, Any]] = []
@@ -110,7 +114,8 @@ def workloads(config: Config, backbone: str) -> dict[str, list[EncodedComparison
     model = RewardModel.from_backbone(backbone)
     vocab = len(model.tokenizer)
     out = {}
-    for shape, (prompt, response) in SHAPES.items():
+    for shape in config.shapes:
+        prompt, response = SHAPES[shape]
         pairs = []
         for i in range(config.pairs):
             start, *ends = (
@@ -128,7 +133,7 @@ def workloads(config: Config, backbone: str) -> dict[str, list[EncodedComparison
 def timed(
     config: Config, shape: str, comparisons: list[EncodedComparison], folder: Path
 ) -> dict[str, Any]:
-    """Both trainers in turn, several times; the first run of ours is a warm-up."""
+    """Both trainers in turn, several times; ours with its checkpoints, TRL's without any."""
     rate, threads = 1e-4, torch.get_num_threads()
     pairs = [
         {"chosen_ids": chosen, "rejected_ids": rejected}
