@@ -84,11 +84,11 @@ class Config:
     """Peak of the reward model's learning rate."""
     reward_batch_size: int = 16
     """Comparisons an update of the reward model."""
-    episodes: int = 2304
+    episodes: int = 1920
     """Responses of the policy in the evaluation."""
-    prompts: int = 48
+    prompts: int = 32
     """Held-out prompts in the evaluation."""
-    reference_samples: int = 128
+    reference_samples: int = 256
     """Responses of the reference to each of them."""
     run_dir: Path = Path("runs/rlhf")
     """Folder to write to."""
