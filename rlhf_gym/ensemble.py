@@ -31,6 +31,16 @@ def pool(scores: Tensor, pooling: Pooling, uncertainty_weight: float = 1.0) -> T
     return mean - uncertainty_weight * scores.var(1, correction=0)
 
 
+def check_pooling(pooling: str) -> None:
+    """Refuse a pooling that `pool` does not know.
+
+    Raises:
+        InputError: It is none.
+    """
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling must be one of {get_args(Pooling)}, not {pooling!r}")
+
+
 class RewardEnsemble:
     """Members that share a tokenizer, each normalised by itself, pooled into one score.
 
@@ -49,8 +59,7 @@ class RewardEnsemble:
         pooling: Pooling = "mean",
         uncertainty_weight: float = 1.0,
     ) -> None:
-        if pooling not in get_args(Pooling):
-            raise InputError(f"pooling must be one of {get_args(Pooling)}, not {pooling!r}")
+        check_pooling(pooling)
         vocabularies = [member.tokenizer.get_vocab() for member in members]
         if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
             raise InputError(

@@ -183,7 +183,7 @@ class Objective:
         texts = zip(responses.prompts, responses.texts, strict=True)
         rows = [reward.encode(*pair) for pair in texts]
         members = reward.members if isinstance(reward, RewardEnsemble) else (reward,)
-        reach = min((context_length(m.model) or 1 << 31 for m in members), default=1 << 31)
+        reach = min(context_length(m.model) or 1 << 31 for m in members)
         longest = max(map(len, rows))
         if longest > reach:
             raise InputError(

@@ -50,7 +50,9 @@ from rlhf_gym.training.judge import (
     clustered,
     judgement,
     longest,
+    probabilities,
     prompt_numbers,
+    uniform,
 )
 from rlhf_gym.training.judge_slices import (
     accuracy_by_quartile,
@@ -58,8 +60,6 @@ from rlhf_gym.training.judge_slices import (
     lead,
     length_gaps,
     margins,
-    probabilities,
-    uniform,
     worst_mistakes,
 )
 from rlhf_gym.training.reward_data import TooLong, encode_comparisons, split_comparisons

@@ -11,6 +11,7 @@ labeller.json and labeller.png into the run folder.
 import csv
 import dataclasses
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +29,7 @@ from rlhf_gym.files import write_json
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison, write_comparisons
 from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.tasks.reviews import DEFAULTS
 from rlhf_gym.training.judge import judgement
 from rlhf_gym.training.reward import RewardTraining, train_reward_model
 from rlhf_gym.training.reward_data import candidate_rows, encode_comparisons
@@ -139,17 +141,14 @@ def study(
     config: Config, pool: list[Comparison], seed: int, loss: str, size: int
 ) -> dict[str, float]:
     """Train on `size` choices of the labeller, and judge."""
-    import time
-
     begun = time.perf_counter()
     utilities = np.array([c.scores for c in pool])
     best = human.choose(utilities, config.temperature, np.random.default_rng(seed))
     labelled = [choice(c, int(b), loss) for c, b in zip(pool, best, strict=True)]
-    reference = make_env("rlhf_gym/Reviews-v0", 1, {}).objective.reference.model.name_or_path
     torch.manual_seed(seed)
-    model = RewardModel.from_backbone(reference, device=device(config.device))
-    encoded, _ = encode_comparisons(labelled, model, None)
-    test, train = encoded[: config.held_out], encoded[config.held_out :][:size]
+    model = RewardModel.from_backbone(DEFAULTS["reference"], device=device(config.device))
+    encoded, _ = encode_comparisons(labelled[: config.held_out + size], model, None)
+    test, train = encoded[: config.held_out], encoded[config.held_out :]
     model.start_at(candidate_rows(train, 1024).to(model.device))
     options = RewardTraining(
         epochs=config.epochs,

@@ -31,7 +31,7 @@ from rlhf_gym.training.reward_data import (
     split_comparisons,
 )
 
-# Candidates that gain and bias are measured on, as in Ziegler et al. 2019.
+# Candidates that gain and bias are measured on, about.
 NORMALISED_ON = 1024
 
 

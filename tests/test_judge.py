@@ -27,7 +27,9 @@ from rlhf_gym.training.judge import (
     clustered,
     judgement,
     longest,
+    probabilities,
     prompt_numbers,
+    uniform,
 )
 from rlhf_gym.training.judge_slices import (
     accuracy_by_quartile,
@@ -35,9 +37,7 @@ from rlhf_gym.training.judge_slices import (
     lead,
     length_gaps,
     margins,
-    probabilities,
     quartiles,
-    uniform,
     worst_mistakes,
 )
 from rlhf_gym.training.reward_data import encode_comparisons, split_comparisons

@@ -1,10 +1,12 @@
 """`rlhf_gym/Text-v0`: any causal LM, any reward, any prompts."""
 
 from pathlib import Path
-from typing import Any, TypedDict, cast, get_args
+from typing import Any, TypedDict, cast
+
+from transformers import PreTrainedModel
 
 from rlhf_gym.devices import resolve_device
-from rlhf_gym.ensemble import Pooling, RewardEnsemble
+from rlhf_gym.ensemble import Pooling, RewardEnsemble, check_pooling
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import context_length, shared_causal_lm
@@ -80,12 +82,8 @@ def load_parts(
     """
     device = resolve_device(device)
     lm = shared_causal_lm(reference, reference_revision, temperature, device)
-    context = context_length(lm.model)
-    if context and max_prompt_tokens + max_new_tokens > context:
-        raise InputError(
-            f"max_prompt_tokens + max_new_tokens = {max_prompt_tokens + max_new_tokens}, but "
-            f"{reference!r} has a context of {context} tokens; lower one of them"
-        )
+    longest = max_prompt_tokens + max_new_tokens
+    _check_context(lm.model, repr(reference), longest)
     texts = load_texts(prompts, column=prompt_column, revision=prompts_revision)
     dataset = PromptDataset.from_texts(
         texts,
@@ -100,8 +98,7 @@ def load_parts(
     names = [reward_model] if isinstance(reward_model, str) else reward_model
     if not names:
         raise InputError("reward_model is an empty list; name at least one")
-    if pooling not in get_args(Pooling):
-        raise InputError(f"pooling must be one of {get_args(Pooling)}, not {pooling!r}")
+    check_pooling(pooling)
     if len(names) == 1 and is_callable_name(names[0]):
         reward = cast(TextReward, load_callable(names[0]))
     else:
@@ -112,13 +109,7 @@ def load_parts(
             for name in names
         ]
         for name, member in zip(names, members, strict=True):
-            reach = context_length(member.model)
-            if reach and max_prompt_tokens + max_new_tokens > reach:
-                raise InputError(
-                    f"max_prompt_tokens + max_new_tokens = {max_prompt_tokens + max_new_tokens}, "
-                    f"but the reward model {name!r} has a context of {reach} tokens; lower one "
-                    "of them, or take another reward model"
-                )
+            _check_context(member.model, f"the reward model {name!r}", longest)
         several = len(members) > 1 or members[0].heads > 1
         reward = RewardEnsemble(members, pooling, uncertainty_weight) if several else members[0]
     return Parts(
@@ -128,6 +119,15 @@ def load_parts(
         stop_at_eos=stop_at_eos,
         gold=None if gold is None else cast(TextReward, load_callable(gold)),
     )
+
+
+def _check_context(model: PreTrainedModel, who: str, longest: int) -> None:
+    reach = context_length(model)
+    if reach and longest > reach:
+        raise InputError(
+            f"max_prompt_tokens + max_new_tokens = {longest}, but {who} has a context of {reach} "
+            "tokens; lower one of them, or take another model"
+        )
 
 
 def is_callable_name(name: str) -> bool:

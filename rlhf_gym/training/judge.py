@@ -73,15 +73,20 @@ class Judgement:
             if comparison.votes is not None:
                 # What the likelihood fits: shares of votes, not which candidate has most of them.
                 ((_, shares),) = comparison.choices()
-                said += (np.exp(x - x.max()) / np.exp(x - x.max()).sum()).tolist()
+                said += probabilities(x).tolist()
                 was += shares
             elif comparison.tops:
                 rivals = list(comparison.compared)
-                powers = np.exp(x[rivals] - x[rivals].max())
-                said += (powers / powers.sum()).tolist()
+                said += probabilities(x[rivals]).tolist()
                 share = 1 / len(comparison.tops)
                 was += [share * (i in comparison.tops) for i in rivals]
         return np.array(said), np.array(was)
+
+
+def probabilities(logits: Floats) -> Floats:
+    """P(best) of each candidate of a comparison, the softmax of its logits: (K,) -> (K,)."""
+    powers = np.exp(logits - logits.max())
+    return powers / powers.sum()  # type: ignore[no-any-return]
 
 
 def _top_share(comparison: Comparison, x: Floats) -> float:
@@ -122,6 +127,11 @@ def baseline(scorer: Scorer, comparisons: Sequence[Comparison]) -> Judgement:
 def longest(comparison: Comparison) -> list[float]:
     """The rule "the longest answer is the best": characters of each candidate."""
     return [float(len(text)) for text in comparison.candidates]
+
+
+def uniform(comparison: Comparison) -> list[float]:
+    """The rule that knows nothing: one logit for all candidates, so each has P = 1/K."""
+    return [0.0] * len(comparison.candidates)
 
 
 def bag_of_words(train: Sequence[Comparison]) -> Scorer:
@@ -253,11 +263,10 @@ def judge_reward_model(
     said = judgement(model, comparisons)
     plain = said.comparisons
     prompts = prompt_numbers(plain)
-    chance = [len(c.tops) / len(c.compared) if c.tops else np.nan for c in plain]
     return {
         **figures(said, prompts),
         "nll": clustered(said.nll, prompts),
         "ece": calibration(*said.claims)[0],
         "accuracy_longest": clustered(baseline(longest, plain).top1, prompts),
-        "accuracy_chance": clustered(np.array(chance), prompts),
+        "accuracy_chance": clustered(baseline(uniform, plain).top1, prompts),
     }

@@ -18,17 +18,6 @@ Ints = npt.NDArray[np.int64]
 QUARTILES = (0.25, 0.5, 0.75)
 
 
-def uniform(comparison: Comparison) -> list[float]:
-    """The rule that knows nothing: one logit for all candidates, so each has P = 1/K."""
-    return [0.0] * len(comparison.candidates)
-
-
-def probabilities(logits: Floats) -> Floats:
-    """P(best) of each candidate of a comparison, the softmax of its logits: (K,) -> (K,)."""
-    powers = np.exp(logits - logits.max())
-    return powers / powers.sum()  # type: ignore[no-any-return]
-
-
 def lead(model: Judgement, rule: Judgement, prompts: Ints, seed: int = 0) -> Figure:
     """Top-1 accuracy of a model less that of a rule on the same comparisons.
 

@@ -94,6 +94,7 @@ class _Trainer(Trainer):
     """A step takes whole comparisons, and accumulates over micro-batches of like length."""
 
     validation: Sequence[EncodedComparison] = ()
+    max_tokens: int
 
     def training_step(
         self,
@@ -119,7 +120,7 @@ class _Trainer(Trainer):
         assert model is not None
         model.eval()
         losses = []
-        for part in microbatches(self.validation, _tokens_per_pass(self.args.device, None)):
+        for part in microbatches(self.validation, self.max_tokens):
             with self.compute_loss_context_manager():
                 losses.append(_losses(model, self._prepare_inputs(part)).sum())
         metrics = {"eval_loss": float(torch.stack(losses).sum()) / len(self.validation)}
@@ -220,7 +221,7 @@ def train_reward_model(
             data_collator=collate,
             callbacks=callbacks,
         )
-        trainer.validation = validation
+        trainer.validation, trainer.max_tokens = validation, max_tokens
         trainer.remove_callback(PrinterCallback)
         checkpoint = last_checkpoint(Path(checkpoint_dir)) if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
