@@ -15,3 +15,9 @@ register(
     entry_point="rlhf_gym.tasks.reviews:reviews_env",
     vector_entry_point="rlhf_gym.tasks.reviews:reviews_vector_env",
 )
+
+register(
+    id="rlhf_gym/Exact-v0",
+    entry_point="rlhf_gym.tasks.exact:exact_env",
+    vector_entry_point="rlhf_gym.tasks.exact:exact_vector_env",
+)

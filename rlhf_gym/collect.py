@@ -7,9 +7,10 @@ import torch
 
 from rlhf_gym.human import choose
 from rlhf_gym.lm import CausalLM
-from rlhf_gym.objective import Responses, TextReward, judged_by
+from rlhf_gym.objective import TextReward, judged_by
 from rlhf_gym.preferences import Comparison
 from rlhf_gym.prompts import PromptDataset
+from rlhf_gym.responses import Responses
 from rlhf_gym.sampling import sample_responses
 from rlhf_gym.tokens import PAD, continuations, pad_rows
 

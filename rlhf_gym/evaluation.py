@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rlhf_gym.enumeration import Enumeration, listable
 from rlhf_gym.errors import InputError
 from rlhf_gym.figures import measured
 from rlhf_gym.lm import CausalLM, kl_to, passes
-from rlhf_gym.objective import Objective, Responses, TextReward, judged_by
+from rlhf_gym.objective import Objective, TextReward, judged_by
 from rlhf_gym.optimum import best_of_n, best_value, optimality
 from rlhf_gym.prompts import PromptDataset
+from rlhf_gym.responses import Responses
 from rlhf_gym.sampling import sample_responses
 from rlhf_gym.tokens import PAD, Sequences, continuations, pad_rows, row_sums
 
@@ -223,6 +225,8 @@ def summarise(policy: Drawn, reference: Drawn, kl_coef: float) -> dict[str, Any]
             "kl": measured(best.kl),
             "score": measured(best.score),
             "samples": pooled.shape[1],
+            # About as many samples a prompt as would let J* be told.
+            "samples_needed": best.samples_needed(pooled.shape[1], MIN_ESS),
         }
         if best.ess.mean() >= MIN_ESS:
             figures["objective_optimum"] = measured(best.value)
@@ -309,4 +313,34 @@ def evaluate(
 
     from_reference = drawn(reference, n_reference)
     from_policy = drawn(policy, n_policy)
-    return summarise(from_policy, from_reference, objective.kl_coef), from_policy, from_reference
+    figures = summarise(from_policy, from_reference, objective.kl_coef)
+    if listable(objective, len(ids), max_new_tokens, stop_at_eos):
+        task = Enumeration(objective, ids, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos)
+        figures.update(exact_figures(task, policy))
+    return figures, from_policy, from_reference
+
+
+def exact_figures(task: Enumeration, policy: CausalLM) -> dict[str, Any]:
+    """The figures that enumeration knows exactly, in place of their estimates."""
+    before, after = task.value(task.reference), task.value(task.log_probs(policy))
+    best = task.value(task.optimum)
+
+    def exact(values: Floats) -> dict[str, float]:
+        return {"value": float(values.mean()), "se": 0.0, "n": len(values)}
+
+    def share(objective: Floats) -> dict[str, float]:
+        value = task.optimality(objective)
+        return {"value": value, "se": 0.0, "low": value, "high": value, "n": len(objective)}
+
+    return {
+        "exact": True,
+        "objective_before": exact(before.objective),
+        "objective_after": exact(after.objective),
+        "objective_optimum": exact(best.objective),
+        "score_before": exact(before.score),
+        "score_after": exact(after.score),
+        "kl": exact(after.kl),
+        "optimality": share(after.objective),
+        "best_of_n_optimality": {str(k): share(task.best_of_n(k).objective) for k in (4, 16)},
+        "best_deterministic_optimality": share(task.best_deterministic.objective),
+    }

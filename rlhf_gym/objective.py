@@ -5,7 +5,6 @@ Nothing else in the project computes a reward. Notation: N rows, M chosen tokens
 
 import importlib
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,56 +15,26 @@ from torch import Tensor
 from rlhf_gym.decode import DecodeCache
 from rlhf_gym.ensemble import RewardEnsemble
 from rlhf_gym.errors import InputError
-from rlhf_gym.kl import k1
+from rlhf_gym.kl import REWARD_ESTIMATORS, RewardEstimator, k1
 from rlhf_gym.lm import CausalLM, context_length
+from rlhf_gym.responses import Responses
 from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.tokens import PAD, Sequences, pad_rows, row_sums
+from rlhf_gym.tokens import Sequences, pad_rows, row_sums
 
 TextReward = Callable[[list[str], list[str]], Sequence[float]]
 """A reward as a plain function: (prompts, responses), N texts each, to N finite numbers."""
 
 Reward = RewardModel | RewardEnsemble | TextReward
 
-
-class Responses:
-    """Finished responses as shaping functions see them.
-
-    Attributes:
-        sequences: Token ids; a row's chosen tokens are its whole response.
-        stopped: (N,) bool, whether the response ended with an EOS (else the budget ended it).
-        score_std: (N,) standard deviation of an ensemble's members, once they have scored; else
-            None.
-    """
-
-    def __init__(self, lm: CausalLM, sequences: Sequences) -> None:
-        self._lm = lm
-        self.sequences = sequences
-        ends = (sequences.starts + sequences.lengths - 1).clamp(min=0)
-        last = sequences.tokens.gather(1, ends[:, None])[:, 0]
-        self.stopped = torch.isin(last, torch.tensor(lm.eos_ids, device=last.device))
-        self.score_std: Tensor | None = None
-
-    @cached_property
-    def prompts(self) -> list[str]:
-        """N prompts as text."""
-        tokens, starts, _ = (part.tolist() for part in self.sequences)
-        return self._lm.texts([row[:s] for row, s in zip(tokens, starts, strict=True)])
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """N responses as text."""
-        tokens, starts, lengths = (part.tolist() for part in self.sequences)
-        rows = zip(tokens, starts, lengths, strict=True)
-        return self._lm.texts([row[s : s + n] for row, s, n in rows])
-
-    @property
-    def finish_reasons(self) -> list[str]:
-        """Why each ended: "stop" by an EOS, "length" by the budget."""
-        return ["stop" if stopped else "length" for stopped in self.stopped.tolist()]
-
+Cut = Callable[[Responses], Responses]
+"""A pure function of (x, y): the part of each response that is scored."""
 
 Shaping = Callable[[Responses, Tensor], Tensor]
 """A pure function of (x, y): (responses, scores so far (N,)) to new scores (N,)."""
+
+TokenReward = Callable[[Responses], Tensor]
+"""A reward for each chosen token, (M,). It may depend on the prompt, the tokens up to its own, and
+on `Responses.ended` where it is the last; not on what follows."""
 
 
 class Settlement(NamedTuple):
@@ -93,10 +62,14 @@ class Objective:
         reference: The frozen reference π_ref with the environment's temperature.
         reward: A `RewardModel`, a `RewardEnsemble`, or a function of (prompts, responses).
         kl_coef: β ≥ 0, reward for a nat of divergence.
+        cuts: What the reward and the shaping see of a response, applied in turn.
         shaping: Pure functions applied to the scores in turn.
+        token_rewards: Paid token by token; their sum is a part of R(x, y).
+        kl_estimator: What estimates the penalty: "k1". Only with k1 is the expected return J; "k2"
+            and "k3" are here to be studied, and miss J*.
 
     Raises:
-        InputError: β is negative.
+        InputError: β is negative, or there is no such estimator.
     """
 
     def __init__(
@@ -105,14 +78,23 @@ class Objective:
         reward: Reward,
         *,
         kl_coef: float,
+        cuts: Sequence[Cut] = (),
         shaping: Sequence[Shaping] = (),
+        token_rewards: Sequence[TokenReward] = (),
+        kl_estimator: RewardEstimator = "k1",
     ) -> None:
         if not kl_coef >= 0:
             raise InputError(f"kl_coef must be at least 0, not {kl_coef}")
+        if kl_estimator not in REWARD_ESTIMATORS:
+            raise InputError(
+                f"kl_estimator must be one of {list(REWARD_ESTIMATORS)}, not {kl_estimator!r}"
+            )
         self.reference = reference
         self.reward = reward
         self.kl_coef = float(kl_coef)
-        self.shaping = tuple(shaping)
+        self.cuts, self.shaping = tuple(cuts), tuple(shaping)
+        self.token_rewards = tuple(token_rewards)
+        self.kl_estimator = kl_estimator
         # A reward model with the policy's tokenizer scores the very ids that were sampled;
         # re-tokenised text need not be the same ids.
         self._shares_ids = (
@@ -122,27 +104,45 @@ class Objective:
         self._decode = DecodeCache(reference)
 
     def scores(self, responses: Responses) -> Tensor:
-        """R(x, y), shaping included: (N,) float32 on the reference's device.
+        """R(x, y), shaping and token rewards included: (N,) float32 on the reference's device.
 
         Raises:
             InputError: A reward function returned the wrong number of scores, or a NaN or
                 infinity.
         """
+        scores = self.final_scores(responses)
+        if not self.token_rewards:
+            return scores
+        along = row_sums(self.rewards_along(responses), responses.sequences.lengths)
+        return scores + along.float()
+
+    def final_scores(self, responses: Responses) -> Tensor:
+        """What a response's last token is paid besides its token rewards: (N,) float32."""
+        seen = responses
+        for cut in self.cuts:
+            seen = cut(seen)
         if isinstance(self.reward, RewardModel | RewardEnsemble):
-            ids = self._reward_ids(responses, self.reward).to(self.reward.device)
+            ids = self._reward_ids(seen, self.reward).to(self.reward.device)
             members = self.reward.member_scores(ids)
             if members.shape[1] > 1:
                 responses.score_std = members.std(1, correction=0)
             scores = self.reward.pooled(members)
         else:
-            raw = self.reward(responses.prompts, responses.texts)
+            raw = self.reward(seen.prompts, seen.texts)
             scores = torch.as_tensor(np.asarray(raw, dtype=np.float32))
         scores = scores.float().to(self.reference.device)
         if scores.shape == responses.stopped.shape:
             for shape in self.shaping:
-                scores = shape(responses, scores)
+                scores = shape(seen, scores)
         _check_scores(_name(self.reward), scores.cpu().numpy(), responses)
         return scores
+
+    def rewards_along(self, responses: Responses) -> Tensor:
+        """Token rewards of every chosen token, (M,); responses need not have ended."""
+        total = torch.zeros(int(responses.sequences.lengths.sum()), device=self.reference.device)
+        for reward in self.token_rewards:
+            total = total + reward(responses)
+        return total
 
     def ref_log_probs(self, sequences: Sequences) -> Tensor:
         """Log π_ref of every chosen token by one pass over whole sequences: (M,)."""
@@ -154,22 +154,33 @@ class Objective:
         hidden = self._decode.last_hidden(observations)
         return self.reference.log_probs_of(hidden, actions)
 
-    def token_rewards(self, ref_log_probs: Tensor, log_probs: Tensor | None) -> Tensor:
+    def penalties(self, ref_log_probs: Tensor, log_probs: Tensor | None) -> Tensor:
         """The penalty on each token, −β · k1; with no actor's log-probs the half that is known.
 
         That half is +β · log π_ref; the agent owes −β · log π in its own loop.
+
+        Raises:
+            InputError: Nobody is bound, and the estimator is one that has no halves.
         """
-        if log_probs is None:
-            return self.kl_coef * ref_log_probs
-        return -self.kl_coef * k1(log_probs, ref_log_probs)
+        if log_probs is not None:
+            estimate = REWARD_ESTIMATORS[self.kl_estimator]
+            return -self.kl_coef * estimate(log_probs, ref_log_probs)
+        if self.kl_estimator != "k1":
+            raise InputError(
+                f"kl_estimator={self.kl_estimator!r} needs the actor's log-probs: bind an actor "
+                "(env.unwrapped.bind_actor), or take k1"
+            )
+        return self.kl_coef * ref_log_probs
 
     def settle(self, sequences: Sequences, log_probs: Tensor | None) -> Settlement:
         """Rewards of whole responses from the actor's log-probs (M,), None if unknown."""
         responses = Responses(self.reference, sequences)
         ref_log_probs = self.ref_log_probs(sequences)
-        rewards = self.token_rewards(ref_log_probs, log_probs).clone()
-        scores = self.scores(responses)
+        along = self.rewards_along(responses)
+        rewards = self.penalties(ref_log_probs, log_probs) + along
+        scores = self.final_scores(responses)
         rewards[torch.cumsum(sequences.lengths, 0) - 1] += scores
+        scores = scores + row_sums(along, sequences.lengths).float()
         kl = None if log_probs is None else k1(log_probs, ref_log_probs)
         return Settlement(rewards, ref_log_probs, kl, scores, responses)
 
@@ -244,15 +255,3 @@ def _name(reward: Reward) -> str:
     if isinstance(reward, RewardModel):
         return repr(reward.model.name_or_path)
     return repr(getattr(reward, "__qualname__", type(reward).__name__))
-
-
-def observation_sequences(
-    tokens: npt.NDArray[np.int64], prompt_lengths: npt.NDArray[np.int64]
-) -> Sequences:
-    """Observations (N, L) with their prompts' lengths (N,) as sequences of whole responses."""
-    lengths = (tokens != PAD).sum(1)
-    return Sequences(
-        torch.from_numpy(tokens),
-        torch.from_numpy(prompt_lengths),
-        torch.from_numpy(lengths - prompt_lengths),
-    )

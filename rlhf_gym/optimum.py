@@ -7,6 +7,8 @@ best there is, negative is worse than doing nothing.
 Notation: P prompts, n samples of each.
 """
 
+from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,38 +29,72 @@ class Best(NamedTuple):
         score: (P,) expected score of π*.
         kl: (P,) KL(π* ‖ π_ref) in nats a sequence.
         ess: (P,) effective sample size of the estimate, at most n.
+        se: (P,) standard error of J* by the delta method; it means little where the ESS is small.
     """
 
     value: npt.NDArray[np.float64]
     score: npt.NDArray[np.float64]
     kl: npt.NDArray[np.float64]
     ess: npt.NDArray[np.float64]
+    se: npt.NDArray[np.float64]
+
+    def mean(self, confidence: float = 0.95) -> dict[str, float]:
+        """J* averaged over these very prompts, with the interval that the samples leave.
+
+        Returns:
+            value, se, low, high, n (prompts).
+        """
+        value, se = float(self.value.mean()), float(np.sqrt((self.se**2).sum()) / len(self.se))
+        half = NormalDist().inv_cdf((1 + confidence) / 2) * se
+        return {
+            "value": value,
+            "se": se,
+            "low": value - half,
+            "high": value + half,
+            "n": len(self.value),
+        }
+
+    def samples_needed(self, n: int, ess: float) -> int:
+        """How many samples a prompt would have the mean ESS wanted, about, when n have this one."""
+        return int(np.ceil(n * ess / self.ess.mean()))
 
 
 def best_value(
-    scores: Floats, kl_coef: float, log_ratios: Floats | None = None, policy_share: float = 0.0
+    scores: Floats,
+    kl_coef: float,
+    log_ratios: Floats | None = None,
+    policy_share: float | Sequence[float] = 0.0,
 ) -> Best:
-    """Estimate J* from samples of the reference, or of the reference and a policy together.
+    """Estimate J* from samples of the reference, or of the reference and other policies together.
 
-    The samples of both are weighed by the balance heuristic (Veach and Guibas 1995): as draws from
-    the mixture of both, they keep the weights bounded where either proposal covers π*. Log-mean-exp
-    is biased low; the jackknife takes out the first-order part.
+    The samples of all are weighed by the balance heuristic (Veach and Guibas 1995): as draws from
+    their mixture, they keep the weights bounded where any proposal covers π*. Log-mean-exp is
+    biased low; the jackknife takes out the first-order part.
 
     Args:
         scores: (P, n) R(x, y).
         kl_coef: β > 0.
-        log_ratios: (P, n) log π − log π_ref of each sample; None if all are the reference's.
-        policy_share: Share of the n samples that the policy drew.
+        log_ratios: log π − log π_ref of each sample: (P, n) for one policy, (K, P, n) for K; None
+            if all samples are the reference's.
+        policy_share: Share of the n samples that the policy drew, or the K policies.
 
     Returns:
         Per-prompt figures.
+
+    Raises:
+        ValueError: The shares do not belong to the ratios, or leave nothing to the reference.
     """
     logs = np.asarray(scores, dtype=np.float64) / kl_coef
-    if log_ratios is not None and policy_share > 0:
-        mixture = np.logaddexp(
-            np.log1p(-policy_share), np.log(policy_share) + np.asarray(log_ratios, dtype=np.float64)
-        )
-        logs = logs - mixture
+    shares_drawn = np.atleast_1d(np.asarray(policy_share, dtype=np.float64))
+    if log_ratios is not None and shares_drawn.sum() > 0:
+        ratios = np.asarray(log_ratios, dtype=np.float64)
+        ratios = ratios[None] if ratios.ndim == 2 else ratios
+        if len(ratios) != len(shares_drawn) or not shares_drawn.sum() < 1 or shares_drawn.min() < 0:
+            raise ValueError(f"shares {shares_drawn} do not fit {len(ratios)} policies")
+        with np.errstate(divide="ignore"):
+            weighed = np.log(shares_drawn)[:, None, None] + ratios
+        reference = np.full((1, *logs.shape), np.log1p(-shares_drawn.sum()))
+        logs = logs - np.logaddexp.reduce(np.concatenate([reference, weighed]), axis=0)
     n = logs.shape[1]
     peak = logs.max(1, keepdims=True)
     weights = np.exp(logs - peak)
@@ -77,6 +113,7 @@ def best_value(
         score=score,
         kl=np.maximum(score / kl_coef - log_z, 0.0),
         ess=ess,
+        se=kl_coef * np.sqrt(np.maximum(1 / ess - 1 / n, 0.0)),
     )
 
 

@@ -25,10 +25,17 @@ from transformers import (
 
 from rlhf_gym.choices import choice_log_probs, listwise_loss, plackett_luce_loss
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import load_pretrained, load_tokenizer, tokens_per_pass, weights_stamp
+from rlhf_gym.lm import (
+    load_pretrained,
+    load_tokenizer,
+    passes,
+    tokens_per_pass,
+    trunk,
+    weights_stamp,
+)
 from rlhf_gym.prefix import last_states, last_states_after, repeated, shares_prefix, work
 from rlhf_gym.prompts import prompt_ids
-from rlhf_gym.tokens import PAD, model_ids, row_lengths
+from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
 
 __all__ = ["RewardModel", "choice_log_probs", "listwise_loss", "plackett_luce_loss"]
 
@@ -226,6 +233,27 @@ class RewardModel(nn.Module):
     def scores(self, tokens: Tensor) -> Tensor:
         """The score: (B, L) -> (B,) float32, no gradient."""
         return self.pooled(self.member_scores(tokens))
+
+    @torch.no_grad()
+    def scores_along(self, sequences: Sequences) -> Tensor:
+        """The score of each response as if it ended at each of its chosen tokens, (M,) float32.
+
+        Raises:
+            InputError: It is no causal trunk with one head, which alone scores all in one pass.
+        """
+        if not self.causal or self.heads > 1 or self.probability:
+            raise InputError(
+                f"{self.model.name_or_path!r} cannot score unfinished responses in one pass: that "
+                "takes a causal trunk with one head, and its logit as reward"
+            )
+        out = torch.zeros(int(sequences.lengths.sum()), device=self.device)
+        for part, places in passes(sequences):
+            hidden = trunk(self.model)(input_ids=model_ids(part.tokens), use_cache=False)
+            rows, columns = part.cells()
+            raw = _score(self.model)(hidden.last_hidden_state[rows, columns]).float()
+            column = 0 if self._column is None else self._column
+            out[places] = raw[:, column] + self.biases.to(self.device)
+        return out
 
     def pooled(self, scores: Tensor) -> Tensor:
         """One score of the heads': (B, M) -> (B,); an ensemble may pool otherwise."""

@@ -15,7 +15,8 @@ from conftest import (
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
-from rlhf_gym.objective import Objective, Responses, load_callable, observation_sequences
+from rlhf_gym.objective import Objective, load_callable
+from rlhf_gym.responses import Responses, observation_sequences
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import PAD, Sequences, continuations, join, pad_rows, row_sums
 

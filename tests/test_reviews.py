@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import check_env
 import rlhf_gym  # noqa: F401
 from rlhf_gym import human
 from rlhf_gym.lm import CausalLM
-from rlhf_gym.objective import Responses
+from rlhf_gym.responses import Responses
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import sample_responses
 from rlhf_gym.tasks.grammar import sample_review

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
-from rlhf_gym.objective import Responses, Settlement
+from rlhf_gym.objective import Settlement
+from rlhf_gym.responses import Responses
 from rlhf_gym.tokens import row_sums
 
 Bools = npt.NDArray[np.bool_]
@@ -31,12 +31,12 @@ class EpisodeInfos:
     def add_episodes(
         self,
         responses: Responses,
-        scores: Tensor,
+        scores: npt.NDArray[np.float64],
         kl_sums: npt.NDArray[np.float64] | None,
         rows: Bools,
     ) -> None:
         """Note what is known at a response's end, for the n rows that ended."""
-        self._spread("score", scores.double().cpu().numpy(), rows)
+        self._spread("score", scores, rows)
         if responses.score_std is not None:
             self._spread("score_std", responses.score_std.double().cpu().numpy(), rows)
         if kl_sums is not None:

@@ -15,8 +15,9 @@ from gymnasium.vector.utils import batch_space
 from rlhf_gym.envs.actor import Actor, ActorBinding
 from rlhf_gym.envs.infos import EpisodeInfos
 from rlhf_gym.errors import InputError
-from rlhf_gym.objective import Objective, Responses, TextReward, observation_sequences
+from rlhf_gym.objective import Objective, TextReward
 from rlhf_gym.prompts import PromptDataset, prompt_ids
+from rlhf_gym.responses import Responses, observation_sequences
 from rlhf_gym.tokens import PAD, append, join, pad_rows, row_lengths
 
 Ints = npt.NDArray[np.int64]
@@ -71,6 +72,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._tokens: Ints = np.full((num_envs, width), PAD, dtype=np.int64)
         self._prompt_lengths: Ints = np.zeros(num_envs, dtype=np.int64)
         self._kl_sums: Floats = np.zeros(num_envs)
+        self._along_sums: Floats = np.zeros(num_envs)  # token rewards so far
         self._over: Bools = np.ones(num_envs, dtype=np.bool_)  # rows that need a reset
         self.episodes = 0  # responses finished so far
 
@@ -132,6 +134,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._tokens = tokens
         used = row_lengths(tokens) - self._prompt_lengths
         ended = going & (np.isin(actions, self._eos) | (used >= self.max_new_tokens))
+        if self.objective.token_rewards:
+            rewards[going] += self._along(going, ended)
         if ended.any():
             rewards[ended] += self._finish(ended, infos)
         self._over = ended.copy()
@@ -176,7 +180,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         infos = EpisodeInfos(self.num_envs)
         everyone = np.ones(self.num_envs, dtype=np.bool_)
         kl_sums = infos.add_wave(settled, mask)
-        infos.add_episodes(settled.responses, settled.scores, kl_sums, everyone)
+        scores = settled.scores.double().cpu().numpy()
+        infos.add_episodes(settled.responses, scores, kl_sums, everyone)
         infos.add("actor_bound", np.full(self.num_envs, flat is not None), everyone)
         self.episodes += self.num_envs
         rewards = np.zeros(actions.shape)
@@ -221,7 +226,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         tokens[mask] = pad_rows(rows, tokens.shape[1])
         self._tokens = tokens
         self._prompt_lengths[mask] = [len(row) for row in rows]
-        self._kl_sums[mask] = 0.0
+        self._kl_sums[mask], self._along_sums[mask] = 0.0, 0.0
         self._over[mask] = False
 
     def _named_prompt(self, options: dict[str, Any]) -> tuple[int, ...] | None:
@@ -266,19 +271,33 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             infos.add("kl", kl, going)
         infos.add("ref_log_prob", reference.double().numpy(), going)
         infos.add("actor_bound", np.full(self.num_envs, actor is not None), going)
-        penalties = self.objective.token_rewards(reference, log_probs).double().numpy()
+        penalties = self.objective.penalties(reference, log_probs).double().numpy()
         return np.where(going, penalties, 0.0)
 
+    def _along(self, going: Bools, ended: Bools) -> Floats:
+        """Token rewards of the tokens just taken, (rows that go on,)."""
+        responses = self._responses(going, ended)
+        last = torch.cumsum(responses.sequences.lengths, 0) - 1
+        along = self.objective.rewards_along(responses)[last].double().cpu().numpy()
+        self._along_sums[going] += along
+        return along
+
     def _finish(self, ended: Bools, infos: EpisodeInfos) -> Floats:
-        """Scores of the rows that ended; notes them in infos."""
-        sequences = observation_sequences(self._tokens[ended], self._prompt_lengths[ended])
-        sequences = sequences.to(self.objective.reference.device)
-        responses = Responses(self.objective.reference, sequences)
-        scores = self.objective.scores(responses)
+        """What the rows that ended are paid at their end; notes their scores in infos."""
+        responses = self._responses(ended, ended)
+        final = self.objective.final_scores(responses).double().cpu().numpy()
         self.episodes += int(ended.sum())
         bound = self._binding.get() is not None
+        scores = final + self._along_sums[ended]
         infos.add_episodes(responses, scores, self._kl_sums[ended] if bound else None, ended)
-        return scores.double().cpu().numpy()
+        return final
+
+    def _responses(self, rows: Bools, ended: Bools) -> Responses:
+        """The responses so far of some rows."""
+        sequences = observation_sequences(self._tokens[rows], self._prompt_lengths[rows])
+        reference = self.objective.reference
+        whole = torch.from_numpy(ended[rows]).to(reference.device)
+        return Responses(reference, sequences.to(reference.device), whole)
 
     def _check_whole(self, actions: Ints) -> None:
         budget = self.max_new_tokens

@@ -1,5 +1,6 @@
 """`rlhf_gym/Text-v0`: any causal LM, any reward, any prompts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
@@ -9,10 +10,12 @@ from rlhf_gym.devices import resolve_device
 from rlhf_gym.ensemble import Pooling, RewardEnsemble, check_pooling
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.kl import RewardEstimator
 from rlhf_gym.lm import context_length, shared_causal_lm
 from rlhf_gym.objective import Objective, Reward, TextReward, load_callable
 from rlhf_gym.prompts import PromptDataset, load_texts
-from rlhf_gym.reward_model import shared_reward_model
+from rlhf_gym.reward_model import RewardModel, shared_reward_model
+from rlhf_gym.shaping import Named, along_the_way, make
 
 
 class Parts(TypedDict):
@@ -47,6 +50,11 @@ def load_parts(
     split: str = "train",
     held_out: float = 0.1,
     stop_at_eos: bool = True,
+    cuts: Sequence[Named] = (),
+    shaping: Sequence[Named] = (),
+    token_rewards: Sequence[Named] = (),
+    dense: bool = False,
+    kl_estimator: RewardEstimator = "k1",
     gold: str | None = None,
 ) -> Parts:
     """Load everything an environment is made of.
@@ -75,6 +83,12 @@ def load_parts(
         split: "train", "held_out" or "all" prompts.
         held_out: Share of the prompts that is held out, chosen by a hash of their text.
         stop_at_eos: Whether an EOS ends a response.
+        cuts: What part of a response is scored: factories of `rlhf_gym.shaping`, or your own as
+            "package.module:factory", each a name or [name, {options}].
+        shaping: What changes its score, named likewise.
+        token_rewards: What is paid on the way, named likewise.
+        dense: Pay the reward model's changes of mind on the way; no policy's J changes.
+        kl_estimator: "k1"; "k2" and "k3" are there to be studied, and miss J*.
         gold: A scorer that only evaluation looks at, as "package.module:function".
 
     Raises:
@@ -112,8 +126,21 @@ def load_parts(
             _check_context(member.model, f"the reward model {name!r}", longest)
         several = len(members) > 1 or members[0].heads > 1
         reward = RewardEnsemble(members, pooling, uncertainty_weight) if several else members[0]
+    along = make("token_rewards", token_rewards, lm)
+    if dense:
+        if not isinstance(reward, RewardModel):
+            raise InputError("dense=True needs one reward model; a function or an ensemble is not")
+        along.append(along_the_way(reward))
     return Parts(
-        objective=Objective(lm, reward, kl_coef=kl_coef),
+        objective=Objective(
+            lm,
+            reward,
+            kl_coef=kl_coef,
+            cuts=make("cuts", cuts, lm),
+            shaping=make("shaping", shaping, lm),
+            token_rewards=along,
+            kl_estimator=kl_estimator,
+        ),
         prompts=dataset,
         max_new_tokens=max_new_tokens,
         stop_at_eos=stop_at_eos,
