@@ -316,17 +316,28 @@ def evaluate(
     figures = summarise(from_policy, from_reference, objective.kl_coef)
     if listable(objective, len(ids), max_new_tokens, stop_at_eos):
         task = Enumeration(objective, ids, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos)
+        figures["optimum"] = {**figures["optimum"], **exact_optimum(task)}
         figures.update(exact_figures(task, policy))
     return figures, from_policy, from_reference
+
+
+def exact_optimum(task: Enumeration) -> dict[str, Any]:
+    """What is known of π*: its score and KL, and J of the best deterministic policy."""
+    best = task.value(task.optimum)
+    return {
+        "kl": _exact(best.kl),
+        "score": _exact(best.score),
+        "best_deterministic": _exact(task.best_deterministic.objective),
+    }
+
+
+def _exact(values: Floats) -> dict[str, float]:
+    return {"value": float(values.mean()), "se": 0.0, "n": len(values)}
 
 
 def exact_figures(task: Enumeration, policy: CausalLM) -> dict[str, Any]:
     """The figures that enumeration knows exactly, in place of their estimates."""
     before, after = task.value(task.reference), task.value(task.log_probs(policy))
-    best = task.value(task.optimum)
-
-    def exact(values: Floats) -> dict[str, float]:
-        return {"value": float(values.mean()), "se": 0.0, "n": len(values)}
 
     def share(objective: Floats) -> dict[str, float]:
         value = task.optimality(objective)
@@ -334,12 +345,12 @@ def exact_figures(task: Enumeration, policy: CausalLM) -> dict[str, Any]:
 
     return {
         "exact": True,
-        "objective_before": exact(before.objective),
-        "objective_after": exact(after.objective),
-        "objective_optimum": exact(best.objective),
-        "score_before": exact(before.score),
-        "score_after": exact(after.score),
-        "kl": exact(after.kl),
+        "objective_before": _exact(before.objective),
+        "objective_after": _exact(after.objective),
+        "objective_optimum": _exact(task.best_value),
+        "score_before": _exact(before.score),
+        "score_after": _exact(after.score),
+        "kl": _exact(after.kl),
         "optimality": share(after.objective),
         "best_of_n_optimality": {str(k): share(task.best_of_n(k).objective) for k in (4, 16)},
         "best_deterministic_optimality": share(task.best_deterministic.objective),

@@ -145,7 +145,9 @@ def table(figures: dict[str, Any]) -> Table:
         out.add_row(f"optimality of best-of-{n}", "", shown(of_n))
     optimality = figures["optimality"]
     if optimality is None:
-        out.add_row("optimality", "", "unknown: too few effective samples for J*")
+        needed = figures.get("optimum", {}).get("samples_needed")
+        more = f"; about {needed} samples a prompt would do" if needed else ""
+        out.add_row("optimality", "", f"unknown: too few effective samples for J*{more}")
     else:
         interval = f"{optimality['value']:.3f}  [{optimality['low']:.3f}, {optimality['high']:.3f}]"
         out.add_row("optimality (95 % interval)", "0", interval)

@@ -134,8 +134,14 @@ def uniform(comparison: Comparison) -> list[float]:
     return [0.0] * len(comparison.candidates)
 
 
+MIN_PAIRS_TO_CHOOSE = 50
+"""With fewer pairs, the bag of words takes a fixed penalty."""
+
+
 def bag_of_words(train: Sequence[Comparison]) -> Scorer:
-    """A Bradley–Terry model on hashed words of the candidates, fitted to all implied pairs.
+    """A Bradley–Terry model on counts of hashed words, fitted to all implied pairs.
+
+    Plain counts, so that length is in them; the penalty is chosen by cross-validation.
 
     Args:
         train: The training comparisons.
@@ -148,8 +154,9 @@ def bag_of_words(train: Sequence[Comparison]) -> Scorer:
     """
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, KFold
 
-    words = HashingVectorizer(n_features=1 << 16, alternate_sign=False, norm="l2")
+    words = HashingVectorizer(n_features=1 << 16, alternate_sign=False, norm=None)
     won = [c.candidates[w] for c in train for w, _ in c.preferred]
     lost = [c.candidates[v] for c in train for _, v in c.preferred]
     if len(won) < 2:
@@ -157,8 +164,14 @@ def bag_of_words(train: Sequence[Comparison]) -> Scorer:
     gaps = words.transform(won) - words.transform(lost)
     # Every second pair is turned round: two classes are needed, and no intercept is fitted.
     signs = np.where(np.arange(len(won)) % 2, -1.0, 1.0)
-    model = LogisticRegression(fit_intercept=False, max_iter=1000)
-    model.fit(gaps.multiply(signs[:, None]).tocsr(), signs)
+    model = LogisticRegression(solver="liblinear", fit_intercept=False, C=1e-2)
+    turned = gaps.multiply(signs[:, None]).tocsr()
+    if len(won) >= MIN_PAIRS_TO_CHOOSE:
+        # Contiguous folds: pairs of one comparison stay together, but for those at the borders.
+        search = GridSearchCV(model, {"C": [1e-3, 1e-2, 1e-1, 1.0]}, cv=KFold(5))
+        model = search.fit(turned, signs).best_estimator_
+    else:
+        model.fit(turned, signs)
     weights = model.coef_[0]
 
     def score(comparison: Comparison) -> list[float]:
