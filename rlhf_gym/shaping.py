@@ -166,7 +166,9 @@ def make(kind: str, named: Sequence[Named], reference: CausalLM) -> list[Any]:
 
 
 def _make_one(kind: str, entry: Named, reference: CausalLM) -> Callable[..., Any]:
-    parts = [entry] if isinstance(entry, str) or not isinstance(entry, Sequence) else list(entry)
+    parts: list[Any] = (
+        [entry] if isinstance(entry, str) or not isinstance(entry, Sequence) else list(entry)
+    )
     name, options = [*parts, {}][:2]
     if not isinstance(name, str) or not isinstance(options, Mapping) or len(parts) > 2:
         raise InputError(f"an entry of {kind} is a name or [name, {{options}}], not {entry!r}")
@@ -188,7 +190,7 @@ def token_id(reference: CausalLM, token: str) -> int:
         return int(vocabulary[token])
     ids = list(reference.tokenizer(token, add_special_tokens=False)["input_ids"])
     # What the tokenizer does not know decodes to something else.
-    if len(ids) != 1 or reference.tokenizer.decode(ids).strip() != token.strip():
+    if len(ids) != 1 or reference.texts([ids])[0].strip() != token.strip():
         raise InputError(f"{token!r} is not one token of {reference.model.name_or_path!r}: {ids}")
     return int(ids[0])
 

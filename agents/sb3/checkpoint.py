@@ -96,6 +96,8 @@ def _restore(model: PPO, path: Path) -> None:
     model.policy.optimizer.load_state_dict(current)
     model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
     model._current_progress_remaining = state["progress_remaining"]
+    if model.kl_controller is not None:
+        model.kl_controller.kl_coef = float(state["kl_coef"])
     model._last_obs = _environment(model).set_state(state["environment"])
     model._last_episode_starts = np.ones(model.n_envs, dtype=np.bool_)
     for key, value in state["logged"].items():  # of the last update, shown with the next rollout
@@ -114,6 +116,7 @@ def _state(model: PPO) -> dict[str, Any]:
         "n_updates": model._n_updates,
         "progress_remaining": model._current_progress_remaining,
         "environment": _environment(model).get_state(),
+        "kl_coef": None if model.kl_controller is None else model.kl_controller.kl_coef,
         "logged": {k: float(v) for k, v in model.logger.name_to_value.items()},
         "numpy": [kind, np.asarray(keys).tolist(), *rest],
         "python": random.getstate(),

@@ -156,7 +156,12 @@ class CausalLMPolicy(ActorCriticPolicy):
         self, obs: Observations, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values (M, 1), log-probs (M,) and entropies (M,) of tokens (M,) in their states."""
-        hidden = self._states(obs)
+        return self.evaluate_hidden(self._states(obs), actions)
+
+    def evaluate_hidden(
+        self, hidden: Tensor, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`evaluate_actions` from the states' last hidden layer (M, d)."""
         values = self.value_head(hidden)
         if not self.entropy:
             return values, self.core.log_probs_of(hidden, actions.long().flatten()), None

@@ -7,7 +7,7 @@ Notation: N rows of the environment, T the token budget, M chosen tokens.
 """
 
 import time
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,9 +24,11 @@ from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.kl import k3
-from rlhf_gym.lm import logit_rows, passes, tokens_per_pass
+from rlhf_gym.kl import KLController, exact_kl, k2, k3
+from rlhf_gym.lm import CausalLM, logit_rows, passes, tokens_per_pass
 from rlhf_gym.tokens import Sequences, continuations, unflatten
+
+KLLoss = Literal["exact", "k2", "k3"]
 
 
 class PPO(OnPolicyAlgorithm):
@@ -47,6 +49,12 @@ class PPO(OnPolicyAlgorithm):
         normalize_advantage: Whether advantages are whitened over each minibatch.
         max_grad_norm: Clip of the gradient's norm.
         target_kl: SB3's early stopping: no further step once k3 exceeds 1.5 times this.
+        kl_controller: Chooses the weight of the penalty against the reference, in place of the
+            environment's β; None leaves it. J is reported at the environment's β all the same.
+        kl_loss: Put that penalty into the loss instead of the reward, at the visited states:
+            "exact" over the vocabulary, "k2" or "k3" of the sampled tokens. None keeps it in the
+            reward. Only there is its gradient that of J; in the loss it forgets that an action also
+            chooses the states to come.
         microbatch_tokens: Most tokens, padding included, in one forward and backward pass; the
             gradient does not depend on it. None takes what fits a CPU's cache, 2¹⁴ on a GPU.
         gamma: Must be 1: the objective is undiscounted.
@@ -79,6 +87,8 @@ class PPO(OnPolicyAlgorithm):
         normalize_advantage: bool = True,
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
+        kl_controller: KLController | None = None,
+        kl_loss: KLLoss | None = None,
         microbatch_tokens: int | None = None,
         gamma: float = 1.0,
         stats_window_size: int = 100,
@@ -91,6 +101,9 @@ class PPO(OnPolicyAlgorithm):
     ) -> None:
         if gamma != 1.0:
             raise InputError(f"the objective is undiscounted: gamma must be 1, not {gamma}")
+        if kl_loss not in (None, *get_args(KLLoss)):
+            raise InputError(f"kl_loss must be one of {get_args(KLLoss)} or None, not {kl_loss!r}")
+        self.kl_controller, self.kl_loss = kl_controller, kl_loss
         self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
         self.kl_old_coef, self.normalize_advantage = kl_old_coef, normalize_advantage
         self.target_kl, self.microbatch_tokens = target_kl, microbatch_tokens
@@ -144,6 +157,9 @@ class PPO(OnPolicyAlgorithm):
             torch.zeros(env.num_envs), np.ones(env.num_envs)
         )
         self._log_waves(waves, token_env.objective.kl_coef)
+        if self.kl_controller is not None:
+            kl_sums = np.concatenate([wave["kl_sum"] for wave in waves])
+            self.kl_controller.update(float(kl_sums.mean()), len(kl_sums))
         callback.on_rollout_end()
         return True
 
@@ -163,6 +179,8 @@ class PPO(OnPolicyAlgorithm):
         scored = time.perf_counter()
         actions = responses.cpu().numpy()
         rewards, infos, self._last_obs = env.play(actions, grids[1])
+        # What the environment took off at its β, the agent takes off at its own.
+        rewards = rewards + (env.objective.kl_coef - self._reward_kl_coef(env)) * infos["kl"]
         buffer.add_responses(prompts, actions, rewards, *grids)
         settled = time.perf_counter()
         lengths = sequences.lengths.cpu().numpy()
@@ -176,6 +194,14 @@ class PPO(OnPolicyAlgorithm):
         infos["log_prob_mean"] = float(log_probs.double().mean())
         return infos
 
+    def _kl_coef(self, env: TokenVectorEnv) -> float:
+        """The agent's weight of the penalty against the reference."""
+        controller = self.kl_controller
+        return env.objective.kl_coef if controller is None else controller.kl_coef
+
+    def _reward_kl_coef(self, env: TokenVectorEnv) -> float:
+        return self._kl_coef(env) if self.kl_loss is None else 0.0
+
     def _log_waves(self, waves: list[dict[str, Any]], kl_coef: float) -> None:
         def gathered(key: str) -> Any:
             return np.concatenate([wave[key] for wave in waves])
@@ -186,6 +212,7 @@ class PPO(OnPolicyAlgorithm):
         record("rollout/kl_per_sequence", kl_sums.mean())
         record("rollout/kl_per_token", kl_sums.sum() / lengths.sum())
         record("rollout/objective", (scores - kl_coef * kl_sums).mean())
+        record("rollout/kl_coef", self.kl_controller.kl_coef if self.kl_controller else kl_coef)
         record("rollout/entropy_estimate", -np.mean([w["log_prob_mean"] for w in waves]))
         record("rollout/length", lengths.mean())
         record("rollout/stopped", (gathered("finish_reason") == "stop").mean())
@@ -278,7 +305,8 @@ class PPO(OnPolicyAlgorithm):
         returns: Tensor,
     ) -> dict[str, Tensor]:
         """Every term of the objective for each token, (M,) each."""
-        values, log_probs, entropy = self.policy.evaluate_actions(sequences, actions)
+        hidden = self.policy.core.states(sequences)
+        values, log_probs, entropy = self.policy.evaluate_hidden(hidden, actions)
         epsilon = self.clip_range(self._current_progress_remaining)
         ratio = (log_probs - old_log_probs).exp()
         clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
@@ -288,6 +316,10 @@ class PPO(OnPolicyAlgorithm):
         objective = surrogate - self.kl_old_coef * kl_old - self.vf_coef * value_loss
         if entropy is not None:
             objective = objective + self.ent_coef * entropy
+        if self.kl_loss is not None:
+            env: TokenVectorEnv = self.get_env().get_attr("unwrapped")[0]  # type: ignore[union-attr]
+            kl = self._kl_to_reference(env.objective.reference, sequences, hidden, log_probs)
+            objective = objective - self._kl_coef(env) * kl
         return {
             "objective": objective,
             "policy_loss": -surrogate.detach(),
@@ -296,6 +328,18 @@ class PPO(OnPolicyAlgorithm):
             "clip_fraction": ((ratio - 1).abs() > epsilon).float(),
             "ratio_error": (ratio.detach() - 1).abs(),
         }
+
+    def _kl_to_reference(
+        self, reference: CausalLM, sequences: Sequences, hidden: Tensor, log_probs: Tensor
+    ) -> Tensor:
+        """The penalty of the loss at each chosen token, (M,), with a gradient."""
+        with torch.no_grad():
+            at_reference = reference.states(sequences)
+            ref_log_probs = reference.log_probs_of(at_reference, sequences.chosen())
+        if self.kl_loss == "exact":
+            log_p = torch.log_softmax(self.policy.core.logits(hidden), -1)
+            return exact_kl(log_p, torch.log_softmax(reference.logits(at_reference), -1))
+        return (k2 if self.kl_loss == "k2" else k3)(log_probs, ref_log_probs)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "rollout_buffer"]
