@@ -8,9 +8,12 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
 from rlhf_gym.envs.actor import Actor
+from rlhf_gym.envs.render import Trace, as_image, as_text, to_terminal
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
+from rlhf_gym.errors import InputError
 from rlhf_gym.objective import Objective, TextReward
 from rlhf_gym.prompts import PromptDataset
+from rlhf_gym.tokens import PAD
 
 Ints = npt.NDArray[np.int64]
 
@@ -24,9 +27,16 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         max_new_tokens: The token budget of a response.
         stop_at_eos: Whether an EOS ends a response.
         gold: A scorer that only evaluation looks at.
+        render_mode: "ansi" (text), "human" (a coloured terminal), "rgb_array" (an image) or None.
+
+    Raises:
+        InputError: There is no such render mode.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own declaration)
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own declaration)
+        "render_modes": ["ansi", "human", "rgb_array"],
+        "render_fps": 8,
+    }
 
     def __init__(
         self,
@@ -36,7 +46,15 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         max_new_tokens: int,
         stop_at_eos: bool = True,
         gold: TextReward | None = None,
+        render_mode: str | None = None,
     ) -> None:
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise InputError(
+                f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}"
+            )
+        self.render_mode = render_mode
+        self._trace = Trace("")
+        self._ids: list[int] = []
         self._rows = TokenVectorEnv(
             objective,
             prompts,
@@ -78,6 +96,12 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         """Begin with a new prompt; `options` as in `TokenVectorEnv.reset`."""
         super().reset(seed=seed)
         observations, _ = self._rows.reset(seed=seed, options=options)
+        if self.render_mode is not None:
+            prompt = [int(i) for i in observations[0] if i != PAD]
+            self._ids = []
+            self._trace = Trace(self.objective.reference.texts([prompt])[0])
+        if self.render_mode == "human":
+            to_terminal(self._trace)
         return observations[0], {}
 
     def step(self, action: np.int64 | int) -> tuple[Ints, float, bool, bool, dict[str, Any]]:
@@ -88,4 +112,32 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
             for key, values in infos.items()
             if not key.startswith("_")
         }
+        if self.render_mode is not None:
+            self._follow(int(action), info)
         return observations[0], float(rewards[0]), bool(ended[0]), False, info
+
+    def render(self) -> str | npt.NDArray[np.uint8] | None:
+        """The conversation so far; in mode "human" it is printed as it happens.
+
+        Returns:
+            Text ("ansi"), an image (360, 640, 3) uint8 ("rgb_array") or None.
+        """
+        if self.render_mode == "ansi":
+            return as_text(self._trace)
+        if self.render_mode == "rgb_array":
+            return as_image(self._trace)
+        return None
+
+    def _follow(self, action: int, info: dict[str, Any]) -> None:
+        # Tokens of a text do not decode alone (spaces, bytes): each is what it adds to the text.
+        self._ids.append(action)
+        whole, alone = self._rows.objective.reference.tokenizer.batch_decode([self._ids, [action]])
+        shown = "".join(self._trace.tokens)
+        new = whole[len(shown) :] if whole.startswith(shown) else alone
+        bound = bool(info["actor_bound"])
+        self._trace.add(new, float(info["kl" if bound else "ref_log_prob"]), bound)
+        if "score" in info:
+            self._trace.score = float(info["score"])
+            self._trace.finish_reason = str(info["finish_reason"])
+        if self.render_mode == "human":
+            to_terminal(self._trace)

@@ -13,10 +13,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from rlhf_gym.envs.actor import Actor, ActorBinding
+from rlhf_gym.envs.groups import PromptGroup
 from rlhf_gym.envs.infos import EpisodeInfos
 from rlhf_gym.errors import InputError
 from rlhf_gym.objective import Objective, TextReward
-from rlhf_gym.prompts import PromptDataset, prompt_ids
+from rlhf_gym.prompts import Prompt, PromptDataset, prompt_ids
 from rlhf_gym.responses import Responses, observation_sequences
 from rlhf_gym.tokens import PAD, append, join, pad_rows, row_lengths
 
@@ -34,6 +35,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         num_envs: N, number of rows.
         max_new_tokens: T, the token budget of a response.
         stop_at_eos: Whether an EOS ends a response.
+        rows_per_prompt: k rows in turn play the same prompts, for group baselines (GRPO, RLOO): a
+            row's j-th episode has the prompt of its group's j-th; must divide N.
         autoreset_mode: "SameStep", "NextStep" or "Disabled", as in Gymnasium.
         gold: A scorer that only evaluation looks at, as (prompts, responses) -> scores.
     """
@@ -46,15 +49,21 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         num_envs: int = 1,
         max_new_tokens: int,
         stop_at_eos: bool = True,
+        rows_per_prompt: int = 1,
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         gold: TextReward | None = None,
     ) -> None:
         if num_envs < 1 or max_new_tokens < 1:
             raise InputError("num_envs and max_new_tokens must be at least 1")
+        if rows_per_prompt < 1 or num_envs % rows_per_prompt:
+            raise InputError(
+                f"rows_per_prompt must divide num_envs = {num_envs}, not be {rows_per_prompt}"
+            )
         self.objective = objective
         self.prompts = prompts
         self.num_envs = num_envs
         self.max_new_tokens = max_new_tokens
+        self.rows_per_prompt = rows_per_prompt
         self.stop_at_eos = stop_at_eos
         self.gold = gold
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
@@ -69,6 +78,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._eos = np.array(objective.reference.eos_ids if stop_at_eos else [], dtype=np.int64)
         self._binding = ActorBinding()
         self._rngs = [np_random()[0] for _ in range(num_envs)]
+        self._groups = [PromptGroup() for _ in range(num_envs // rows_per_prompt)]
         self._tokens: Ints = np.full((num_envs, width), PAD, dtype=np.int64)
         self._prompt_lengths: Ints = np.zeros(num_envs, dtype=np.int64)
         self._kl_sums: Floats = np.zeros(num_envs)
@@ -91,7 +101,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         Args:
             seed: Row i is seeded seed + i, or seed[i].
             options: `reset_mask` (N,) bool: which rows; `prompt` (text or chat messages) or
-                `prompt_index`: the prompt of all rows reset.
+                `prompt_index`: the prompt of all rows reset, or a list, one for each of them.
 
         Returns:
             Observations (N, L) and an empty info.
@@ -108,7 +118,12 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             for i in np.flatnonzero(mask).tolist():
                 if seeds[i] is not None:
                     self._rngs[i] = np_random(seeds[i])[0]
-        self._begin(mask, self._named_prompt(options))
+                    self._groups[i // self.rows_per_prompt] = PromptGroup()
+        named = self._named_prompts(options, int(mask.sum()))
+        if named is None:
+            self._begin(mask)
+        else:
+            self._place(mask, named)
         return self._tokens.copy(), {}
 
     def step(self, actions: Ints) -> tuple[Ints, Floats, Bools, Bools, dict[str, Any]]:
@@ -200,6 +215,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         return {
             "prompts": [row[row != PAD].tolist() for row in self._tokens],
             "rngs": [rng.bit_generator.state for rng in self._rngs],
+            "groups": [group.get_state() for group in self._groups],
             "episodes": self.episodes,
         }
 
@@ -212,14 +228,20 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         every = np.ones(self.num_envs, dtype=np.bool_)
         for rng, held in zip(self._rngs, state["rngs"], strict=True):
             rng.bit_generator.state = held
+        self._groups = [PromptGroup.from_state(held) for held in state["groups"]]
         self.episodes = state["episodes"]
         self._place(every, [tuple(row) for row in state["prompts"]])
         return self._tokens.copy()
 
-    def _begin(self, mask: Bools, prompt: tuple[int, ...] | None = None) -> None:
-        self._place(
-            mask, [prompt or self.prompts.draw(self._rngs[i]) for i in np.flatnonzero(mask)]
-        )
+    def _begin(self, mask: Bools) -> None:
+        self._place(mask, [self._draw(i) for i in np.flatnonzero(mask).tolist()])
+
+    def _draw(self, row: int) -> tuple[int, ...]:
+        k = self.rows_per_prompt
+        if k == 1:
+            return self.prompts.draw(self._rngs[row])
+        first = row - row % k
+        return self._groups[row // k].next(row % k, k, lambda: self.prompts.draw(self._rngs[first]))
 
     def _place(self, mask: Bools, rows: list[tuple[int, ...]]) -> None:
         tokens = self._tokens.copy()
@@ -229,16 +251,30 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._kl_sums[mask], self._along_sums[mask] = 0.0, 0.0
         self._over[mask] = False
 
-    def _named_prompt(self, options: dict[str, Any]) -> tuple[int, ...] | None:
+    def _named_prompts(self, options: dict[str, Any], n: int) -> list[tuple[int, ...]] | None:
+        """The prompts that the options name for the n rows reset; None if they name none."""
         if "prompt_index" in options:
             index = options["prompt_index"]
-            if not 0 <= index < len(self.prompts):
-                raise InputError(f"prompt_index must be 0 to {len(self.prompts) - 1}, not {index}")
-            return self.prompts.ids[index]
+            several = [index] * n if np.ndim(index) == 0 else list(index)
+            in_range = all(0 <= i < len(self.prompts) for i in several)
+            if len(several) != n or not in_range:
+                raise InputError(
+                    f"prompt_index must be 0 to {len(self.prompts) - 1}, one or a list of {n}, "
+                    f"not {index}"
+                )
+            return [self.prompts.ids[i] for i in several]
         if "prompt" not in options:
             return None
+        prompt = options["prompt"]
+        # A list of messages is one prompt; a list of texts, or of such lists, is a prompt a row.
+        one = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
+        if not one and len(prompt) != n:
+            raise InputError(f"prompt names {len(prompt)} prompts for {n} rows")
+        return [self._ids_of(p) for p in ([prompt] * n if one else prompt)]
+
+    def _ids_of(self, prompt: Prompt) -> tuple[int, ...]:
         reference = self.objective.reference
-        ids = prompt_ids(options["prompt"], reference.tokenizer, reference.eos_ids)
+        ids = prompt_ids(prompt, reference.tokenizer, reference.eos_ids)
         if not 0 < len(ids) <= self.prompts.max_tokens:
             raise InputError(
                 f"the prompt has {len(ids)} tokens; max_prompt_tokens is {self.prompts.max_tokens}"

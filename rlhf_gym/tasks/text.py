@@ -164,13 +164,20 @@ def is_callable_name(name: str) -> bool:
 
 def text_env(*, render_mode: str | None = None, **keywords: Any) -> TokenEnv:
     """`rlhf_gym/Text-v0` for `gym.make`; keywords as in `load_parts`."""
-    return TokenEnv(**load_parts(**keywords))
+    return TokenEnv(**load_parts(**keywords), render_mode=render_mode)
 
 
 def text_vector_env(
-    *, num_envs: int = 1, autoreset_mode: str = "SameStep", **keywords: Any
+    *,
+    num_envs: int = 1,
+    autoreset_mode: str = "SameStep",
+    rows_per_prompt: int = 1,
+    **keywords: Any,
 ) -> TokenVectorEnv:
-    """`rlhf_gym/Text-v0` for `gym.make_vec`; keywords as in `load_parts`."""
+    """`rlhf_gym/Text-v0` for `gym.make_vec`; keywords as in `load_parts` and `TokenVectorEnv`."""
     return TokenVectorEnv(
-        **load_parts(**keywords), num_envs=num_envs, autoreset_mode=autoreset_mode
+        **load_parts(**keywords),
+        num_envs=num_envs,
+        autoreset_mode=autoreset_mode,
+        rows_per_prompt=rows_per_prompt,
     )

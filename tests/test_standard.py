@@ -1,0 +1,260 @@
+"""Every registered id is a standard Gymnasium environment: checkers, wrappers, specs, pictures."""
+
+import itertools
+import json
+import pickle
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import BUDGET, MAX_PROMPT
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import (
+    RecordEpisodeStatistics,
+    RecordVideo,
+    TimeLimit,
+    TransformReward,
+)
+from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+
+import rlhf_gym  # noqa: F401 (registers the ids)
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+
+IDS = sorted(name for name in gym.registry if name.startswith("rlhf_gym/"))
+MODES = ("SameStep", "NextStep", "Disabled")
+
+
+@pytest.fixture(scope="module")
+def keywords(save_lm, save_reward_model, prompt_file) -> dict[str, dict[str, Any]]:
+    """Keywords that let each id run here; those with packaged models need none."""
+    own = {
+        "reference": save_lm("llama"),
+        "reward_model": save_reward_model(),
+        "prompts": prompt_file,
+        "max_prompt_tokens": MAX_PROMPT,
+        "max_new_tokens": BUDGET,
+    }
+    local = {"rlhf_gym/Reviews-v0", "rlhf_gym/Exact-v0"}
+    return {name: {"device": "cpu"} | ({} if name in local else own) for name in IDS}
+
+
+def make(name: str, keywords: dict[str, dict[str, Any]], **more: Any) -> Any:
+    return gym.make(name, **keywords[name], **more)
+
+
+def episode(env: Any, seed: int = 0) -> tuple[float, dict[str, Any], int]:
+    """Return, last info and length of an episode of random tokens."""
+    env.reset(seed=seed)
+    env.action_space.seed(seed)
+    total = 0.0
+    for t in itertools.count(1):
+        _, reward, ended, truncated, info = env.step(env.action_space.sample())
+        total += reward
+        if ended or truncated:
+            return total, info, t
+    raise AssertionError
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_checkers_have_no_complaint(name, keywords):
+    check_env(make(name, keywords, render_mode="rgb_array").unwrapped)
+    check_env_sb3(make(name, keywords).unwrapped)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_the_spec_travels_as_json(name, keywords):
+    env = make(name, keywords)
+    text = env.spec.to_json()
+    assert json.loads(text)["kwargs"] == keywords[name]
+    assert episode(gym.make(EnvSpec.from_json(text)))[0] == episode(env)[0]
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_pickled_it_goes_on_alike(name, keywords):
+    env = make(name, keywords).unwrapped
+    again = pickle.loads(pickle.dumps(env))
+    assert episode(again)[0] == episode(env)[0]
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasiums_wrappers_work_on_the_step_path(name, keywords):
+    total, _, length = episode(make(name, keywords))
+    recorded, info, _ = episode(RecordEpisodeStatistics(make(name, keywords)))
+    assert info["episode"]["r"] == pytest.approx(recorded, abs=1e-4)
+    assert recorded == pytest.approx(total)
+    assert info["episode"]["l"] == length
+    tripled, _, _ = episode(TransformReward(make(name, keywords), lambda r: 3 * r))
+    assert tripled == pytest.approx(3 * total)
+    limited = TimeLimit(make(name, keywords), max_episode_steps=1)
+    _, _, cut = episode(limited)
+    assert cut == 1
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_video_can_be_recorded(name, keywords, tmp_path):
+    env = RecordVideo(
+        make(name, keywords, render_mode="rgb_array"), str(tmp_path / "film"), disable_logger=True
+    )
+    episode(env)
+    env.close()
+    (file,) = (tmp_path / "film").glob("*.mp4")
+    assert file.stat().st_size > 1000
+
+
+def test_each_mode_shows_the_conversation(keywords, capsys):
+    env = make("rlhf_gym/Exact-v0", keywords, render_mode="ansi")
+    env.reset(options={"prompt": "c"})
+    for token in (0, 1, 8):
+        env.step(token)
+    prompt, response, footer = env.render().split("\n")
+    assert (prompt, response) == ("c", "a b </s>")
+    assert "3 tokens" in footer
+    assert "stop, score" in footer
+
+    frames = make("rlhf_gym/Exact-v0", keywords, render_mode="rgb_array")
+    frames.reset(options={"prompt": "c"})
+    before = frames.render()
+    frames.step(0)
+    after = frames.render()
+    assert before.shape == after.shape == (360, 640, 3)
+    assert before.dtype == np.uint8
+    assert (before != after).any()
+
+    human = make("rlhf_gym/Exact-v0", keywords, render_mode="human")
+    capsys.readouterr()
+    human.reset(options={"prompt": "c"})
+    human.step(0)
+    human.step(8)
+    shown = capsys.readouterr().out
+    assert "c a" in shown
+    assert "score" in shown
+    with pytest.raises(InputError, match="render_mode must be one of"):
+        make("rlhf_gym/Exact-v0", keywords, render_mode="film", disable_env_checker=True)
+
+
+def test_the_colour_is_the_log_ratio(keywords):
+    class Sure:
+        def log_prob(self, observations, actions):
+            return np.zeros(len(actions), dtype=np.float32)
+
+    env = make("rlhf_gym/Exact-v0", keywords, render_mode="rgb_array").unwrapped
+    actor = Sure()
+    env.bind_actor(actor)
+    env.reset(options={"prompt": "c"})
+    _, _, _, _, info = env.step(0)
+    assert env._trace.log_ratios == [pytest.approx(info["kl"])]
+    assert info["kl"] > 0
+    red = (env.render() == (255, 102, 102)).all(-1)
+    assert info["kl"] < 2 or red.any()
+    assert ((env.render()[..., 0] == 255) & (env.render()[..., 1] < 250)).any()
+
+
+# The vector counterpart of Gymnasium's checker: what its VectorEnv documentation promises.
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", IDS)
+def test_the_vector_env_keeps_the_contract(name, mode, keywords):
+    env = gym.make_vec(name, num_envs=3, autoreset_mode=mode, **keywords[name])
+    assert isinstance(env, TokenVectorEnv)
+    assert env.metadata["autoreset_mode"] == AutoresetMode(mode)
+    first, info = env.reset(seed=5)
+    again, _ = env.reset(seed=5)
+    np.testing.assert_array_equal(first, again)
+    assert first in env.observation_space
+    assert info == {}
+    env.action_space.seed(0)
+    waiting = np.zeros(3, dtype=bool)
+    finished = 0
+    for _ in range(3 * env.max_new_tokens + 3):
+        if mode == "Disabled" and waiting.any():
+            observations, _ = env.reset(options={"reset_mask": waiting})
+            assert observations in env.observation_space
+            waiting[:] = False
+        observations, rewards, ended, truncated, infos = env.step(env.action_space.sample())
+        assert observations in env.observation_space
+        assert rewards.dtype == np.float64
+        assert rewards.shape == ended.shape == truncated.shape == (3,)
+        assert ended.dtype == truncated.dtype == np.bool_
+        assert not truncated.any()
+        if mode == "NextStep":
+            assert (rewards[waiting] == 0).all(), "the step that resets pays nothing"
+            assert not ended[waiting].any()
+        if mode == "SameStep":
+            assert ("final_info" in infos) == ended.any()
+            if ended.any():
+                np.testing.assert_array_equal(infos["_final_obs"], ended)
+                for i in np.flatnonzero(ended):
+                    assert infos["final_obs"][i] in env.single_observation_space
+                    assert infos["final_info"]["score"][i] != 0
+        else:
+            assert "final_info" not in infos
+            assert ("score" in infos) == ended.any()
+        waiting = ended.copy()
+        finished += int(ended.sum())
+    assert finished >= 6
+    env.close()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasiums_vector_statistics_agree(name, keywords):
+    make_plain = {"num_envs": 4, "autoreset_mode": "NextStep", **keywords[name]}
+    env = RecordVectorStatistics(gym.make_vec(name, **make_plain))
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    totals, seen = np.zeros(4), 0
+    for _ in range(2 * env.unwrapped.max_new_tokens + 2):
+        _, rewards, ended, _, infos = env.step(env.action_space.sample())
+        totals += rewards
+        for i in np.flatnonzero(ended):
+            assert infos["episode"]["r"][i] == pytest.approx(totals[i], abs=1e-4)
+            totals[i], seen = 0.0, seen + 1
+    assert seen >= 4
+
+
+def test_rows_can_share_a_prompt():
+    env = gym.make_vec("rlhf_gym/Exact-v0", num_envs=4, device="cpu")
+    observations, _ = env.reset(options={"prompt_index": 3})
+    assert (observations[:, 0] == 3).all()
+    observations, _ = env.reset(options={"prompt_index": [0, 0, 5, 5]})
+    assert observations[:, 0].tolist() == [0, 0, 5, 5]
+    observations, _ = env.reset(options={"prompt": ["b", "b", "h", "a"]})
+    assert observations[:, 0].tolist() == [1, 1, 7, 0]
+    for bad in ({"prompt_index": [0, 1]}, {"prompt_index": [0, 1, 2, 8]}, {"prompt": ["a"] * 3}):
+        with pytest.raises(InputError, match="prompt"):
+            env.reset(options=bad)
+
+
+def test_groups_of_rows_play_the_same_prompts():
+    make_groups = {"num_envs": 6, "rows_per_prompt": 3, "device": "cpu"}
+    env = gym.make_vec("rlhf_gym/Exact-v0", **make_groups)
+    observations, _ = env.reset(seed=0)
+    played: list[list[int]] = [[int(p)] for p in observations[:, 0]]
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        observations, _, ended, _, _ = env.step(rng.integers(0, 9, 6))
+        for i in np.flatnonzero(ended):
+            played[i].append(int(observations[i, 0]))
+    for group in (played[:3], played[3:]):
+        lengths = sorted(map(len, group))
+        assert lengths[0] != lengths[2], "rows must have got ahead of each other"
+        assert all(row[: lengths[0]] == group[0][: lengths[0]] for row in group)
+    assert played[0][:5] != played[3][:5]
+
+    # Whole waves, and a copy of the state midway through the groups' queues.
+    whole = gym.make_vec("rlhf_gym/Exact-v0", **make_groups)
+    whole.reset(seed=0)
+    one_ahead = np.array([True] + [False] * 5)
+    whole.reset(options={"reset_mask": one_ahead})
+    again = gym.make_vec("rlhf_gym/Exact-v0", **make_groups)
+    again.set_state(json.loads(json.dumps(whole.get_state())))
+    for _ in range(3):
+        ends = np.full((6, 1), 8)
+        np.testing.assert_array_equal(whole.play(ends)[2], again.play(ends)[2])
+    with pytest.raises(InputError, match="must divide"):
+        gym.make_vec("rlhf_gym/Exact-v0", num_envs=6, rows_per_prompt=4, device="cpu")
