@@ -20,12 +20,14 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
+from _encoder import make_encoder
 from common import begin_run, check_same_run, device, make_env, progress_bar, run
 
 from rlhf_gym import human
 from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import write_json
+from rlhf_gym.lm import load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison, write_comparisons
 from rlhf_gym.reward_model import RewardModel
@@ -59,14 +61,21 @@ class Config:
     """K."""
     max_new_tokens: int = 16
     """Token budget of a candidate."""
-    temperature: float = 0.25
+    temperature: float = 0.33
     """The labeller's."""
-    epochs: float = 2.0
+    backbone: str | None = None
+    """What the models start from: a path or hub name. If None, a small encoder that is pretrained
+    on the texts of the pool (without any label), by masked language modelling."""
+    pretraining_epochs: float = 15.0
+    """Passes of that pretraining."""
+    epochs: float = 3.0
     """Passes over the comparisons."""
-    batch_size: int = 8
+    batch_size: int = 32
     """Comparisons an update."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak of the learning rate."""
+    weight_decay: float = 0.05
+    """Of AdamW."""
     run_dir: Path = Path("runs/labeller")
     """Folder to write to."""
     device: str = "auto"
@@ -84,13 +93,14 @@ def main(config: Config) -> None:
     if not file.exists():
         file.write_text(",".join(COLUMNS) + "\n")
     pool = sampled(config)
+    backbone = config.backbone or pretrained(config, pool)
     done = {(r["seed"], r["loss"], r["comparisons"]) for r in rows(file)}
     for size in sorted(config.sizes):
         for seed in config.seeds:
             for loss in config.losses:
                 if (str(seed), loss, str(size)) in done:
                     continue
-                figures = study(config, pool, seed, loss, size)
+                figures = study(config, pool, backbone, seed, loss, size)
                 line = [seed, loss, size, *(f"{figures[name]:.6g}" for name in COLUMNS[3:])]
                 with file.open("a") as out:
                     out.write(",".join(map(str, line)) + "\n")
@@ -137,8 +147,22 @@ def sampled(config: Config) -> list[Comparison]:
     return pool
 
 
+def pretrained(config: Config, pool: list[Comparison]) -> str:
+    """The encoder, made from the texts of the training comparisons alone."""
+    folder = config.run_dir / "encoder"
+    if not folder.exists():
+        rows = []
+        for comparison in pool[config.held_out :]:
+            assert comparison.ids is not None
+            prompt, candidates = comparison.ids
+            rows += [[*prompt, *ids] for ids in candidates]
+        tokenizer = load_tokenizer(DEFAULTS["reference"])
+        make_encoder(rows, tokenizer, folder, epochs=config.pretraining_epochs)
+    return str(folder)
+
+
 def study(
-    config: Config, pool: list[Comparison], seed: int, loss: str, size: int
+    config: Config, pool: list[Comparison], backbone: str, seed: int, loss: str, size: int
 ) -> dict[str, float]:
     """Train on `size` choices of the labeller, and judge."""
     begun = time.perf_counter()
@@ -146,7 +170,7 @@ def study(
     best = human.choose(utilities, config.temperature, np.random.default_rng(seed))
     labelled = [choice(c, int(b), loss) for c, b in zip(pool, best, strict=True)]
     torch.manual_seed(seed)
-    model = RewardModel.from_backbone(DEFAULTS["reference"], device=device(config.device))
+    model = RewardModel.from_backbone(backbone, device=device(config.device))
     encoded, _ = encode_comparisons(labelled[: config.held_out + size], model, None)
     test, train = encoded[: config.held_out], encoded[config.held_out :]
     model.start_at(candidate_rows(train, 1024).to(model.device))
@@ -154,6 +178,7 @@ def study(
         epochs=config.epochs,
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
         seed=seed,
     )
     with tempfile.TemporaryDirectory() as folder:
