@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-
 from rlhf_gym.enumeration import Enumeration
 from rlhf_gym.lm import CausalLM
 
