@@ -66,7 +66,7 @@ class Config:
     backbone: str | None = None
     """What the models start from: a path or hub name. If None, a small encoder that is pretrained
     on the texts of the pool (without any label), by masked language modelling."""
-    pretraining_epochs: float = 15.0
+    pretraining_epochs: float = 9.0
     """Passes of that pretraining."""
     epochs: float = 3.0
     """Passes over the comparisons."""
