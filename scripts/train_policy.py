@@ -18,6 +18,8 @@ from common import begin_run, check_same_run, device, make_env, parse_values, st
 from stable_baselines3.common.utils import set_random_seed
 
 from agents.algorithm import load_algorithm
+from agents.doctor import Patient, examine
+from agents.sb3.policy import CausalLMPolicy
 from agents.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -94,6 +96,8 @@ def train(
     learner = load_algorithm(algorithm).make(algorithm_config, env)
     if start is not None:
         learner.start_from(start)
+    if isinstance(learner.policy, CausalLMPolicy):
+        check(env, learner.policy, fresh=start is None)
     reference = env.objective.reference
     with whole_folder(run_dir / "reference") as folder:
         reference.save_pretrained(folder)
@@ -111,6 +115,17 @@ def train(
     write_json(run_dir / "policy.json", figures)
     shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     return figures
+
+
+def check(env: TokenVectorEnv, policy: CausalLMPolicy, *, fresh: bool) -> None:
+    """Examine both before hours are spent on them (see scripts/doctor.py).
+
+    Raises:
+        RuntimeError: Something that must hold does not.
+    """
+    problems = examine(Patient(env, policy, fresh=fresh))
+    if problems:
+        raise RuntimeError("not fit to train:\n" + "\n".join(map(str, problems)))
 
 
 def parse(config_class: type[Any], doc: str | None) -> Any:

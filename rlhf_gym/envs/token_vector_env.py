@@ -86,6 +86,11 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._over: Bools = np.ones(num_envs, dtype=np.bool_)  # rows that need a reset
         self.episodes = 0  # responses finished so far
 
+    @property
+    def actor(self) -> Actor | None:
+        """Who is bound; None if nobody is (any more)."""
+        return self._binding.get()
+
     def bind_actor(self, actor: Actor | None) -> None:
         """Learn log π from `actor` from now on (weakly held); None unbinds."""
         self._binding = ActorBinding(actor)

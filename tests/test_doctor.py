@@ -1,0 +1,216 @@
+"""The doctor finds each fault that is planted, and nothing in a healthy patient."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.utils import ConstantSchedule
+
+import rlhf_gym.sampling
+from agents.doctor import CHECKS, Patient, examine
+from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.vec_env import policy_kwargs
+from rlhf_gym.decode import DecodeCache
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.tokens import row_lengths
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def healthy(**keywords) -> tuple[TokenVectorEnv, CausalLMPolicy]:
+    env = gymnasium.make_vec("rlhf_gym/Exact-v0", device="cpu", **keywords).unwrapped
+    policy = CausalLMPolicy(
+        env.single_observation_space,
+        env.single_action_space,
+        ConstantSchedule(0.0),
+        **policy_kwargs(env),
+    )
+    return env, policy
+
+
+def found(env: TokenVectorEnv, policy: CausalLMPolicy, fresh: bool = True) -> set[str]:
+    return {problem.check for problem in examine(Patient(env, policy, fresh=fresh, rows=64))}
+
+
+@pytest.mark.parametrize("keywords", [{}, {"temperature": 0.7}, {"dense": True}])
+def test_the_healthy_are_let_go_as_they_came(keywords):
+    env, policy = healthy(**keywords)
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    torch.manual_seed(3)
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert found(env, policy) == set()
+    assert torch.equal(torch.rand(1), drawn), "the global generator is left as it was"
+    assert all(torch.equal(t, before[name]) for name, t in policy.state_dict().items())
+
+
+def test_a_trained_policy_is_healthy_unless_it_should_be_the_reference():
+    env, policy = healthy()
+    with torch.no_grad():
+        for p in policy.lm.parameters():
+            p.mul_(1.1)
+    assert found(env, policy, fresh=False) == set()
+    assert found(env, policy) == {"start"}
+
+
+def plant_dropout(env, policy, monkeypatch):
+    for layer in policy.lm.model.layers:
+        layer.self_attn.attention_dropout = 0.3
+
+
+def plant_stale_cache(env, policy, monkeypatch):
+    last_hidden = DecodeCache.last_hidden
+
+    def stale(self, tokens):
+        # Whatever has happened to the weights, what is remembered counts as theirs.
+        weights = ((p._version, p.data_ptr()) for p in self.lm.model.parameters())
+        self._versions = (rlhf_gym.decode._optimizer_steps, *weights)
+        return last_hidden(self, tokens)
+
+    monkeypatch.setattr(DecodeCache, "last_hidden", stale)
+
+
+def plant_shifted_positions(env, policy, monkeypatch):
+    step = rlhf_gym.decode.SlotDecoder.step
+    monkeypatch.setattr(
+        rlhf_gym.decode.SlotDecoder, "step", lambda self, t, p: step(self, t, (p - 1).clamp(min=0))
+    )
+
+
+def plant_sampling_temperature(env, policy, monkeypatch):
+    draw = rlhf_gym.sampling.draw
+    monkeypatch.setattr(rlhf_gym.sampling, "draw", lambda logits, g=None: draw(2.5 * logits, g))
+
+
+def plant_policy_temperature(env, policy, monkeypatch):
+    object.__setattr__(policy.core, "temperature", 0.7)
+
+
+def plant_score_on_the_pad(env, policy, monkeypatch):
+    def last_column(self, tokens):
+        hidden = self.model.model(input_ids=tokens.clamp(min=0)).last_hidden_state
+        return self.model.score(hidden[:, -1])
+
+    monkeypatch.setattr(RewardModel, "_raw", last_column)
+
+
+def plant_padded_vocabulary(env, policy, monkeypatch):
+    policy.lm.resize_token_embeddings(16)
+    object.__setattr__(policy.core, "vocab_size", 16)
+
+
+def plant_padding_from_ids(env, policy, monkeypatch):
+    states = CausalLM.states
+
+    def masked(self, sequences):
+        # A row's own length is forgotten: what is computed depends on the padding behind it.
+        hidden = states(self, sequences)
+        return hidden * (1 + 0.01 * sequences.tokens.shape[1])
+
+    monkeypatch.setattr(CausalLM, "states", masked)
+
+
+def plant_shared_weights(env, policy, monkeypatch):
+    policy.lm.model.embed_tokens.weight = env.objective.reference.model.model.embed_tokens.weight
+
+
+def plant_biased_estimator(env, policy, monkeypatch):
+    env.objective.kl_estimator = "k3"
+    with torch.no_grad():
+        for p in policy.lm.parameters():
+            p.mul_(1.1)
+
+
+def plant_early_payment(env, policy, monkeypatch):
+    play = TokenVectorEnv.play
+
+    def early(self, actions, log_probs=None):
+        rewards, infos, prompts = play(self, actions, log_probs)
+        last = row_lengths(actions) - 1
+        rows = np.arange(len(actions))
+        rewards[rows, last] -= infos["score"]
+        rewards[:, 0] += infos["score"]
+        return rewards, infos, prompts
+
+    monkeypatch.setattr(TokenVectorEnv, "play", early)
+
+
+def plant_another_ratio(env, policy, monkeypatch):
+    evaluate = policy.evaluate_actions
+
+    def half(observations, actions):
+        values, log_probs, entropy = evaluate(observations, actions)
+        return values, log_probs + 0.01, entropy
+
+    policy.evaluate_actions = half
+
+
+def plant_text_behind_the_eos(env, policy, monkeypatch):
+    sample = policy.sample
+
+    def on_and_on(prompts, max_new_tokens, *, stop_at_eos=True):
+        return sample(prompts, max_new_tokens, stop_at_eos=False)
+
+    policy.sample = on_and_on
+
+
+def plant_off_by_one(env, policy, monkeypatch):
+    log_probs_of = CausalLM.log_probs_of
+    monkeypatch.setattr(
+        CausalLM, "log_probs_of", lambda self, h, t: log_probs_of(self, h.roll(1, 0), t)
+    )
+
+
+FAULTS = {
+    plant_dropout: "dropout",
+    plant_stale_cache: "cache",
+    plant_shifted_positions: "cache",
+    plant_sampling_temperature: "drawn as scored",
+    plant_policy_temperature: "temperature",
+    plant_score_on_the_pad: "score",
+    plant_padded_vocabulary: "vocabulary",
+    plant_padding_from_ids: "neighbours",
+    plant_shared_weights: "frozen",
+    plant_biased_estimator: "rewards",
+    plant_early_payment: "rewards",
+    plant_another_ratio: "ratio",
+    plant_text_behind_the_eos: "ends",
+    plant_off_by_one: "recomputed",
+}
+
+
+@pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
+def test_each_planted_fault_is_found(plant, monkeypatch):
+    env, policy = healthy()
+    plant(env, policy, monkeypatch)
+    assert FAULTS[plant] in found(env, policy)
+
+
+def test_every_check_has_a_fault():
+    names = {problem for problem in FAULTS.values()} | {"start"}
+    assert {check.__name__.replace("_", " ") for check in CHECKS} == names
+
+
+def test_the_script_exits_with_what_to_mend(tmp_path):
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "doctor.py", "--env", "rlhf_gym/Exact-v0", *arguments]
+        return subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=False)
+
+    assert run().returncode == 0
+    ill = run("--env-kwargs", "kl_estimator", "k3", "--policy", "no/such/folder")
+    assert ill.returncode == 2
+    _, policy = healthy()
+    with torch.no_grad():
+        for p in policy.lm.parameters():
+            p.mul_(1.2)
+    policy.core.save_pretrained(tmp_path)
+    ill = run("--env-kwargs", "kl_estimator", "k3", "--policy", str(tmp_path))
+    assert ill.returncode == 1
+    assert "rewards" in ill.stdout
+    assert "mend:" in ill.stdout
