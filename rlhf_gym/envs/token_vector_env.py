@@ -111,15 +111,10 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         Returns:
             Observations (N, L) and an empty info.
         """
-        options = options or {}
-        mask = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), dtype=np.bool_)
-        if mask.shape != (self.num_envs,) or not mask.any():
-            raise InputError(f"reset_mask must be ({self.num_envs},) bool with a True in it")
-        unknown = options.keys() - {"reset_mask", "prompt", "prompt_index"}
-        if unknown:
-            raise InputError(f"unknown reset options {sorted(unknown)}")
+        options = self._checked_options(options)
+        mask: Bools = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), dtype=np.bool_)
         if seed is not None:
-            seeds = seed if isinstance(seed, Sequence) else [seed + i for i in range(self.num_envs)]
+            seeds = self._checked_seeds(seed)
             for i in np.flatnonzero(mask).tolist():
                 if seeds[i] is not None:
                     self._rngs[i] = np_random(seeds[i])[0]
@@ -142,7 +137,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         """
         actions = self._checked(actions)
         waiting = self._over.copy()
-        if waiting.any() and self.autoreset_mode != AutoresetMode.NEXT_STEP:
+        begun = self._prompt_lengths > 0
+        if waiting.any() and (self.autoreset_mode != AutoresetMode.NEXT_STEP or not begun.all()):
             raise gymnasium.error.ResetNeeded(
                 f"rows {np.flatnonzero(waiting).tolist()} have ended or never began; call reset"
             )
@@ -186,8 +182,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         Raises:
             InputError: A row is not one whole response.
         """
+        self._check_whole(np.asarray(actions))
         actions = np.asarray(actions, dtype=np.int64)
-        self._check_whole(actions)
         lengths = row_lengths(actions)
         tokens = join(self._tokens, actions)[:, : self._tokens.shape[1]]
         sequences = observation_sequences(tokens, self._prompt_lengths)
@@ -256,13 +252,44 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._kl_sums[mask], self._along_sums[mask] = 0.0, 0.0
         self._over[mask] = False
 
+    def _checked_options(self, given: Any) -> dict[str, Any]:
+        if given is not None and not isinstance(given, dict):
+            raise InputError(f"reset options are a dict, not {given!r}")
+        options: dict[str, Any] = given or {}
+        unknown = options.keys() - {"reset_mask", "prompt", "prompt_index"}
+        if unknown:
+            raise InputError(f"unknown reset options {sorted(unknown)}")
+        if "reset_mask" in options:
+            mask = options["reset_mask"]
+            shape = np.shape(mask) if isinstance(mask, np.ndarray | list | tuple) else None
+            if shape != (self.num_envs,) or not np.any(mask):
+                raise InputError(f"reset_mask must be ({self.num_envs},) bool with a True in it")
+        return options
+
+    def _checked_seeds(self, seed: Any) -> Sequence[int | None]:
+        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        seeds = [int(seed) + i for i in range(self.num_envs)] if whole else seed
+        if (
+            not isinstance(seeds, list | tuple)
+            or len(seeds) != self.num_envs
+            or not all(s is None or (isinstance(s, int | np.integer) and s >= 0) for s in seeds)
+        ):
+            raise InputError(
+                f"a seed is an integer from 0, or a list of {self.num_envs} (or None), not {seed!r}"
+            )
+        return seeds
+
     def _named_prompts(self, options: dict[str, Any], n: int) -> list[tuple[int, ...]] | None:
         """The prompts that the options name for the n rows reset; None if they name none."""
         if "prompt_index" in options:
             index = options["prompt_index"]
-            several = [index] * n if np.ndim(index) == 0 else list(index)
-            in_range = all(0 <= i < len(self.prompts) for i in several)
-            if len(several) != n or not in_range:
+            several = list(index) if isinstance(index, list | tuple | np.ndarray) else [index] * n
+            kinds = all(isinstance(i, int | np.integer) for i in several)
+            if (
+                len(several) != n
+                or not kinds
+                or not all(0 <= i < len(self.prompts) for i in several)
+            ):
                 raise InputError(
                     f"prompt_index must be 0 to {len(self.prompts) - 1}, one or a list of {n}, "
                     f"not {index}"
@@ -272,10 +299,12 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             return None
         prompt = options["prompt"]
         # A list of messages is one prompt; a list of texts, or of such lists, is a prompt a row.
-        one = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], dict))
-        if not one and len(prompt) != n:
-            raise InputError(f"prompt names {len(prompt)} prompts for {n} rows")
-        return [self._ids_of(p) for p in ([prompt] * n if one else prompt)]
+        several = [prompt] * n if _is_prompt(prompt) else prompt
+        if not isinstance(several, list | tuple) or not all(map(_is_prompt, several)):
+            raise InputError(f"a prompt is a text or a list of chat messages, not {prompt!r}")
+        if len(several) != n:
+            raise InputError(f"prompt names {len(several)} prompts for {n} rows")
+        return [self._ids_of(p) for p in several]
 
     def _ids_of(self, prompt: Prompt) -> tuple[int, ...]:
         reference = self.objective.reference
@@ -342,9 +371,11 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
 
     def _check_whole(self, actions: Ints) -> None:
         budget = self.max_new_tokens
-        if actions.ndim != 2 or len(actions) != self.num_envs or not 0 < actions.shape[1] <= budget:
+        whole = actions.ndim == 2 and np.issubdtype(actions.dtype, np.integer)
+        if not whole or len(actions) != self.num_envs or not 0 < actions.shape[1] <= budget:
             raise InputError(
-                f"play takes ({self.num_envs}, T ≤ {budget}) token ids, not {actions.shape}"
+                f"play takes ({self.num_envs}, T ≤ {budget}) token ids, not {actions.dtype} "
+                f"{actions.shape}"
             )
         begun = self._over | (row_lengths(self._tokens) > self._prompt_lengths)
         if begun.any():
@@ -386,6 +417,12 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         if log_probs.shape != actions.shape:
             raise InputError(f"log_probs must be {actions.shape}, not {log_probs.shape}")
         return torch.from_numpy(log_probs[mask]).float()
+
+
+def _is_prompt(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) for m in value)
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
