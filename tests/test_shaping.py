@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from agents.sb3 import PPO, build
 from rlhf_gym import shaping
 from rlhf_gym.enumeration import Enumeration
 from rlhf_gym.errors import InputError
@@ -170,3 +171,10 @@ def test_biased_estimators_need_an_actor():
     expected = -env.objective.kl_coef * k3
     expected[:, -1] += infos["score"]
     np.testing.assert_allclose(rewards, expected, atol=1e-5)
+
+
+def test_an_agent_that_plays_whole_responses_refuses_a_wrapped_environment():
+    env = gymnasium.make_vec("rlhf_gym/Exact-v0", device="cpu", num_envs=2)
+    wrapped = gymnasium.wrappers.vector.TransformReward(env, lambda reward: 2 * reward)
+    with pytest.raises(InputError, match="which a wrapper never sees"):
+        build(PPO, wrapped)

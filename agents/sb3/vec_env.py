@@ -21,9 +21,18 @@ class TokenSB3VecEnv(VecEnv):
 
     Args:
         env: The environment; SB3 expects auto-reset within the step, so its mode is "SameStep".
+
+    Raises:
+        InputError: It is wrapped, is of another kind, or resets otherwise.
     """
 
     def __init__(self, env: TokenVectorEnv) -> None:
+        if not isinstance(env, TokenVectorEnv):
+            raise InputError(
+                f"{env} is not a TokenVectorEnv. Whole responses are settled by `play`, which a "
+                "wrapper never sees: put what it does into the environment's keywords (shaping, "
+                "token_rewards), or step through the wrapped environment in a loop of your own"
+            )
         if env.autoreset_mode != AutoresetMode.SAME_STEP:
             raise InputError(
                 f"Stable-Baselines3 needs autoreset_mode='SameStep', not {env.autoreset_mode.value}"
