@@ -49,7 +49,7 @@ Floats = npt.NDArray[np.float64]
 class Config:
     """Options of the script."""
 
-    sizes: tuple[int, ...] = (1250, 2500, 5000, 10000, 20000)
+    sizes: tuple[int, ...] = (2500, 10000, 20000)
     """Numbers of training comparisons."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds: of the labeller's choices, the head and the order."""
@@ -72,7 +72,7 @@ class Config:
     """Passes over the comparisons."""
     batch_size: int = 32
     """Comparisons an update."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     """Peak of the learning rate."""
     weight_decay: float = 0.05
     """Of AdamW."""
