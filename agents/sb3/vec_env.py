@@ -139,8 +139,9 @@ def build(
         The algorithm, ready to learn.
     """
     kwargs.setdefault("gamma", 1.0)
+    rows = TokenSB3VecEnv(env)
     options = {**policy_kwargs(env), **(policy_options or {})}
-    learner = algorithm(CausalLMPolicy, TokenSB3VecEnv(env), policy_kwargs=options, **kwargs)
+    learner = algorithm(CausalLMPolicy, rows, policy_kwargs=options, **kwargs)
     policy = learner.policy
     assert isinstance(policy, CausalLMPolicy)
     env.bind_actor(policy)
