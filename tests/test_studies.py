@@ -1,0 +1,86 @@
+"""The scripts behind the docs' figures run whole, at a size that says nothing but that they run."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from test_scripts import run
+
+pytestmark = pytest.mark.smoke
+
+WORDS = "good bad fine poor glad sad".split()
+
+
+@pytest.fixture
+def choices(tmp_path) -> Path:
+    """Dialogues of Anthropic HH's shape, in which the first three words are liked."""
+    rows = []
+    for i in range(48):
+        ask = f"\n\nHuman: question number {i} of {i * 7919 % 97}, please\n\nAssistant: "
+        liked, other = WORDS[i % 2 * 4], WORDS[1 + i % 2 * 2]
+        rows.append({"chosen": f"{ask}it is {liked}", "rejected": f"{ask}it is {other}"})
+    file = tmp_path / "choices.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_the_study_of_people_goes_on_where_it_stopped(choices, tmp_path):
+    command = [
+        "study_preferences.py",
+        *("--data", "mine", choices, "--k-folds", 2, "--batch-size", 8),
+        *("--run-dir", tmp_path / "study", "--device", "cpu"),
+    ]
+    run(*command)
+    lines = (tmp_path / "study" / "results.jsonl").read_text().splitlines()
+    assert len(lines) == 2
+    table = (tmp_path / "study" / "preferences.md").read_text()
+    assert "| mine | fresh | 48 |" in table
+    (tmp_path / "study" / "results.jsonl").write_text(lines[0] + "\n")
+    run(*command)
+    again = [json.loads(x) for x in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
+    assert [r["fold"] for r in again] == [0, 1]
+    assert again[1]["model"] == json.loads(lines[1])["model"]
+    run(*command[:-2], "--epochs", 3, code=2)
+
+
+def test_the_study_of_the_labeller_makes_table_and_plot(tmp_path):
+    folder = tmp_path / "study"
+    command = [
+        "study_labeller.py",
+        *("--sizes", 24, "--held-out", 16, "--seeds", 0, 1, "--max-new-tokens", 4),
+        *("--pretraining-epochs", 1, "--epochs", 1, "--batch-size", 8),
+        *("--run-dir", folder, "--device", "cpu"),
+    ]
+    run(*command)
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["seed"], r["loss"]) for r in rows] == [
+        ("0", "listwise"),
+        ("0", "pairs"),
+        ("1", "listwise"),
+        ("1", "pairs"),
+    ]
+    assert all(float(r["kl"]) > 0 and float(r["top1"]) <= float(r["bayes"]) for r in rows)
+    table = json.loads((folder / "labeller.json").read_text())["rows"]
+    assert {(r["loss"], r["seeds"]) for r in table} == {("listwise", 2), ("pairs", 2)}
+    assert (folder / "labeller.png").stat().st_size > 5000
+    # Done already: nothing is trained again.
+    before = (folder / "results.csv").read_text()
+    run(*command)
+    assert (folder / "results.csv").read_text() == before
+
+
+def test_exact_v0_can_be_made_again(tmp_path):
+    said = run(
+        "make_exact.py", "--output", tmp_path / "exact", "--strings", 200, "--comparisons", 64
+    )
+    assert {p.name for p in (tmp_path / "exact").iterdir()} == {
+        "prompts.json",
+        "reference",
+        "reward_plain",
+        "reward_deceptive",
+        "reward_long_range",
+        "reward_ending",
+    }
+    assert said.count("best-of-16") == 4
