@@ -17,26 +17,29 @@ MODEL, STORIES = SHARED / "models" / "stories260K", SHARED / "data" / "tinystori
 @pytest.mark.slow
 @pytest.mark.skipif(not MODEL.exists(), reason=f"{MODEL} is not here")
 def test_the_optimum_of_stories260k_is_the_published_one():
-    """β = 0.1, 48 new tokens, VADER as reward, 32 prompts × 512 samples: J* = 0.754."""
+    """β = 0.1, 48 new tokens, VADER as reward, 32 prompts × 512 samples: J* = 0.754.
+
+    How many words of a story make a prompt was not published; here it is the first eight words of
+    the first 32 stories, and the interval is over prompts.
+    """
     env = gymnasium.make(
         "rlhf_gym/Text-v0",
         reference=str(MODEL),
         reward_model="rlhf_gym.human:compound",
         prompts=str(STORIES),
-        prompt_words=10,
+        prompt_words=8,
         max_prompt_tokens=40,
         max_new_tokens=48,
         kl_coef=0.1,
         split="all",
         device="cpu",
     ).unwrapped
-    order = np.random.default_rng(0).permutation(len(env.prompts))[:32]
     reference = env.objective.reference
     drawn = draw_responses(
         reference,
         reference,
         env.objective,
-        [env.prompts.ids[i] for i in order],
+        list(env.prompts.ids[:32]),
         512,
         max_new_tokens=48,
         generator=torch.Generator().manual_seed(0),
