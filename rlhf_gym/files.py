@@ -55,6 +55,17 @@ def read_json(file: Path) -> Any:
         ) from error
 
 
+def whole_lines(file: Path) -> list[str]:
+    """Lines of a file that grows line by line; one cut off midway is taken out of it."""
+    if not file.exists():
+        return []
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_text(file, whole)
+    return whole.splitlines()
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The last whole checkpoint of a `transformers.Trainer`; a half-written one is passed over."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]

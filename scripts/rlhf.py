@@ -293,6 +293,7 @@ def train(config: Config, keywords: dict[str, Any], stage: Round, previous: Roun
         run_dir=stage.folder,
         seed=config.seed + 1000 * (stage.number - 1),
         start=None if previous is None else previous.folder / "policy",
+        goes_on=stage.number < config.rounds,
     )
 
 

@@ -26,7 +26,7 @@ from common import begin_run, check_same_run, device, make_env, progress_bar, ru
 from rlhf_gym import human
 from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.errors import InputError
-from rlhf_gym.files import write_json
+from rlhf_gym.files import whole_lines, write_json
 from rlhf_gym.lm import load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison, write_comparisons
@@ -110,8 +110,7 @@ def main(config: Config) -> None:
 
 def rows(file: Path) -> list[dict[str, str]]:
     """The rows of results.csv."""
-    with file.open() as lines:
-        return list(csv.DictReader(lines))
+    return list(csv.DictReader(whole_lines(file)))
 
 
 def sampled(config: Config) -> list[Comparison]:

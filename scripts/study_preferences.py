@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.files import write_json
+from rlhf_gym.files import whole_lines, write_json
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison
 from rlhf_gym.prompts import PLAIN_TEMPLATE
@@ -83,8 +83,8 @@ def main(config: Config) -> None:
     check_same_run(config.run_dir, fixed, resume=True)
     begin_run(config.run_dir, fixed)
     file = config.run_dir / "results.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    done = {(r["data"], r["backbone"], r["fold"]): r for r in map(json.loads, lines)}
+    lines = map(json.loads, whole_lines(file))
+    done = {(r["data"], r["backbone"], r["fold"]): r for r in lines}
     table = []
     for name, source in config.data.items():
         skipped: list[str] = []

@@ -86,14 +86,21 @@ def train(
     run_dir: Path,
     seed: int,
     start: Path | None = None,
+    goes_on: bool = False,
 ) -> dict[str, float]:
     """Learn on `env` and write policy/, reference/ and policy.json; the figures of the latter.
 
-    The policy starts as the reference, or as one that was saved to `start`.
+    The policy starts as the reference, or as one that was saved to `start`; with `goes_on`, what is
+    saved here will be such a start.
     """
     set_random_seed(seed)
     env.reset(seed=seed)
     learner = load_algorithm(algorithm).make(algorithm_config, env)
+    if (goes_on or start is not None) and not hasattr(learner, "start_from"):
+        raise InputError(
+            f"the learner of {algorithm!r} has no start_from(directory), which --rounds needs; add "
+            "it, or do one round"
+        )
     if start is not None:
         learner.start_from(start)
     if isinstance(learner.policy, CausalLMPolicy):

@@ -189,3 +189,33 @@ def test_bench_speed_writes_its_rows(tmp_path):
     rows = json.loads(file.read_text())
     assert {row["stage"] for row in rows} == {"sample", "score", "play", "update", "iteration"}
     assert all(row["tokens_per_second"] > 0 for row in rows)
+
+
+NO_ROUNDS = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True)
+class Config:
+    'No options.'
+
+class Learner:
+    policy = None
+
+def make(config, env):
+    return Learner()
+"""
+
+
+def test_rounds_need_a_learner_that_can_go_on(tiny, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "no_rounds.py").write_text(NO_ROUNDS)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(tmp_path)]))
+    said = run(
+        "rlhf.py",
+        *("--env", "rlhf_gym/Text-v0", "--env-kwargs", *tiny),
+        *("--human", "conftest:text_reward", "--algorithm", "mine.no_rounds", "--rounds", 2),
+        *("--comparisons", 64, "--reward-epochs", 1, "--total-tokens", 100, "--num-envs", 4),
+        *("--run-dir", tmp_path / "run", "--device", "cpu"),
+        code=2,
+    )
+    assert "which --rounds needs" in said

@@ -36,7 +36,8 @@ def test_the_study_of_people_goes_on_where_it_stopped(choices, tmp_path):
     assert len(lines) == 2
     table = (tmp_path / "study" / "preferences.md").read_text()
     assert "| mine | fresh | 48 |" in table
-    (tmp_path / "study" / "results.jsonl").write_text(lines[0] + "\n")
+    # Stopped while the second line was written.
+    (tmp_path / "study" / "results.jsonl").write_text(lines[0] + "\n" + lines[1][:40])
     run(*command)
     again = [json.loads(x) for x in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
     assert [r["fold"] for r in again] == [0, 1]
