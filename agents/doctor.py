@@ -4,6 +4,7 @@ Each check asks one thing that must hold (DESIGN of the objective: ratio 1, KL 0
 reward) and says, where it does not, what is wrong and how to mend it. Notation: N rows, T tokens.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import trunk
+from rlhf_gym.masks import NO_MASK
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import draw
 from rlhf_gym.tokens import PAD, Sequences, append, continuations, row_lengths, row_sums
@@ -159,7 +161,9 @@ def recomputed(patient: Patient) -> Problem | None:
     with torch.no_grad():
         logits = core.model(input_ids=row, use_cache=False).logits[0]
     logits = logits[-first - 1 : -1, : patient.objective.reference.vocab_size].float()
-    log_p = torch.log_softmax(logits / patient.objective.reference.temperature, -1)
+    logits = logits / patient.objective.reference.temperature
+    limits = core.limits(patient.sequences.rows(slice(0, 1)))
+    log_p = torch.log_softmax(core.mask.ban(logits, limits), -1)
     plain = log_p.gather(1, row[0, -first:, None])[:, 0]
     gap = float((plain - patient.log_probs[:first]).abs().max())
     if gap <= TOLERANCE:
@@ -174,9 +178,9 @@ def recomputed(patient: Patient) -> Problem | None:
 def drawn_as_scored(patient: Patient) -> Problem | None:
     """Responses are drawn from the very distribution that the log-probs describe."""
     with torch.no_grad():
-        log_p = torch.log_softmax(
-            patient.policy.core.logits(patient.policy.core.states(patient.sequences)), -1
-        )
+        core = patient.policy.core
+        hidden, limits = core.states(patient.sequences), core.limits(patient.sequences)
+        log_p = torch.log_softmax(core.logits(hidden, limits), -1)
     p = log_p.exp()
     surprise = -log_p.gather(1, patient.sequences.chosen()[:, None])[:, 0]
     entropy = -(p * log_p).sum(1)
@@ -202,7 +206,7 @@ def cache(patient: Patient) -> Problem | None:
     weights = [p for p in policy.lm.parameters() if p.requires_grad]
     kept = [p.detach().clone() for p in weights]
     worst = 0.0
-    with torch.no_grad():
+    with torch.no_grad(), _unmasked(policy):
         for change in (False, False, True):  # a prefill, a step, a step by other weights
             if change:
                 for p in weights:
@@ -276,6 +280,19 @@ def frozen(patient: Patient) -> Problem | None:
     )
 
 
+def mask(patient: Patient) -> Problem | None:
+    """Policy and reference may choose the same tokens."""
+    core, reference = patient.policy.core, patient.objective.reference
+    guided = core.guide is not None and core.guide.model is reference.model
+    if core.mask == reference.mask and (guided or not core.mask.follows_reference):
+        return None
+    return Problem(
+        "mask",
+        f"the policy's mask is {core.mask}, the environment's {reference.mask}",
+        "call CausalLMPolicy.follow(env.objective.reference) (agents.sb3.vec_env.build does)",
+    )
+
+
 def ends(patient: Patient) -> Problem | None:
     """A response ends at its first EOS, or at the budget."""
     try:
@@ -345,6 +362,7 @@ def rewards(patient: Patient) -> Problem | None:
 
 CHECKS: tuple[Callable[[Patient], Problem | None], ...] = (
     vocabulary,
+    mask,
     ends,
     temperature,
     frozen,
@@ -358,7 +376,7 @@ CHECKS: tuple[Callable[[Patient], Problem | None], ...] = (
     score,
     rewards,
 )
-FATAL = (vocabulary, ends)
+FATAL = (vocabulary, mask, ends)
 """Where one of these fails, the others have nothing to look at."""
 
 
@@ -381,6 +399,16 @@ def _own_chance() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@contextmanager
+def _unmasked(policy: CausalLMPolicy) -> Iterator[None]:
+    # An observation does not say how long its response is, which a mask may ask.
+    core, policy.core = policy.core, dataclasses.replace(policy.core, mask=NO_MASK)
+    try:
+        yield
+    finally:
+        policy.core = core
 
 
 def _full(policy: CausalLMPolicy, rows: Tensor) -> Tensor:

@@ -262,8 +262,13 @@ class Enumeration:
         starts = torch.tensor([len(row) for row in rows])
         sequences = Sequences(tokens, starts, torch.ones_like(starts)).to(lm.device)
         out = torch.empty(len(rows), lm.vocab_size, dtype=torch.float64)
+        reference = self.objective.reference
+        lm = lm.following(reference) if lm is not reference else lm
         for part, places in passes(sequences):
-            logits = lm.logits(lm.states(part)).double()
+            hidden = lm.states(part)
+            guiding = hidden if lm.guide is None else lm.guide.states(part)
+            limits = reference.next_limits(guiding, torch.full_like(part.starts, depth))
+            logits = lm.logits(hidden, limits).double()
             out[places.cpu()] = F.log_softmax(logits, -1).cpu()
         return out.numpy().reshape(len(self.prompts), -1, lm.vocab_size)
 

@@ -119,11 +119,12 @@ def _measure(
     kl = torch.zeros(int(sequences.lengths.sum()), device=reference.device)
     log_ratio, ref_log_prob = torch.zeros_like(kl), torch.zeros_like(kl)
     for part, places in passes(sequences):
-        at_ref, at_policy = reference.states(part), policy.states(part)
-        ref_log_prob[places] = reference.log_probs_of(at_ref, part.chosen())
-        log_ratio[places] = policy.log_probs_of(at_policy, part.chosen()) - ref_log_prob[places]
+        at_ref, at_policy, chosen = reference.states(part), policy.states(part), part.chosen()
+        limits = reference.limits(part, at_ref)
+        ref_log_prob[places] = reference.log_probs_of(at_ref, chosen, limits)
+        log_ratio[places] = policy.log_probs_of(at_policy, chosen, limits) - ref_log_prob[places]
         if sampler is policy:
-            kl[places] = kl_to(at_policy, policy, at_ref, reference)
+            kl[places] = kl_to(at_policy, policy, at_ref, reference, limits)
 
     def per_prompt(flat: torch.Tensor) -> Floats:
         sums: Floats = row_sums(flat, sequences.lengths).cpu().numpy().reshape(-1, n)
@@ -289,10 +290,8 @@ def evaluate(
             f"the policy has {policy.vocab_size} usable tokens, the reference "
             f"{reference.vocab_size}; evaluate it on the environment it was trained on"
         )
-    # Temperature and ends are the environment's, whatever the policy's files say.
-    policy = dataclasses.replace(
-        policy, temperature=reference.temperature, eos_ids=reference.eos_ids
-    )
+    # Temperature, ends and mask are the environment's, whatever the policy's files say.
+    policy = policy.following(reference)
     order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
     ids = [prompts.ids[i] for i in order]
     generator = torch.Generator(reference.device).manual_seed(seed)

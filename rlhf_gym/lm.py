@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from rlhf_gym.errors import InputError
+from rlhf_gym.masks import NO_MASK, Limits, Mask
 from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ def vocabulary_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 
 @dataclass(frozen=True, eq=False)
 class CausalLM:
-    """A causal LM, its tokenizer and its sampling temperature: p(token | state).
+    """A causal LM, its tokenizer, its temperature and its mask: p(token | state).
 
     Attributes:
         model: Any `AutoModelForCausalLM` whose logits are its head applied to its trunk's last
@@ -164,6 +165,9 @@ class CausalLM:
         temperature: Divides the logits everywhere: in sampling, in log-probs, in the update.
         vocab_size: V; logits beyond it are dropped before the softmax.
         eos_ids: The ids that end a response.
+        mask: Which tokens may be chosen.
+        guide: The reference, whose likeliest tokens a top-k or top-p mask allows; None if it is
+            this model.
     """
 
     model: PreTrainedModel
@@ -171,6 +175,8 @@ class CausalLM:
     temperature: float
     vocab_size: int
     eos_ids: tuple[int, ...]
+    mask: Mask = NO_MASK
+    guide: "CausalLM | None" = None
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -211,6 +217,16 @@ class CausalLM:
         model.to(torch.device(device))  # type: ignore[arg-type]  # decorated in transformers
         return cls.wrap(model, tokenizer, temperature)
 
+    def following(self, reference: "CausalLM") -> "CausalLM":
+        """This model under the temperature, ends and mask of a reference."""
+        return replace(
+            self,
+            temperature=reference.temperature,
+            eos_ids=reference.eos_ids,
+            mask=reference.mask,
+            guide=reference if reference.mask.follows_reference else None,
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the model lies."""
@@ -224,17 +240,70 @@ class CausalLM:
         rows, columns = sequences.cells()
         return hidden[rows, columns - 1]  # type: ignore[no-any-return]
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Tempered float32 logits of the usable tokens: (M, d) -> (M, V)."""
+    def logits(self, hidden: Tensor, limits: Limits | None = None) -> Tensor:
+        """Tempered, masked float32 logits of the usable tokens: (M, d) -> (M, V).
+
+        Args:
+            hidden: Last hidden states.
+            limits: Of the same M states (`limits`, `next_limits`), where the mask is not static.
+        """
+        return self.mask.ban(self._unmasked_logits(hidden), limits)
+
+    def limits(self, sequences: Sequences, hidden: Tensor | None = None) -> Limits | None:
+        """What may be chosen in each of the M states of whole responses.
+
+        Args:
+            sequences: N rows; each row's chosen tokens are its whole response.
+            hidden: This model's last hidden states there, where they are known: they save a pass
+                where it is its own guide.
+        """
+        if self.mask.is_static:
+            return None
+        rows, columns = sequences.cells()
+        taken, chosen = columns - sequences.starts[rows], sequences.tokens[rows, columns]
+        if not self.mask.follows_reference:
+            return self.mask.limits(taken)
+        guide = self.guide or self
+        with torch.no_grad():
+            if guide is not self or hidden is None:
+                hidden = guide.states(sequences)
+        return guide.next_limits(hidden.detach(), taken, chosen)
+
+    def next_limits(
+        self, hidden: Tensor, taken: Tensor, chosen: Tensor | None = None
+    ) -> Limits | None:
+        """What may be chosen in M states, when this model is the guide.
+
+        Args:
+            hidden: (M, d) its last hidden states.
+            taken: (M,) tokens that the response has already.
+            chosen: (M,) the token chosen there, if one was; at the edge of a set it is within.
+        """
+        if not self.mask.follows_reference:
+            return self.mask.limits(taken)
+        parts = []
+        step = logit_rows(self.vocab_size)
+        with torch.no_grad():
+            for at in range(0, len(hidden), step):
+                some = slice(at, at + step)
+                logits = self._unmasked_logits(hidden[some])
+                picked = None if chosen is None else chosen[some]
+                limits = self.mask.limits(taken[some], logits, picked)
+                assert limits is not None
+                parts.append(limits)
+        return Limits.joined(parts) if parts else None
+
+    def _unmasked_logits(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.model.get_output_embeddings()(hidden)
         return logits[..., : self.vocab_size].float() / self.temperature
 
-    def log_probs_of(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+    def log_probs_of(self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None) -> Tensor:
         """Log-probs of `tokens` (M,) in the states `hidden` (M, d): (M,) float32."""
         step = len(tokens) if torch.is_grad_enabled() else logit_rows(self.vocab_size)
         parts = []
         for at in range(0, len(tokens), max(step, 1)):
-            logits = self.logits(hidden[at : at + step])
+            here = None if limits is None else limits.rows(slice(at, at + step))
+            logits = self.logits(hidden[at : at + step], here)
             picked = logits.gather(-1, tokens[at : at + step, None]).squeeze(-1)
             parts.append(picked - logits.logsumexp(-1))
         return torch.cat(parts) if parts else hidden.new_zeros(0)
@@ -244,16 +313,25 @@ class CausalLM:
         out = torch.zeros(int(sequences.lengths.sum()), device=self.device)
         with torch.no_grad():
             for part, places in passes(sequences):
-                out[places] = self.log_probs_of(self.states(part), part.chosen())
+                hidden = self.states(part)
+                limits = self.limits(part, hidden)
+                out[places] = self.log_probs_of(hidden, part.chosen(), limits)
         return out
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model (safetensors) and tokenizer; plain `generate` then samples as here."""
+        """Write model (safetensors) and tokenizer; plain `generate` then samples as here.
+
+        A top-k or top-p mask is left out: it is the reference's, `generate` knows only its own.
+        """
         kept = self.model.generation_config
         generation = copy.deepcopy(kept)
         generation.do_sample, generation.temperature = True, self.temperature
         generation.top_k, generation.top_p = 0, 1.0
         generation.eos_token_id = list(self.eos_ids)
+        if self.mask.never:
+            generation.suppress_tokens = list(self.mask.never)
+        if self.mask.min_new_tokens:
+            generation.min_new_tokens = self.mask.min_new_tokens
         self.model.generation_config = generation
         try:
             self.model.save_pretrained(folder)
@@ -371,12 +449,16 @@ def _check_head(model: PreTrainedModel) -> None:
         )
 
 
-def kl_to(hidden_p: Tensor, p: CausalLM, hidden_q: Tensor, q: CausalLM) -> Tensor:
+def kl_to(
+    hidden_p: Tensor, p: CausalLM, hidden_q: Tensor, q: CausalLM, limits: Limits | None = None
+) -> Tensor:
     """Exact KL(p ‖ q) over the vocabulary in each state: two (M, d) -> (M,) nats, at least 0."""
     out = []
     step = logit_rows(p.vocab_size)
     for at in range(0, len(hidden_p), step):
-        log_p = F.log_softmax(p.logits(hidden_p[at : at + step]), -1)
-        log_q = F.log_softmax(q.logits(hidden_q[at : at + step]), -1)
+        some = slice(at, at + step)
+        here = None if limits is None else limits.rows(some)
+        log_p = F.log_softmax(p.logits(hidden_p[some], here), -1)
+        log_q = F.log_softmax(q.logits(hidden_q[some], here), -1)
         out.append((log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0.0))
     return torch.cat(out) if out else hidden_p.new_zeros(0)

@@ -149,10 +149,25 @@ class Objective:
         return self.reference.log_probs(sequences)
 
     @torch.no_grad()
-    def ref_log_prob_of_next(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """Log π_ref of one next token a row: (N, L) and (N,) -> (N,)."""
+    def ref_log_prob_of_next(self, observations: Tensor, actions: Tensor, taken: Tensor) -> Tensor:
+        """Log π_ref of one next token a row: (N,).
+
+        Args:
+            observations: (N, L).
+            actions: (N,) the next tokens.
+            taken: (N,) tokens that each response has already.
+        """
         hidden = self._decode.last_hidden(observations)
-        return self.reference.log_probs_of(hidden, actions)
+        limits = self.reference.next_limits(hidden, taken, actions)
+        return self.reference.log_probs_of(hidden, actions, limits)
+
+    @torch.no_grad()
+    def allowed_next(self, observations: Tensor, taken: Tensor) -> Tensor:
+        """Which tokens may come next: (N, L) and (N,) -> (N, V) bool, built for this call."""
+        reference = self.reference
+        hidden = self._decode.last_hidden(observations)
+        logits = hidden.new_zeros(len(hidden), reference.vocab_size)
+        return reference.mask.ban(logits, reference.next_limits(hidden, taken)) == 0
 
     def penalties(self, ref_log_probs: Tensor, log_probs: Tensor | None) -> Tensor:
         """The penalty on each token, −β · k1; with no actor's log-probs the half that is known.

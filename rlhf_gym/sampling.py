@@ -19,9 +19,11 @@ def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """
     edges = torch.softmax(logits, -1).cumsum(-1)
     uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device)
-    # The first token whose right edge lies beyond the point, so none of probability 0.
-    tokens = torch.searchsorted(edges, uniform * edges[:, -1:], right=True)
-    return tokens.squeeze(-1).clamp(max=logits.shape[-1] - 1)
+    # The first token whose right edge lies beyond the point, so none of probability 0; rounding
+    # must not carry the point to the end itself.
+    end = edges[:, -1:]
+    point = torch.minimum(uniform * end, torch.nextafter(end, torch.zeros_like(end)))
+    return torch.searchsorted(edges, point, right=True).squeeze(-1)
 
 
 @torch.no_grad()
@@ -51,9 +53,12 @@ def sample_responses(
     eos = torch.tensor(lm.eos_ids if stop_at_eos else [], dtype=torch.int64, device=prompts.device)
     rows = torch.arange(len(prompts), device=prompts.device)  # where each live slot writes to
     alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
-    stepper = _Slotted(lm, prompts, max_new_tokens) if _can_slot(lm) else _Full(lm, prompts)
+    guide = lm.guide if lm.guide is not None and lm.mask.follows_reference else lm
+    # A guide decodes along, to say which tokens may be chosen.
+    steppers = [_stepper(model, prompts, max_new_tokens) for model in dict.fromkeys((lm, guide))]
     for t in range(max_new_tokens):
-        logits = lm.logits(stepper.hidden)
+        taken = torch.full_like(rows, t)
+        logits = lm.logits(steppers[0].hidden, guide.next_limits(steppers[-1].hidden, taken))
         tokens = logits.argmax(-1) if deterministic else draw(logits, generator)
         out[rows[alive], t] = tokens[alive]
         alive &= ~torch.isin(tokens, eos)
@@ -62,14 +67,18 @@ def sample_responses(
             break
         if n_alive <= (1 - DROP_SHARE) * len(alive):
             kept = alive.nonzero()[:, 0]
-            stepper.keep(kept)
+            for stepper in steppers:
+                stepper.keep(kept)
             rows, tokens, alive = rows[kept], tokens[kept], alive[kept]
-        stepper.advance(tokens)
+        for stepper in steppers:
+            stepper.advance(tokens)
     return out
 
 
-def _can_slot(lm: CausalLM) -> bool:
-    return not lm.model.training and supports_slots(lm)
+def _stepper(lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> "_Slotted | _Full":
+    if lm.model.training or not supports_slots(lm):
+        return _Full(lm, prompts)
+    return _Slotted(lm, prompts, max_new_tokens)
 
 
 class _Slotted:

@@ -56,9 +56,7 @@ def main(config: Config) -> dict[str, Any]:
     keywords = {"split": "held_out", **parse_values(config.env_kwargs)}
     env = make_env(config.env, 1, {"device": device(config.device), **keywords})
     reference = env.objective.reference
-    policy = CausalLM.load(
-        config.policy, temperature=reference.temperature, device=reference.device
-    )
+    policy = CausalLM.load(config.policy, device=reference.device)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     figures = measure(
         env,

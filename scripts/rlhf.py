@@ -195,12 +195,9 @@ def collect(config: Config, env: TokenVectorEnv, stage: Round, previous: Round |
         console.print(
             stage.title("1/4 comparisons: the policy speaks, the simulated human chooses")
         )
-        policy = CausalLM.load(
-            str(previous.folder / "policy"),
-            temperature=env.objective.reference.temperature,
-            device=env.objective.reference.device,
-        )
-        new = choices(config, env, policy, stage)
+        reference = env.objective.reference
+        policy = CausalLM.load(str(previous.folder / "policy"), device=reference.device)
+        new = choices(config, env, policy.following(reference), stage)
         write_json(previous.folder / "round.json", hindsight(config, previous, new))
         earlier = read_comparisons(previous.folder / "comparisons.jsonl")
         write_comparisons(partial, [*earlier, *new])

@@ -7,6 +7,7 @@ neighbour shows in the fifth digit and long before.
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
 from rlhf_gym.decode import last_hidden
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.lm import CausalLM, trunk
+from rlhf_gym.masks import make_mask
 from rlhf_gym.objective import Objective
 from rlhf_gym.prompts import PromptDataset
 from rlhf_gym.reward_model import RewardModel
@@ -174,9 +176,12 @@ def make_objective(load_lm) -> Callable[..., Objective]:
         kl_coef: float = 0.3,
         temperature: float = 0.8,
         shaping: Sequence[Any] = (),
+        mask: dict[str, Any] | None = None,
         **options: Any,
     ) -> Objective:
-        reference = load_lm(family, temperature=temperature, **options)
+        lm = load_lm(family, temperature=temperature, **options)
+        rule = {"max_new_tokens": BUDGET, **(mask or {})}
+        reference = replace(lm, mask=make_mask(lm.tokenizer, lm.vocab_size, lm.eos_ids, **rule))
         return Objective(reference, reward, kl_coef=kl_coef, shaping=shaping)
 
     return make

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["errors", "figures", "progress"],
     ["devices", "files", "tokens", "choices"],
+    ["masks"],
     ["prompts", "kl", "human"],
     ["lm", "preferences"],
     ["decode", "preference_formats"],

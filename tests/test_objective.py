@@ -222,7 +222,8 @@ def test_stepping_and_settling_know_the_same_reference(make_objective):
         for t in range(start, start + length):
             state = torch.full((1, sequences.tokens.shape[1]), PAD)
             state[0, :t] = sequences.tokens[i, :t]
-            steps.append(objective.ref_log_prob_of_next(state, sequences.tokens[i, t : t + 1]))
+            token, taken = sequences.tokens[i, t : t + 1], torch.tensor([t - start])
+            steps.append(objective.ref_log_prob_of_next(state, token, taken))
     torch.testing.assert_close(torch.cat(steps), whole, atol=1e-5, rtol=1e-5)
 
 

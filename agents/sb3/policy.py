@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlhf_gym.decode import DecodeCache, last_hidden
+from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM, passes
+from rlhf_gym.masks import Limits
 from rlhf_gym.sampling import draw, sample_responses
 from rlhf_gym.tokens import Sequences
 
@@ -124,6 +126,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self._cache = DecodeCache(self.core)
+        self._guide_cache: DecodeCache | None = None  # of the model that a top-k mask asks
         self._last: _LastActions | None = None
         self.optimizer = self.optimizer_class(
             [
@@ -137,7 +140,7 @@ class CausalLMPolicy(ActorCriticPolicy):
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Act in each state: tokens (N,), values (N, 1), log-probs (N,)."""
         hidden = self._last_hidden(obs)
-        distribution = TokenDistribution(self.core.logits(hidden))
+        distribution = self._distribution(hidden, self._limits(obs, hidden))
         actions = distribution.get_actions(deterministic)
         log_probs = distribution.log_prob(actions)
         self._last = _LastActions(obs, actions, log_probs)
@@ -145,7 +148,8 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: Observations) -> TokenDistribution:  # type: ignore[override]
         """The next-token distribution in each state."""
-        return TokenDistribution(self.core.logits(self._states(obs)))
+        hidden = self._states(obs)
+        return self._distribution(hidden, self._limits(obs, hidden))
 
     def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
         """Values of the states: (N, 1) or (M, 1)."""
@@ -156,16 +160,17 @@ class CausalLMPolicy(ActorCriticPolicy):
         self, obs: Observations, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values (M, 1), log-probs (M,) and entropies (M,) of tokens (M,) in their states."""
-        return self.evaluate_hidden(self._states(obs), actions)
+        hidden = self._states(obs)
+        return self.evaluate_hidden(hidden, actions, self._limits(obs, hidden))
 
     def evaluate_hidden(
-        self, hidden: Tensor, actions: Tensor
+        self, hidden: Tensor, actions: Tensor, limits: Limits | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`evaluate_actions` from the states' last hidden layer (M, d)."""
+        """`evaluate_actions` from the states' last hidden layer (M, d) and their limits."""
         values = self.value_head(hidden)
         if not self.entropy:
-            return values, self.core.log_probs_of(hidden, actions.long().flatten()), None
-        distribution = TokenDistribution(self.core.logits(hidden))
+            return values, self.core.log_probs_of(hidden, actions.long().flatten(), limits), None
+        distribution = self._distribution(hidden, limits)
         return values, distribution.log_prob(actions), distribution.entropy()
 
     @torch.no_grad()
@@ -181,7 +186,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         for part, places in passes(sequences):
             hidden = self.core.states(part)
             values[places] = self.value_head(hidden).flatten()
-            log_probs[places] = self.core.log_probs_of(hidden, part.chosen())
+            limits = self.core.limits(part, hidden)
+            log_probs[places] = self.core.log_probs_of(hidden, part.chosen(), limits)
         return values, log_probs
 
     @torch.no_grad()
@@ -198,7 +204,8 @@ class CausalLMPolicy(ActorCriticPolicy):
             tokens = torch.from_numpy(observations[~known]).to(self.device)
             hidden = last_hidden(self.core, tokens)
             chosen = torch.from_numpy(actions[~known]).to(self.device)
-            found[~known] = self.core.log_probs_of(hidden, chosen).cpu().numpy()
+            limits = self._limits(tokens, hidden, chosen)
+            found[~known] = self.core.log_probs_of(hidden, chosen, limits).cpu().numpy()
         return found
 
     def set_training_mode(self, mode: bool) -> None:
@@ -207,6 +214,33 @@ class CausalLMPolicy(ActorCriticPolicy):
             self._cache.clear()
             self._last = None
         super().set_training_mode(mode)
+
+    def follow(self, reference: CausalLM) -> None:
+        """Take on the temperature, ends and mask of the environment's reference."""
+        self.core = self.core.following(reference)
+        self._guide_cache = None if self.core.guide is None else DecodeCache(self.core.guide)
+
+    def _distribution(self, hidden: Tensor, limits: Limits | None) -> TokenDistribution:
+        return TokenDistribution(self.core.logits(hidden, limits))
+
+    def _limits(
+        self, obs: Observations, hidden: Tensor, chosen: Tensor | None = None
+    ) -> Limits | None:
+        """What may be chosen in each state, where that is not the same everywhere."""
+        if self.core.mask.is_static:
+            return None
+        if isinstance(obs, Sequences):
+            return self.core.limits(obs, hidden)
+        if self.core.mask.min_new_tokens:
+            raise InputError(
+                "min_new_tokens needs an agent that knows where a prompt ends, and an observation "
+                "does not say: use the flagship (agents.sb3_ppo), or a loop of your own that asks "
+                "the environment's action_masks()"
+            )
+        assert self.core.guide is not None
+        assert self._guide_cache is not None
+        at_guide = self._guide_cache.last_hidden(obs.long())
+        return self.core.guide.next_limits(at_guide, obs.new_zeros(len(obs)), chosen)
 
     def _states(self, obs: Observations) -> Tensor:
         if isinstance(obs, Sequences):

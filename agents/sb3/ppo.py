@@ -26,6 +26,7 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import KLController, exact_kl, k2, k3
 from rlhf_gym.lm import CausalLM, logit_rows, passes, tokens_per_pass
+from rlhf_gym.masks import Limits
 from rlhf_gym.tokens import Sequences, continuations, unflatten
 
 KLLoss = Literal["exact", "k2", "k3"]
@@ -306,7 +307,8 @@ class PPO(OnPolicyAlgorithm):
     ) -> dict[str, Tensor]:
         """Every term of the objective for each token, (M,) each."""
         hidden = self.policy.core.states(sequences)
-        values, log_probs, entropy = self.policy.evaluate_hidden(hidden, actions)
+        limits = self.policy.core.limits(sequences, hidden)
+        values, log_probs, entropy = self.policy.evaluate_hidden(hidden, actions, limits)
         epsilon = self.clip_range(self._current_progress_remaining)
         ratio = (log_probs - old_log_probs).exp()
         clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
@@ -318,7 +320,9 @@ class PPO(OnPolicyAlgorithm):
             objective = objective + self.ent_coef * entropy
         if self.kl_loss is not None:
             env: TokenVectorEnv = self.get_env().get_attr("unwrapped")[0]  # type: ignore[union-attr]
-            kl = self._kl_to_reference(env.objective.reference, sequences, hidden, log_probs)
+            kl = self._kl_to_reference(
+                env.objective.reference, sequences, hidden, log_probs, limits
+            )
             objective = objective - self._kl_coef(env) * kl
         return {
             "objective": objective,
@@ -330,15 +334,20 @@ class PPO(OnPolicyAlgorithm):
         }
 
     def _kl_to_reference(
-        self, reference: CausalLM, sequences: Sequences, hidden: Tensor, log_probs: Tensor
+        self,
+        reference: CausalLM,
+        sequences: Sequences,
+        hidden: Tensor,
+        log_probs: Tensor,
+        limits: Limits | None,
     ) -> Tensor:
         """The penalty of the loss at each chosen token, (M,), with a gradient."""
         with torch.no_grad():
             at_reference = reference.states(sequences)
-            ref_log_probs = reference.log_probs_of(at_reference, sequences.chosen())
+            ref_log_probs = reference.log_probs_of(at_reference, sequences.chosen(), limits)
         if self.kl_loss == "exact":
-            log_p = torch.log_softmax(self.policy.core.logits(hidden), -1)
-            return exact_kl(log_p, torch.log_softmax(reference.logits(at_reference), -1))
+            log_p = torch.log_softmax(self.policy.core.logits(hidden, limits), -1)
+            return exact_kl(log_p, torch.log_softmax(reference.logits(at_reference, limits), -1))
         return (k2 if self.kl_loss == "k2" else k3)(log_probs, ref_log_probs)
 
     def _excluded_save_params(self) -> list[str]:

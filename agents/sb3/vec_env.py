@@ -95,8 +95,10 @@ class TokenSB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method once; all rows share the answer."""
+        """Call a method once; all rows share the answer, but for `action_masks`."""
         answer = getattr(self.token_env, method_name)(*method_args, **method_kwargs)
+        if method_name == "action_masks":  # (N, V): the one answer that is a row's own
+            return [answer[i] for i in self._get_indices(indices)]
         return [answer for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
@@ -144,5 +146,6 @@ def build(
     learner = algorithm(CausalLMPolicy, rows, policy_kwargs=options, **kwargs)
     policy = learner.policy
     assert isinstance(policy, CausalLMPolicy)
+    policy.follow(env.objective.reference)
     env.bind_actor(policy)
     return learner

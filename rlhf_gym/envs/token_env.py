@@ -116,6 +116,11 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
             self._follow(int(action), info)
         return observations[0], float(rewards[0]), bool(ended[0]), False, info
 
+    def action_masks(self) -> npt.NDArray[np.bool_]:
+        """Which tokens may be chosen now, (V,)."""
+        mask: npt.NDArray[np.bool_] = self._rows.action_masks()[0]
+        return mask
+
     def render(self) -> str | npt.NDArray[np.uint8] | None:
         """The conversation so far; in mode "human" it is printed as it happens.
 

@@ -16,6 +16,7 @@ from rlhf_gym.envs.actor import Actor, ActorBinding
 from rlhf_gym.envs.groups import PromptGroup
 from rlhf_gym.envs.infos import EpisodeInfos
 from rlhf_gym.errors import InputError
+from rlhf_gym.masks import NEVER
 from rlhf_gym.objective import Objective, TextReward
 from rlhf_gym.prompts import Prompt, PromptDataset, prompt_ids
 from rlhf_gym.responses import Responses, observation_sequences
@@ -148,8 +149,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         tokens = self._tokens.copy()
         tokens[going] = append(tokens[going], actions[going])
         self._tokens = tokens
-        used = row_lengths(tokens) - self._prompt_lengths
-        ended = going & (np.isin(actions, self._eos) | (used >= self.max_new_tokens))
+        ended = going & (np.isin(actions, self._eos) | (self._taken() >= self.max_new_tokens))
         if self.objective.token_rewards:
             rewards[going] += self._along(going, ended)
         if ended.any():
@@ -193,6 +193,11 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             sequences, None if flat is None else flat.to(sequences.tokens.device)
         )
         mask = np.arange(actions.shape[1]) < lengths[:, None]
+        barred = np.full(actions.shape, False)
+        barred[mask] = settled.ref_log_probs.cpu().numpy() < NEVER / 2
+        if barred.any():
+            row, column = np.argwhere(barred)[0]
+            raise InputError(self._barred(int(row), actions[:, column]))
         infos = EpisodeInfos(self.num_envs)
         everyone = np.ones(self.num_envs, dtype=np.bool_)
         kl_sums = infos.add_wave(settled, mask)
@@ -204,6 +209,15 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         rewards[mask] = settled.rewards.double().cpu().numpy()
         self._begin(everyone)
         return rewards, infos.to_dict(), self._tokens.copy()
+
+    def action_masks(self) -> Bools:
+        """Which tokens each row may choose now, (N, V); kept nowhere, so ask once a step."""
+        device = self.objective.reference.device
+        allowed = self.objective.allowed_next(
+            torch.from_numpy(self._tokens).to(device), torch.from_numpy(self._taken()).to(device)
+        )
+        masks: Bools = allowed.cpu().numpy()
+        return masks
 
     def get_state(self) -> dict[str, Any]:
         """Everything that later episodes depend on, as JSON: prompts and each row's RNG.
@@ -330,8 +344,13 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         """The KL half of the rewards of all rows that act, (N,); notes them in infos."""
         device = self.objective.reference.device
         reference = self.objective.ref_log_prob_of_next(
-            torch.from_numpy(self._tokens).to(device), torch.from_numpy(actions).to(device)
+            torch.from_numpy(self._tokens).to(device),
+            torch.from_numpy(actions).to(device),
+            torch.from_numpy(self._taken()).to(device),
         ).cpu()
+        barred = going & (reference.numpy() < NEVER / 2)
+        if barred.any():
+            raise InputError(self._barred(int(np.flatnonzero(barred)[0]), actions))
         actor = self._binding.get()
         log_probs = None
         if actor is not None:
@@ -343,6 +362,18 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         infos.add("actor_bound", np.full(self.num_envs, actor is not None), going)
         penalties = self.objective.penalties(reference, log_probs).double().numpy()
         return np.where(going, penalties, 0.0)
+
+    def _taken(self) -> Ints:
+        """Tokens that each response has already, (N,)."""
+        return row_lengths(self._tokens) - self._prompt_lengths
+
+    def _barred(self, row: int, tokens: Ints) -> str:
+        return (
+            f"row {row} chose token {int(tokens[row])} "
+            f"({self.objective.reference.tokenizer.decode([int(tokens[row])])!r}), which the mask "
+            "of this environment does not allow there; draw from `action_masks()`, or let a policy "
+            "follow the reference (`CausalLM.following`)"
+        )
 
     def _along(self, going: Bools, ended: Bools) -> Floats:
         """Token rewards of the tokens just taken, (rows that go on,)."""

@@ -1,5 +1,6 @@
 """`rlhf_gym/Text-v0`: any causal LM, any reward, any prompts."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -12,6 +13,7 @@ from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import RewardEstimator
 from rlhf_gym.lm import context_length, shared_causal_lm
+from rlhf_gym.masks import make_mask
 from rlhf_gym.objective import Objective, Reward, TextReward, load_callable
 from rlhf_gym.prompts import PromptDataset, load_texts
 from rlhf_gym.reward_model import RewardModel, shared_reward_model
@@ -50,6 +52,10 @@ def load_parts(
     split: str = "train",
     held_out: float = 0.1,
     stop_at_eos: bool = True,
+    min_new_tokens: int = 0,
+    decodable_only: bool = False,
+    top_k: int | None = None,
+    top_p: float | None = None,
     cuts: Sequence[Named] = (),
     shaping: Sequence[Named] = (),
     token_rewards: Sequence[Named] = (),
@@ -83,6 +89,11 @@ def load_parts(
         split: "train", "held_out" or "all" prompts.
         held_out: Share of the prompts that is held out, chosen by a hash of their text.
         stop_at_eos: Whether an EOS ends a response.
+        min_new_tokens: No response may end with one of its first so many tokens. Policy and
+            reference are masked alike, here and in the next three.
+        decodable_only: Only tokens that are text by themselves, and the EOS, may be chosen.
+        top_k: Only the reference's so many likeliest tokens of each state may be chosen.
+        top_p: Only the reference's likeliest tokens up to this probability mass.
         cuts: What part of a response is scored: factories of `rlhf_gym.shaping`, or your own as
             "package.module:factory", each a name or [name, {options}].
         shaping: What changes its score, named likewise.
@@ -96,6 +107,18 @@ def load_parts(
     """
     device = resolve_device(device)
     lm = shared_causal_lm(reference, reference_revision, temperature, device)
+    mask = make_mask(
+        lm.tokenizer,
+        lm.vocab_size,
+        lm.eos_ids,
+        max_new_tokens=max_new_tokens,
+        stop_at_eos=stop_at_eos,
+        min_new_tokens=min_new_tokens,
+        decodable_only=decodable_only,
+        top_k=top_k,
+        top_p=top_p,
+    )
+    lm = dataclasses.replace(lm, mask=mask)
     longest = max_prompt_tokens + max_new_tokens
     _check_context(lm.model, repr(reference), longest)
     texts = load_texts(prompts, column=prompt_column, revision=prompts_revision)

@@ -1,0 +1,226 @@
+"""Which tokens may be chosen in a state: kept as lists of ids, never as a table of whole states.
+
+A mask belongs to the environment: policy and reference are masked alike, in sampling and in every
+log-prob, so the objective and its optimum are those of the masked task. Notation: M states, V
+usable tokens.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.tokens import PAD
+
+# The logit of a token that may not be chosen. Its probability is exactly 0, but unlike -inf it
+# leaves p · log p and differences of log-probs finite.
+NEVER = -1e9
+
+# Sampling and scoring compute the reference in different orders of summation, so the edge of a
+# top-k or top-p set may shift by a token between the two. A chosen token so near to the edge (nats,
+# and probability mass) counts as within.
+EDGE_NATS, EDGE_MASS = 0.1, 0.02
+
+
+class Limits(NamedTuple):
+    """What may be chosen in each of M states, besides what a mask allows nowhere.
+
+    Attributes:
+        only: (M, k) int64, the ids allowed in each state, PAD behind the end of a list; None if
+            nothing but `no_eos` is limited.
+        no_eos: (M,) bool, whether the response may not end here; None if it always may.
+    """
+
+    only: Tensor | None
+    no_eos: Tensor | None
+
+    def rows(self, which: Tensor | slice) -> "Limits":
+        """The limits of some of the states."""
+        return Limits(*(None if part is None else part[which] for part in self))
+
+    @staticmethod
+    def joined(parts: list["Limits"]) -> "Limits":
+        """The limits of several lots of states as one."""
+        only = no_eos = None
+        if parts[0].only is not None:
+            lists = [part.only for part in parts if part.only is not None]
+            k = max(ids.shape[1] for ids in lists)
+            only = torch.cat([F.pad(ids, (0, k - ids.shape[1]), value=PAD) for ids in lists])
+        if parts[0].no_eos is not None:
+            no_eos = torch.cat([part.no_eos for part in parts if part.no_eos is not None])
+        return Limits(only, no_eos)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A rule for the tokens that may be chosen.
+
+    Attributes:
+        never: Ids that may be chosen nowhere.
+        eos_ids: The ids that end a response, for `min_new_tokens`.
+        min_new_tokens: No response may end with one of its first so many tokens.
+        top_k: Only the reference's so many likeliest tokens of a state; None for all.
+        top_p: Only the reference's likeliest tokens up to this probability mass, the token that
+            reaches it included; None for all. After `top_k` where both are given.
+
+    Raises:
+        InputError: An option is out of range.
+    """
+
+    never: tuple[int, ...] = ()
+    eos_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    top_k: int | None = None
+    top_p: float | None = None
+    _on: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if self.min_new_tokens < 0:
+            raise InputError(f"min_new_tokens must be at least 0, not {self.min_new_tokens}")
+        if self.top_k is not None and self.top_k < 1:
+            raise InputError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+
+    @property
+    def follows_reference(self) -> bool:
+        """Whether what is allowed depends on the reference's probabilities."""
+        return self.top_k is not None or self.top_p is not None
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the same tokens are allowed in every state."""
+        return not self.follows_reference and not self.min_new_tokens
+
+    def __bool__(self) -> bool:
+        return bool(self.never) or not self.is_static
+
+    def ban(self, logits: Tensor, limits: Limits | None = None) -> Tensor:
+        """Write `NEVER` over what may not be chosen, in place: (M, V), and return it."""
+        never, eos = self._ids(logits.device)
+        if self.never:
+            logits.index_fill_(-1, never, NEVER)
+        if limits is not None and limits.no_eos is not None:
+            here = limits.no_eos.nonzero()[:, 0]
+            logits[here[:, None], eos] = NEVER
+        if limits is not None and limits.only is not None:
+            # One more column takes the PADs.
+            within = torch.zeros(len(logits), logits.shape[-1] + 1, dtype=torch.bool)
+            within = within.to(logits.device).scatter_(1, limits.only % within.shape[1], True)
+            logits.masked_fill_(~within[:, :-1], NEVER)
+        return logits
+
+    def limits(
+        self, taken: Tensor, reference_logits: Tensor | None = None, chosen: Tensor | None = None
+    ) -> Limits | None:
+        """What may be chosen in M states.
+
+        Args:
+            taken: (M,) tokens that the response has already.
+            reference_logits: (M, V) the reference's tempered logits; needed, and overwritten, where
+                the mask follows the reference.
+            chosen: (M,) the token that was chosen there; at the edge of the set it counts as
+                within.
+
+        Returns:
+            The limits; None where the mask is static.
+        """
+        if self.is_static:
+            return None
+        no_eos = taken < self.min_new_tokens if self.min_new_tokens else None
+        if not self.follows_reference:
+            return Limits(None, no_eos)
+        assert reference_logits is not None
+        # Banned first, so that the k likeliest are of those that may be chosen at all.
+        logits = self.ban(reference_logits, Limits(None, no_eos))
+        return Limits(self._likeliest(logits, chosen), no_eos)
+
+    def _likeliest(self, logits: Tensor, chosen: Tensor | None) -> Tensor:
+        k = min(self.top_k or logits.shape[-1], logits.shape[-1])
+        values, ids = logits.topk(k, dim=-1)  # (M, k), likeliest first
+        kept = values > NEVER / 2
+        edge = values.masked_fill(~kept, float("inf")).amin(-1)
+        nearly = logits >= edge[:, None] - EDGE_NATS if chosen is not None else None
+        if self.top_p is not None:
+            p = torch.softmax(values, -1)
+            before = p.cumsum(-1) - p
+            loose = kept & (before < self.top_p + EDGE_MASS)
+            kept &= before < self.top_p
+            if chosen is not None:
+                nearly = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, loose)
+        only = ids.masked_fill(~kept, PAD)[:, : int(kept.sum(-1).max())]
+        if chosen is None:
+            return only
+        assert nearly is not None
+        spared = nearly.gather(1, chosen[:, None]) & (only != chosen[:, None]).all(1, keepdim=True)
+        if not spared.any():
+            return only
+        return torch.cat([only, torch.where(spared, chosen[:, None], PAD)], 1)
+
+    def _ids(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._on:
+            self._on[device] = (
+                torch.tensor(self.never, dtype=torch.int64, device=device),
+                torch.tensor(self.eos_ids, dtype=torch.int64, device=device),
+            )
+        return self._on[device]
+
+
+NO_MASK = Mask()
+
+
+def make_mask(
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    eos_ids: tuple[int, ...],
+    *,
+    max_new_tokens: int,
+    stop_at_eos: bool = True,
+    min_new_tokens: int = 0,
+    decodable_only: bool = False,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Mask:
+    """The mask of an environment with these keywords.
+
+    Args:
+        tokenizer: The tokenizer that actions belong to.
+        vocab_size: V.
+        eos_ids: The ids that end a response.
+        max_new_tokens: Token budget; a `min_new_tokens` as large rules the EOS out everywhere.
+        stop_at_eos: Whether an EOS ends a response; if not, it is a token like others.
+        min_new_tokens: As in `Mask`.
+        decodable_only: Only tokens that are text by themselves, and the EOS: no other special
+            tokens, no pieces of a character.
+        top_k: As in `Mask`.
+        top_p: As in `Mask`.
+
+    Raises:
+        InputError: An option is out of range, or nothing is left to choose.
+    """
+    ends = tuple(i for i in eos_ids if i < vocab_size)
+    never: set[int] = set()
+    if decodable_only:
+        never = set(range(vocab_size)) - set(decodable(tokenizer, vocab_size))
+        never = never - set(ends) if stop_at_eos else never | set(ends)
+    if min_new_tokens and not stop_at_eos:
+        raise InputError("min_new_tokens is moot where no EOS ends a response; drop one of the two")
+    if min_new_tokens > max_new_tokens:
+        raise InputError(f"min_new_tokens = {min_new_tokens} is above {max_new_tokens=}")
+    if min_new_tokens == max_new_tokens:
+        never, min_new_tokens = never | set(ends), 0
+    if len(never | set(ends)) == vocab_size:
+        raise InputError("the mask leaves no token but the EOS; allow more")
+    return Mask(tuple(sorted(never)), ends, min_new_tokens, top_k, top_p)
+
+
+def decodable(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
+    """The ids below `vocab_size` whose text alone is some whole characters."""
+    texts = tokenizer.batch_decode([[i] for i in range(vocab_size)], skip_special_tokens=True)
+    return [i for i, text in enumerate(texts) if text and "\ufffd" not in text]
