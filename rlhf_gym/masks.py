@@ -217,7 +217,8 @@ def make_mask(
         never, min_new_tokens = never | set(ends), 0
     if len(never | set(ends)) == vocab_size:
         raise InputError("the mask leaves no token but the EOS; allow more")
-    return Mask(tuple(sorted(never)), ends, min_new_tokens, top_k, top_p)
+    mask = Mask(tuple(sorted(never)), ends, min_new_tokens, top_k, top_p)
+    return mask if mask else NO_MASK
 
 
 def decodable(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:

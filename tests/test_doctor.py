@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -17,6 +18,7 @@ from agents.sb3.vec_env import policy_kwargs
 from rlhf_gym.decode import DecodeCache
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import CausalLM
+from rlhf_gym.masks import Mask
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import row_lengths
 
@@ -163,11 +165,16 @@ def plant_text_behind_the_eos(env, policy, monkeypatch):
 def plant_off_by_one(env, policy, monkeypatch):
     log_probs_of = CausalLM.log_probs_of
     monkeypatch.setattr(
-        CausalLM, "log_probs_of", lambda self, h, t: log_probs_of(self, h.roll(1, 0), t)
+        CausalLM, "log_probs_of", lambda self, h, *rest: log_probs_of(self, h.roll(1, 0), *rest)
     )
 
 
+def plant_another_mask(env, policy, monkeypatch):
+    policy.core = replace(policy.core, mask=Mask(never=(3,)))
+
+
 FAULTS = {
+    plant_another_mask: "mask",
     plant_dropout: "dropout",
     plant_stale_cache: "cache",
     plant_shifted_positions: "cache",

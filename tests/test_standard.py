@@ -78,7 +78,8 @@ def test_the_spec_travels_as_json(name, keywords):
 def test_pickled_it_goes_on_alike(name, keywords):
     env = make(name, keywords).unwrapped
     again = pickle.loads(pickle.dumps(env))
-    assert episode(again)[0] == episode(env)[0]
+    # Other addresses may let a sum run in another order.
+    assert episode(again)[0] == pytest.approx(episode(env)[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", IDS)
