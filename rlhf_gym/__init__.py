@@ -21,3 +21,11 @@ register(
     entry_point="rlhf_gym.tasks.exact:exact_env",
     vector_entry_point="rlhf_gym.tasks.exact:exact_vector_env",
 )
+
+for _setting in ("IMDB-v0", "TLDR-v0", "HH-v0", "Sentiment-v0", "Descriptiveness-v0"):
+    register(
+        id=f"rlhf_gym/{_setting}",
+        entry_point="rlhf_gym.tasks.published:published_env",
+        vector_entry_point="rlhf_gym.tasks.published:published_vector_env",
+        kwargs={"setting": _setting},
+    )

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The message names the thing and the mend. Scripts turn it into exit status 2.
     """
+
+
+class UnreachableError(InputError):
+    """A model, tokenizer or dataset is neither here nor on a hub that can be reached."""

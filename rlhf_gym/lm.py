@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf_gym.errors import InputError
+from rlhf_gym.errors import InputError, UnreachableError
 from rlhf_gym.masks import NO_MASK, Limits, Mask
 from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
 
@@ -64,7 +64,8 @@ def load_pretrained(
         **config_options: Entries of the model's config to set, such as `num_labels`.
 
     Raises:
-        InputError: The model cannot be loaded.
+        UnreachableError: The model cannot be loaded.
+        InputError: Its weights do not fit its config.
     """
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
@@ -80,7 +81,7 @@ def load_pretrained(
             **options,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(
+        raise UnreachableError(
             f"cannot load the model {name!r}: {error}\n"
             "Give the path of a folder written by `save_pretrained`, or a hub name that this "
             "machine can reach."
@@ -110,12 +111,12 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     """Load a tokenizer by hub name or local path.
 
     Raises:
-        InputError: There is none.
+        UnreachableError: There is none.
     """
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load a tokenizer from {name!r}: {error}") from error
+        raise UnreachableError(f"cannot load a tokenizer from {name!r}: {error}") from error
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -207,15 +208,19 @@ class CausalLM:
         name: str,
         *,
         revision: str | None = None,
+        tokenizer: str | None = None,
         temperature: float = 1.0,
         device: str | torch.device = "cpu",
         attn_implementation: str | None = None,
     ) -> "CausalLM":
-        """Load a model and its tokenizer by hub name or local path (see `load_pretrained`)."""
+        """Load a model and its tokenizer by hub name or local path (see `load_pretrained`).
+
+        `tokenizer` says where the tokenizer lies if not with the model.
+        """
         model = load_causal_lm(name, revision=revision, attn_implementation=attn_implementation)
-        tokenizer = load_tokenizer(name, revision=revision)
+        words = load_tokenizer(tokenizer) if tokenizer else load_tokenizer(name, revision=revision)
         model.to(torch.device(device))  # type: ignore[arg-type]  # decorated in transformers
-        return cls.wrap(model, tokenizer, temperature)
+        return cls.wrap(model, words, temperature)
 
     def following(self, reference: "CausalLM") -> "CausalLM":
         """This model under the temperature, ends and mask of a reference."""
@@ -417,14 +422,19 @@ def weights_stamp(name: str) -> int:
     return max((f.stat().st_mtime_ns for f in Path(name).glob("*.safetensors")), default=0)
 
 
-def shared_causal_lm(name: str, revision: str | None, temperature: float, device: str) -> CausalLM:
+def shared_causal_lm(
+    name: str, revision: str | None, temperature: float, device: str, tokenizer: str | None = None
+) -> CausalLM:
     """The process's one frozen copy of a model; environments that name the same one share it."""
-    return replace(_frozen(name, revision, device, weights_stamp(name)), temperature=temperature)
+    lm = _frozen(name, revision, device, tokenizer, weights_stamp(name))
+    return replace(lm, temperature=temperature)
 
 
 @lru_cache(maxsize=8)
-def _frozen(name: str, revision: str | None, device: str, stamp: int) -> CausalLM:
-    lm = CausalLM.load(name, revision=revision, device=device)
+def _frozen(
+    name: str, revision: str | None, device: str, tokenizer: str | None, stamp: int
+) -> CausalLM:
+    lm = CausalLM.load(name, revision=revision, device=device, tokenizer=tokenizer)
     lm.model.requires_grad_(False)
     return lm
 

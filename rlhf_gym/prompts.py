@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.errors import InputError
+from rlhf_gym.errors import InputError, UnreachableError
 
 Prompt = str | list[dict[str, str]]
 """A prompt is plain text or a list of chat messages, ``{"role": …, "content": …}`` each."""
@@ -26,6 +26,8 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
 )
+
+HUB = "hf://datasets/"
 
 SPLITS = ("all", "train", "held_out")
 
@@ -100,7 +102,8 @@ def load_texts(
     """Texts (or chat messages) from a local file or a dataset of the `datasets` library.
 
     Args:
-        source: A path (see `read_rows`), or a dataset's name.
+        source: A path (see `read_rows`), a dataset's name, or one JSON file of a hub dataset as
+            "hf://datasets/OWNER/NAME/FILE".
         column: The field to take where a row is an object; "prompt" or "text" if None.
         split: Split of a `datasets` dataset.
         revision: Commit or tag of a hub dataset.
@@ -124,7 +127,8 @@ def load_rows(
     Raises:
         InputError: The source is missing or empty.
     """
-    if Path(source).suffix in {".json", ".jsonl", ".gz", ".txt"} or Path(source).is_file():
+    suffixes = {".json", ".jsonl", ".gz", ".txt"}
+    if not source.startswith(HUB) and (Path(source).suffix in suffixes or Path(source).is_file()):
         rows = list(read_rows(source, skipped=skipped))
     else:
         rows = _dataset_rows(source, split, revision)
@@ -137,13 +141,22 @@ def _dataset_rows(name: str, split: str, revision: str | None) -> list[tuple[str
     from datasets import load_dataset
 
     try:
-        data = load_dataset(name, split=split, revision=revision)
+        if name.startswith(HUB):
+            data = load_dataset("json", data_files=_pinned(name, revision), split="train")
+        else:
+            data = load_dataset(name, split=split, revision=revision)
     except Exception as error:  # the library raises a dozen types; all mean the same to a user
-        raise InputError(
+        raise UnreachableError(
             f"cannot load the dataset {name!r} (split {split!r}): {error}\n"
             "Give an existing file, or a dataset that this machine can reach."
         ) from error
     return [(f"{name}, row {i}", row) for i, row in enumerate(data, 1)]
+
+
+def _pinned(file: str, revision: str | None) -> str:
+    """A file of a hub dataset at a revision, hf://datasets/OWNER/NAME@REVISION/FILE."""
+    owner, name, rest = file.removeprefix(HUB).split("/", 2)
+    return f"{HUB}{owner}/{name}{f'@{revision}' if revision else ''}/{rest}"
 
 
 def text_field(where: str, row: Any, column: str | None) -> Prompt:
@@ -210,11 +223,38 @@ def prompt_ids(
     return ids
 
 
-def is_held_out(prompt: Prompt, share: float, *, salt: str = "") -> bool:
+def _tokenised(
+    prompts: Sequence[Prompt | tuple[int, ...]],
+    tokenizer: PreTrainedTokenizerBase,
+    eos_ids: Sequence[int],
+) -> list[list[int]]:
+    """`prompt_ids` of many prompts, the texts among them in one call of the tokenizer."""
+    texts = [p for p in prompts if isinstance(p, str)]
+    found = iter(tokenizer(texts)["input_ids"] if texts else [])
+    rows = []
+    for prompt in prompts:
+        if isinstance(prompt, tuple):
+            rows.append(list(prompt))
+        elif isinstance(prompt, str):
+            row = list(next(found))
+            # The rare text that ends with an EOS is looked at alone: is it the tokenizer's?
+            closed = len(row) > 1 and row[-1] in eos_ids
+            rows.append(prompt_ids(prompt, tokenizer, eos_ids) if closed else row)
+        else:
+            rows.append(prompt_ids(prompt, tokenizer, eos_ids))
+    return rows
+
+
+def _first_part(text: str, share: float) -> str:
+    words = text.split(" ")
+    return " ".join(words[: int(len(words) * share)])
+
+
+def is_held_out(prompt: Prompt | tuple[int, ...], share: float, *, salt: str = "") -> bool:
     """Whether a prompt belongs to the held-out share; it depends on nothing but its text.
 
     Args:
-        prompt: Text or chat messages.
+        prompt: Text, chat messages or token ids.
         share: Share of all prompts that is held out.
         salt: Another salt makes another, independent split.
     """
@@ -229,7 +269,7 @@ class PromptDataset:
     Attributes:
         ids: Token ids of each prompt.
         max_tokens: The budget that all of them keep.
-        dropped: How many were too long for it; none is ever cut midway.
+        dropped: How many were too long for it; none is cut midway unless that is asked for.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -239,23 +279,28 @@ class PromptDataset:
     @classmethod
     def from_texts(
         cls,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt | tuple[int, ...]],
         tokenizer: PreTrainedTokenizerBase,
         eos_ids: Sequence[int],
         max_tokens: int,
         *,
         max_words: int | None = None,
+        share: float | None = None,
+        keep: str | None = None,
         split: str = "all",
         held_out: float = 0.1,
     ) -> "PromptDataset":
         """Tokenise prompts, drop the ones that are too long, keep one split.
 
         Args:
-            prompts: Texts or chat messages.
+            prompts: Texts, chat messages, or token ids of the tokenizer.
             tokenizer: The policy's tokenizer.
             eos_ids: The ids that end a response.
             max_tokens: Longest prompt that is kept.
             max_words: Keep only so many first words of a text (to make prompts of whole texts).
+            share: Keep only this share of a text's words, the first ones.
+            keep: "first" or "last": cut a text or ids that are too long to so many first or last
+                tokens instead of dropping them. Chat messages are dropped all the same.
             split: "all", "train" or "held_out"; equal prompts are always on one side.
             held_out: Share of prompts that is held out.
 
@@ -270,10 +315,20 @@ class PromptDataset:
             prompts = [
                 " ".join(p.split()[:max_words]) if isinstance(p, str) else p for p in prompts
             ]
+        if share is not None:
+            if not 0 < share <= 1:
+                raise InputError(f"prompt_share must be above 0 and at most 1, not {share}")
+            prompts = [_first_part(p, share) if isinstance(p, str) else p for p in prompts]
+        if keep not in (None, "first", "last"):
+            raise InputError(f"prompt_keep must be first, last or None, not {keep!r}")
         unique = list({json.dumps(p): p for p in prompts}.values())
         if split != "all":
             unique = [p for p in unique if is_held_out(p, held_out) == (split == "held_out")]
-        rows = [prompt_ids(p, tokenizer, eos_ids) for p in unique]
+        rows = _tokenised(unique, tokenizer, eos_ids)
+        if keep is not None:
+            part = slice(max_tokens) if keep == "first" else slice(-max_tokens, None)
+            whole = [isinstance(p, list) for p in unique]
+            rows = [row if w else row[part] for row, w in zip(rows, whole, strict=True)]
         kept = tuple(tuple(row) for row in rows if 0 < len(row) <= max_tokens)
         if not kept:
             longest = min(map(len, rows), default=0)

@@ -40,7 +40,20 @@ def keywords(save_lm, save_reward_model, prompt_file) -> dict[str, dict[str, Any
         "max_new_tokens": BUDGET,
     }
     local = {"rlhf_gym/Reviews-v0", "rlhf_gym/Exact-v0"}
-    return {name: {"device": "cpu"} | ({} if name in local else own) for name in IDS}
+    # Of a published setting, what a vocabulary of letters and any action allow (tests/
+    # test_published.py runs them as they are).
+    published = own | {
+        "tokenizer": None,
+        "prompt_format": None,
+        "prompt_column": None,
+        "reward_label": None,
+        "reward_probability": False,
+        "min_new_tokens": 0,
+        "cuts": [],
+        "shaping": [],
+    }
+    rest = {name: own if name == "rlhf_gym/Text-v0" else published for name in IDS}
+    return {name: {"device": "cpu"} | ({} if name in local else rest[name]) for name in IDS}
 
 
 def make(name: str, keywords: dict[str, dict[str, Any]], **more: Any) -> Any:

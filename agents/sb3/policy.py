@@ -77,6 +77,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         lr_schedule: Learning rate as a function of the remaining progress.
         model: Hub name or local path of the causal LM to start from; the policy loads its own.
         revision: Commit or tag on the hub.
+        tokenizer: Where its tokenizer lies, if not with the model.
         temperature: The environment's; it divides the logits everywhere.
         entropy: Whether `evaluate_actions` computes entropies. False saves the work where
             `ent_coef` is 0; algorithms then log an estimate.
@@ -94,13 +95,14 @@ class CausalLMPolicy(ActorCriticPolicy):
         *,
         model: str,
         revision: str | None = None,
+        tokenizer: str | None = None,
         temperature: float = 1.0,
         entropy: bool = True,
         attn_implementation: str | None = None,
         value_lr_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
-        self.model_name, self.revision = model, revision
+        self.model_name, self.revision, self.tokenizer = model, revision, tokenizer
         self.temperature, self.entropy = temperature, entropy
         self.attn_implementation = attn_implementation
         self.value_lr_scale = value_lr_scale
@@ -110,6 +112,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.core = CausalLM.load(
             self.model_name,
             revision=self.revision,
+            tokenizer=self.tokenizer,
             temperature=self.temperature,
             attn_implementation=self.attn_implementation,
         )
@@ -259,6 +262,7 @@ class CausalLMPolicy(ActorCriticPolicy):
             "lr_schedule": self._dummy_schedule,
             "model": self.model_name,
             "revision": self.revision,
+            "tokenizer": self.tokenizer,
             "temperature": self.temperature,
             "entropy": self.entropy,
             "attn_implementation": self.attn_implementation,

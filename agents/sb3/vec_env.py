@@ -115,9 +115,11 @@ def policy_kwargs(env: TokenVectorEnv) -> dict[str, Any]:
     """What a `CausalLMPolicy` must share with its environment: the starting model, temperature."""
     reference = env.objective.reference
     revision = getattr(reference.model.config, "_commit_hash", None)
+    model, tokenizer = reference.model.name_or_path, reference.tokenizer.name_or_path
     return {
-        "model": reference.model.name_or_path,
+        "model": model,
         "revision": revision,
+        "tokenizer": tokenizer if tokenizer not in ("", model) else None,
         "temperature": reference.temperature,
     }
 

@@ -1,11 +1,12 @@
 """`rlhf_gym/Text-v0`: any causal LM, any reward, any prompts."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.devices import resolve_device
 from rlhf_gym.ensemble import Pooling, RewardEnsemble, check_pooling
@@ -15,9 +16,12 @@ from rlhf_gym.kl import RewardEstimator
 from rlhf_gym.lm import context_length, shared_causal_lm
 from rlhf_gym.masks import make_mask
 from rlhf_gym.objective import Objective, Reward, TextReward, load_callable
-from rlhf_gym.prompts import PromptDataset, load_texts
+from rlhf_gym.preference_formats import read_comparisons
+from rlhf_gym.prompts import Prompt, PromptDataset, load_texts
 from rlhf_gym.reward_model import RewardModel, shared_reward_model
 from rlhf_gym.shaping import Named, along_the_way, make
+
+logger = logging.getLogger(__name__)
 
 
 class Parts(TypedDict):
@@ -40,6 +44,7 @@ def load_parts(
     kl_coef: float = 0.1,
     temperature: float = 1.0,
     device: str = "auto",
+    tokenizer: str | None = None,
     reference_revision: str | None = None,
     reward_model_revision: str | None = None,
     reward_label: str | int | None = None,
@@ -49,6 +54,9 @@ def load_parts(
     prompts_revision: str | None = None,
     prompt_column: str | None = None,
     prompt_words: int | None = None,
+    prompt_share: float | None = None,
+    prompt_keep: str | None = None,
+    prompt_format: str | None = None,
     split: str = "train",
     held_out: float = 0.1,
     stop_at_eos: bool = True,
@@ -71,11 +79,12 @@ def load_parts(
             ensemble), or a function of (prompts, responses) as "package.module:function". One
             with the reference's tokenizer scores the sampled ids, another the text encoded anew.
         prompts: Text lines, JSON, JSON Lines, or a dataset of the `datasets` library.
-        max_prompt_tokens: Longer prompts are dropped and counted, never cut.
+        max_prompt_tokens: Longer prompts are dropped and counted (see `prompt_keep`).
         max_new_tokens: Token budget of a response.
         kl_coef: β.
         temperature: Divides the logits of policy and reference alike.
         device: "auto", "cpu", "cuda" …
+        tokenizer: Where the reference's tokenizer lies, if not with the model.
         reference_revision: Commit or tag on the hub.
         reward_model_revision: Commit or tag on the hub.
         reward_label: The label that is the reward, of a classifier with several.
@@ -86,6 +95,11 @@ def load_parts(
         prompts_revision: Commit or tag on the hub.
         prompt_column: Field of a JSON object or column of a dataset.
         prompt_words: Keep only so many first words of each text.
+        prompt_share: Keep only this share of each text's words, the first ones.
+        prompt_keep: "first" or "last": cut texts that are too long to so many first or last tokens
+            instead of dropping them.
+        prompt_format: The prompts are those of comparisons in this format (see
+            `preference_formats`); token ids in them are the reference's.
         split: "train", "held_out" or "all" prompts.
         held_out: Share of the prompts that is held out, chosen by a hash of their text.
         stop_at_eos: Whether an EOS ends a response.
@@ -106,7 +120,7 @@ def load_parts(
         InputError: Something cannot be loaded, or does not fit; the message names it.
     """
     device = resolve_device(device)
-    lm = shared_causal_lm(reference, reference_revision, temperature, device)
+    lm = shared_causal_lm(reference, reference_revision, temperature, device, tokenizer)
     mask = make_mask(
         lm.tokenizer,
         lm.vocab_size,
@@ -121,13 +135,19 @@ def load_parts(
     lm = dataclasses.replace(lm, mask=mask)
     longest = max_prompt_tokens + max_new_tokens
     _check_context(lm.model, repr(reference), longest)
-    texts = load_texts(prompts, column=prompt_column, revision=prompts_revision)
+    texts: list[Prompt | tuple[int, ...]]
+    if prompt_format is None:
+        texts = list(load_texts(prompts, column=prompt_column, revision=prompts_revision))
+    else:
+        texts = _compared(prompts, prompt_format, prompts_revision, lm.tokenizer)
     dataset = PromptDataset.from_texts(
         texts,
         lm.tokenizer,
         lm.eos_ids,
         max_prompt_tokens,
         max_words=prompt_words,
+        share=prompt_share,
+        keep=prompt_keep,
         split=split,
         held_out=held_out,
     )
@@ -169,6 +189,21 @@ def load_parts(
         stop_at_eos=stop_at_eos,
         gold=None if gold is None else cast(TextReward, load_callable(gold)),
     )
+
+
+def _compared(
+    source: str, format: str, revision: str | None, tokenizer: PreTrainedTokenizerBase
+) -> list[Prompt | tuple[int, ...]]:
+    """The prompts of comparisons; a row that is no comparison has none."""
+    skipped: list[str] = []
+    rows = read_comparisons(
+        source, format=format, skipped=skipped, tokenizer=tokenizer, revision=revision
+    )
+    for problem in skipped[:3]:
+        logger.warning("left out: %s", problem)
+    if skipped:
+        logger.warning("%d rows of %s are no comparisons", len(skipped), source)
+    return [row.prompt if row.ids is None else tuple(row.ids[0]) for row in rows]
 
 
 def _check_context(model: PreTrainedModel, who: str, longest: int) -> None:

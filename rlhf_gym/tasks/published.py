@@ -1,0 +1,207 @@
+"""The settings of published work, by name: what papers trained on, with the same words as Text-v0.
+
+Models and data come from the Hugging Face hub, at the commit or branch that is named here where one
+is known. Where no hub can be reached, `local_dir` names a folder of copies, `local_dir/OWNER/NAME`.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.errors import InputError, UnreachableError
+from rlhf_gym.prompts import HUB
+from rlhf_gym.tasks.text import is_callable_name, text_env, text_vector_env
+
+Keywords = dict[str, Any]
+
+RESOURCES = ("reference", "tokenizer", "reward_model", "prompts")
+
+GPT2 = {
+    "reference": "openai-community/gpt2",
+    "reference_revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A published setting.
+
+    Attributes:
+        source: Who published it, and where its numbers come from.
+        keywords: Those of `rlhf_gym/Text-v0`.
+        reward_model: Where nobody publishes its reward model in plain layout: how to train it.
+    """
+
+    source: str
+    keywords: Keywords = field(default_factory=dict)
+    reward_model: str | None = None
+
+
+def _ziegler(name: str) -> Setting:
+    """Ziegler et al. 2019: 64 tokens of a book, 24 new ones, scored up to a full stop."""
+    labels = f"{HUB}vwxyzjn/lm-human-preferences/{name}/offline_5k.json"
+    return Setting(
+        source="Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences "
+        "(arXiv 1909.08593), and its code's settings",
+        keywords={
+            **GPT2,
+            "prompts": labels,
+            "prompt_format": "ziegler",
+            "max_prompt_tokens": 64,
+            "max_new_tokens": 24,
+            "temperature": 0.7,
+            "kl_coef": 0.15,
+            "stop_at_eos": False,
+            "cuts": [["stop_token", {"token": ".", "after": 16}]],
+            "shaping": [["missing_token", {"token": ".", "score": -1.0}]],
+        },
+        reward_model=f"--data {labels} --tokenizer {GPT2['reference']} "
+        f"--backbone {GPT2['reference']}",
+    )
+
+
+SETTINGS: dict[str, Setting] = {
+    "IMDB-v0": Setting(
+        source="Ramamurthy et al. 2023, RL4LMs (arXiv 2210.01241), its gpt2_ppo task: the last 64 "
+        "tokens of a review's first half are continued by 48",
+        keywords={
+            "reference": "lvwerra/gpt2-imdb",
+            "reward_model": "lvwerra/distilbert-imdb",
+            "reward_model_revision": "0fc02cd68445b599a9cb2da2368050e7fb31d29a",
+            "reward_label": "POSITIVE",
+            "reward_probability": True,
+            "prompts": "stanfordnlp/imdb",
+            "prompts_revision": "e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
+            "prompt_share": 0.5,
+            "prompt_keep": "last",
+            "max_prompt_tokens": 64,
+            "max_new_tokens": 48,
+            "min_new_tokens": 48,
+            "kl_coef": 0.1,
+        },
+    ),
+    "TLDR-v0": Setting(
+        source="Huang et al. 2024, The N+ Implementation Details of RLHF with PPO "
+        "(arXiv 2403.17031), 1B",
+        keywords={
+            "reference": "cleanrl/EleutherAI_pythia-1b-deduped__sft__tldr",
+            "reward_model": "cleanrl/EleutherAI_pythia-1b-deduped__reward__tldr",
+            "prompts": "vwxyzjn/summarize_from_feedback_tldr_3_filtered_oai_preprocessing_"
+            "1706381144",
+            "prompt_column": "query",
+            "max_prompt_tokens": 512,
+            "max_new_tokens": 53,
+            "temperature": 0.7,
+            "kl_coef": 0.05,
+            "shaping": [["missing_eos", {"score": -1.0}]],
+        },
+    ),
+    "HH-v0": Setting(
+        source="Bai et al. 2022 (arXiv 2204.05862) as trlX plays it: a Pythia of 125M taught on "
+        "the dialogues, 128 new tokens",
+        keywords={
+            "reference": "Dahoas/pythia-125M-static-sft",
+            "tokenizer": "EleutherAI/gpt-neox-20b",
+            "prompts": "Anthropic/hh-rlhf",
+            "prompts_revision": "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
+            "prompt_format": "hh",
+            "max_prompt_tokens": 384,
+            "max_new_tokens": 128,
+            "kl_coef": 0.05,
+            "cuts": [["stop_strings", {"strings": ["\n\nHuman:", "\n\nAssistant:"]}]],
+        },
+        reward_model="--data Anthropic/hh-rlhf --backbone Dahoas/pythia-125M-static-sft",
+    ),
+    "Sentiment-v0": _ziegler("sentiment"),
+    "Descriptiveness-v0": _ziegler("descriptiveness"),
+}
+
+
+def published_env(
+    *, setting: str, render_mode: str | None = None, local_dir: str | None = None, **keywords: Any
+) -> TokenEnv:
+    """A published setting for `gym.make`; keywords as in `rlhf_gym/Text-v0`, and `local_dir`."""
+    parts = published_keywords(setting, local_dir, keywords)
+    try:
+        return text_env(render_mode=render_mode, **parts)
+    except UnreachableError as error:
+        raise _how_to_fetch(setting, parts, error) from error
+
+
+def published_vector_env(
+    *,
+    setting: str,
+    num_envs: int = 1,
+    autoreset_mode: str = "SameStep",
+    local_dir: str | None = None,
+    **keywords: Any,
+) -> TokenVectorEnv:
+    """A published setting for `gym.make_vec`."""
+    parts = published_keywords(setting, local_dir, keywords)
+    try:
+        return text_vector_env(num_envs=num_envs, autoreset_mode=autoreset_mode, **parts)
+    except UnreachableError as error:
+        raise _how_to_fetch(setting, parts, error) from error
+
+
+def published_keywords(setting: str, local_dir: str | None, keywords: Keywords) -> Keywords:
+    """Keywords of `rlhf_gym/Text-v0` for a setting, copies in `local_dir` in the hub's place.
+
+    Raises:
+        InputError: There is no such folder, or the reward model is yours to train.
+    """
+    known = SETTINGS[setting]
+    parts = {**known.keywords, **keywords}
+    for name in ("reference", "reward_model", "prompts"):
+        # A revision belongs to what it pins.
+        if name in keywords and f"{name}_revision" not in keywords:
+            parts.pop(f"{name}_revision", None)
+    if "reference" in keywords and "tokenizer" not in keywords:
+        parts.pop("tokenizer", None)
+    if "reward_model" not in parts:
+        raise InputError(
+            f"rlhf_gym/{setting} pays by a reward model that you train; nobody publishes one in "
+            "transformers' layout:\n"
+            f"    python scripts/train_reward_model.py {known.reward_model} --run-dir runs/rm\n"
+            "and then reward_model='runs/rm/reward_model'"
+        )
+    if local_dir is not None:
+        folder = Path(local_dir)
+        if not folder.is_dir():
+            raise InputError(f"local_dir {local_dir!r} is no folder")
+        for name in RESOURCES:
+            value = parts.get(name)
+            copy = folder / value.removeprefix(HUB) if isinstance(value, str) else folder
+            if isinstance(value, str) and copy.exists():
+                parts[name] = str(copy)
+                parts.pop(f"{name}_revision", None)
+    return parts
+
+
+def _how_to_fetch(setting: str, parts: Keywords, error: UnreachableError) -> UnreachableError:
+    lines = [
+        _download(parts[name], parts.get(f"{name}_revision"), dataset=name == "prompts")
+        for name in RESOURCES
+        if _is_on_hub(parts.get(name))
+    ]
+    return UnreachableError(
+        f"rlhf_gym/{setting}: {error}\n"
+        "Where a hub can be reached, download\n"
+        + "\n".join(f"    {line}" for line in dict.fromkeys(lines))
+        + "\nthen put the folder `hub` on this machine and pass local_dir='hub'."
+    )
+
+
+def _is_on_hub(name: Any) -> bool:
+    if not isinstance(name, str) or Path(name).exists():
+        return False
+    return name.startswith(HUB) or not is_callable_name(name)
+
+
+def _download(name: str, revision: str | None, *, dataset: bool) -> str:
+    pin = f" --revision {revision}" if revision else ""
+    kind = " --repo-type dataset" if dataset else ""
+    owner, repository, *file = name.removeprefix(HUB).split("/", 2)
+    wanted = " ".join([f"{owner}/{repository}", *file])
+    return f"hf download {wanted}{kind}{pin} --local-dir hub/{owner}/{repository}"
