@@ -4,6 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import pytest
+
+import rlhf_gym  # noqa: F401 (registers the ids)
 from rlhf_gym.enumeration import Enumeration
 from rlhf_gym.lm import CausalLM
 
@@ -25,3 +29,23 @@ def test_the_reinforce_loop_learns_exact_v0():
     policy = CausalLM.wrap(names["policy"], env.objective.reference.tokenizer)
     reached = task.optimality(task.value(task.log_probs(policy)).objective)
     assert 0.85 < reached <= 1, reached
+
+
+HEADINGS = (
+    "Description",
+    "Action Space",
+    "Observation Space",
+    "Rewards",
+    "Starting State",
+    "Episode End",
+    "Arguments",
+    "Version History",
+)
+
+
+@pytest.mark.parametrize("name", [n for n in gymnasium.registry if n.startswith("rlhf_gym/")])
+def test_every_environment_has_a_page_with_gymnasiums_headings(name):
+    page = (DOCS / "envs" / f"{name.removeprefix('rlhf_gym/').lower()}.md").read_text()
+    found = re.findall(r"^## (.*)$", page, re.MULTILINE)
+    assert [heading for heading in found if heading in HEADINGS] == list(HEADINGS)
+    assert page.startswith(f"# {name}\n")

@@ -83,7 +83,7 @@ def test_the_checkers_have_no_complaint(name, keywords):
 def test_the_spec_travels_as_json(name, keywords):
     env = make(name, keywords)
     text = env.spec.to_json()
-    assert json.loads(text)["kwargs"] == keywords[name]
+    assert json.loads(text)["kwargs"].items() >= keywords[name].items()
     assert episode(gym.make(EnvSpec.from_json(text)))[0] == episode(env)[0]
 
 
