@@ -51,7 +51,8 @@ class Shape:
     minibatches: int
 
 
-def _gpt2(vocab: int) -> PreTrainedModel:
+def gpt2(vocab: int) -> PreTrainedModel:
+    """4 layers, width 256."""
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=vocab, n_embd=256, n_layer=4, n_head=4, n_positions=128)
     )
@@ -74,7 +75,7 @@ def _stories(vocab: int) -> PreTrainedModel:
 
 SHAPES = {
     # 4 layers, width 256: the shape on which TRL's PPOTrainer was measured.
-    "A": Shape(_gpt2, 5000, 64, 16, 48, epochs=4, minibatches=4),
+    "A": Shape(gpt2, 5000, 64, 16, 48, epochs=4, minibatches=4),
     # The shape of stories260K.
     "B": Shape(_stories, 512, 128, 32, 48, epochs=4, minibatches=4),
 }
