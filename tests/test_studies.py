@@ -85,3 +85,34 @@ def test_exact_v0_can_be_made_again(tmp_path):
         "reward_ending",
     }
     assert said.count("best-of-16") == 4
+
+
+def test_the_environments_own_work_is_measured(tmp_path):
+    file = tmp_path / "env.json"
+    run(
+        "bench_env.py",
+        *("--env", "rlhf_gym/Exact-v0", "--rows", 8, "--waves", 1, "--memory-rows", 2),
+        *("--output", file, "--device", "cpu"),
+    )
+    found = json.loads(file.read_text())
+    for way in ("step", "play"):
+        assert 0 < found[way]["own_share"] <= found[way]["own_share_most"] < 1
+    assert [row["tokens"] for row in found["memory"]] == [96]
+
+
+def test_the_race_of_reward_trainers_is_counted_right(save_lm, tmp_path):
+    # A stand-in for TRL's Python: it says what `_trl_reward.py` says at its end.
+    other = tmp_path / "python"
+    other.write_text('#!/bin/sh\necho \'{"seconds": 2.0, "steps": 2, "versions": {"trl": "0"}}\'\n')
+    other.chmod(0o755)
+    file = tmp_path / "race.json"
+    run(
+        "bench_reward.py",
+        *("--trl-python", other, "--tokenizer", save_lm("llama"), "--shapes", "even"),
+        *("--pairs", 8, "--batch-size", 4, "--width", 32, "--layers", 1, "--repeats", 1),
+        *("--output", file, "--device", "cpu"),
+    )
+    (row,) = json.loads(file.read_text())
+    assert row["tokens"] == 8 * 2 * 128
+    assert row["trl"]["pairs_per_second"] == 4.0
+    assert row["ratio"] == pytest.approx(2.0 / row["rlhf_gym"]["seconds"][0])
