@@ -15,15 +15,15 @@ class TF1Adam(torch.optim.Adam):
     with PPO). Keywords as in `torch.optim.Adam`.
     """
 
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step."""
         kept = [group["eps"] for group in self.param_groups]
         for group in self.param_groups:
             states = (self.state.get(p) for p in group["params"])
-            taken = max((float(s["step"]) for s in states if s), default=0.0)
+            taken = next((float(s["step"]) for s in states if s), 0.0)
             group["eps"] /= (1 - group["betas"][1] ** (taken + 1)) ** 0.5
         try:
-            return super().step(closure)  # type: ignore[arg-type]
+            return super().step(closure)
         finally:
             for group, eps in zip(self.param_groups, kept, strict=True):
                 group["eps"] = eps

@@ -4,12 +4,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from stable_baselines3.common.utils import LinearSchedule
+from torch.optim import Adam
 
+from agents.adam import TF1Adam
 from agents.sb3 import PPO, build
 from agents.sb3.learner import SB3Learner
-from agents.sb3.ppo import KLLoss
+from agents.sb3.ppo import Baseline, KLLoss
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
 from rlhf_gym.kl import AdaptiveKL, FixedKL, KLController, LagrangianKL
+from rlhf_gym.reward_model import RewardModel
+
+POLICY_OPTIONS = ("anneal", "adam", "adam_eps", "critic", "critic_lr_scale", "value_lr_scale")
+"""Options that are not keywords of `agents.sb3.PPO`."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,18 @@ class Config:
     """Options of the flagship PPO."""
 
     learning_rate: float = 3e-4
-    """Learning rate, annealed linearly to 0."""
+    """Learning rate at the start."""
+    anneal: bool = True
+    """Anneal the learning rate linearly to 0."""
+    adam: Literal["torch", "tf1"] = "torch"
+    """PyTorch's Adam, or TensorFlow 1's, whose ε is not corrected for bias."""
+    adam_eps: float = 1e-5
+    """ε of Adam."""
+    critic: Literal["shared", "separate", "reward_model"] = "shared"
+    """What bears the value head: the policy's trunk, one of its own that starts from the reference,
+    or one that starts from the environment's reward model. The head itself starts at 0."""
+    critic_lr_scale: float = 1.0
+    """The learning rate of a critic's own trunk is so many times the policy's."""
     value_lr_scale: float = 30.0
     """The value head's learning rate is so many times the policy's."""
     n_waves: int = 2
@@ -30,6 +48,8 @@ class Config:
     """λ of generalised advantage estimation."""
     clip_range: float = 0.2
     """ε of the ratio's clip."""
+    clip_range_vf: float | None = None
+    """How far a value may move from the rollout's before its loss is clipped; None never clips."""
     kl_old_coef: float = 0.0
     """Weight of KL(π_old ‖ π_θ) in the loss."""
     vf_coef: float = 0.1
@@ -37,7 +57,14 @@ class Config:
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     normalize_advantage: bool = True
-    """Whiten advantages over each minibatch."""
+    """Whiten advantages."""
+    normalize_over: Literal["minibatch", "rollout"] = "minibatch"
+    """Over each minibatch, or once over the rollout."""
+    whiten_rewards: bool = False
+    """Give the rollout's rewards variance 1, their mean kept."""
+    baseline: Baseline = "critic"
+    """What advantages are taken against: the critic (GAE), or the other responses to the prompt, in
+    an environment with rows_per_prompt above 1 (leave_one_out, group_mean)."""
     max_grad_norm: float = 1.0
     """Clip of the gradient's norm."""
     target_kl: float | None = None
@@ -62,13 +89,38 @@ class Config:
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
     options = dict(vars(config))
-    options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
-    head = {"value_lr_scale": options.pop("value_lr_scale")}
-    for name in ("kl_coef", "kl_control", "kl_target", "kl_horizon", "kl_rate"):
+    last = 0.0 if config.anneal else config.learning_rate
+    options["learning_rate"] = LinearSchedule(config.learning_rate, last, 1.0)
+    policy = {
+        "value_lr_scale": config.value_lr_scale,
+        "critic_lr_scale": config.critic_lr_scale,
+        "critic": critic_name(config, env),
+        "optimizer_class": TF1Adam if config.adam == "tf1" else Adam,
+        "optimizer_kwargs": {"eps": config.adam_eps},
+    }
+    for name in (*POLICY_OPTIONS, "kl_coef", "kl_control", "kl_target", "kl_horizon", "kl_rate"):
         del options[name]
     options["kl_controller"] = kl_controller(config, env.objective.kl_coef)
     device = env.objective.reference.device
-    return SB3Learner(build(PPO, env, policy_options=head, device=device, **options))
+    return SB3Learner(build(PPO, env, policy_options=policy, device=device, **options))
+
+
+def critic_name(config: Config, env: TokenVectorEnv) -> str | None:
+    """The model whose trunk the critic starts from; None shares the policy's.
+
+    Raises:
+        InputError: The environment's reward is no model.
+    """
+    if config.critic == "shared":
+        return None
+    if config.critic == "separate":
+        return env.objective.reference.model.name_or_path
+    if not isinstance(env.objective.reward, RewardModel):
+        raise InputError(
+            "critic=reward_model needs an environment that pays by one reward model; take "
+            "critic=separate"
+        )
+    return env.objective.reward.model.name_or_path
 
 
 def kl_controller(config: Config, kl_coef: float) -> KLController:

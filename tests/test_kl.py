@@ -116,7 +116,13 @@ def test_the_penalty_in_the_loss_is_what_it_says(kl_loss):
             "k2": k2(log_p, log_q),
             "k3": k3(log_p, log_q),
         }[kl_loss]
-    arguments = (batch.actions, batch.old_log_prob, batch.advantages, batch.returns)
+    arguments = (
+        batch.actions,
+        batch.old_log_prob,
+        batch.old_values,
+        batch.advantages,
+        batch.returns,
+    )
     with_penalty = algorithm._terms(batch.observations, *arguments)["objective"]
     algorithm.kl_loss = None
     without = algorithm._terms(batch.observations, *arguments)["objective"]

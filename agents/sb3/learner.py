@@ -8,6 +8,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
+from torch import Tensor, nn
 
 from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.checkpoint import CheckpointCallback, restore_latest
@@ -62,14 +63,16 @@ class SB3Learner:
             )
 
     def start_from(self, directory: Path) -> None:
-        """Take over the language model and the value head that `save` wrote."""
+        """Take over the language model and the critic that `save` wrote."""
         policy = self.policy
         saved = load_causal_lm(str(directory))
         policy.lm.load_state_dict(saved.state_dict())
         policy.value_head.load_state_dict(load_file(directory / "value_head.safetensors"))
+        if policy.critic is not None:
+            policy.critic_trunk.load_state_dict(load_file(directory / "critic.safetensors"))
 
     def save(self, directory: Path) -> None:
-        """Write the language model and tokenizer, and the value head beside them."""
+        """Write the language model and tokenizer, and the critic beside them."""
         save_policy(self.policy, directory)
 
 
@@ -99,10 +102,16 @@ def stock_learner(
 
 def save_policy(policy: CausalLMPolicy, directory: Path) -> None:
     """Save for transformers' `from_pretrained`; `directory` is there whole or not at all."""
-    head = {k: v.detach().contiguous().cpu() for k, v in policy.value_head.state_dict().items()}
     with whole_folder(directory) as partial:
         policy.core.save_pretrained(partial)
-        save_file(head, partial / "value_head.safetensors")
+        save_file(_tensors(policy.value_head), partial / "value_head.safetensors")
+        if policy.critic is not None:
+            save_file(_tensors(policy.critic_trunk), partial / "critic.safetensors")
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    # Clones, since safetensors refuses tied weights that share memory.
+    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
 
 
 class _RunFormat(KVWriter):

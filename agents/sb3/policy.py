@@ -5,6 +5,7 @@ means whole sequences, one row of output a chosen token. Notation: N rows, L col
 tokens, d the trunk's width, V usable tokens.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import AutoModel
 
 from rlhf_gym.decode import DecodeCache, last_hidden
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM, passes
+from rlhf_gym.lm import CausalLM, embedded, load_pretrained, passes
 from rlhf_gym.masks import Limits
 from rlhf_gym.sampling import draw, sample_responses
 from rlhf_gym.tokens import Sequences
@@ -69,7 +71,7 @@ class TokenDistribution(Distribution):
 
 
 class CausalLMPolicy(ActorCriticPolicy):
-    """The language model is the actor; a linear value head on its trunk is the critic.
+    """The language model is the actor; a linear value head, on its trunk or another, the critic.
 
     Args:
         observation_space: The environment's `Box` of token ids.
@@ -84,6 +86,9 @@ class CausalLMPolicy(ActorCriticPolicy):
         attn_implementation: "eager" for algorithms that need second derivatives (TRPO).
         value_lr_scale: The value head's learning rate is so many times the policy's, in
             algorithms that scale by parameter group (the flagship); the others use one rate.
+        critic: Hub name or local path of the model (a causal LM or a reward model with the same
+            tokenizer) whose trunk bears the value head; None shares the policy's trunk.
+        critic_lr_scale: The same for the critic's own trunk.
         **kwargs: As in `ActorCriticPolicy` (`optimizer_class`, `optimizer_kwargs`).
     """
 
@@ -100,12 +105,15 @@ class CausalLMPolicy(ActorCriticPolicy):
         entropy: bool = True,
         attn_implementation: str | None = None,
         value_lr_scale: float = 1.0,
+        critic: str | None = None,
+        critic_lr_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.model_name, self.revision, self.tokenizer = model, revision, tokenizer
         self.temperature, self.entropy = temperature, entropy
         self.attn_implementation = attn_implementation
-        self.value_lr_scale = value_lr_scale
+        self.value_lr_scale, self.critic_lr_scale = value_lr_scale, critic_lr_scale
+        self.critic_name = critic
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -124,21 +132,39 @@ class CausalLMPolicy(ActorCriticPolicy):
                 f"{self.model_name!r} has {self.core.vocab_size} usable tokens, the environment "
                 f"{self.action_space.n}; start the policy from the environment's reference"
             )
-        self.value_head = nn.Linear(self.core.model.get_output_embeddings().in_features, 1)
+        width = self.core.model.get_output_embeddings().in_features
+        groups = [{"params": list(self.lm.parameters()), "lr_scale": 1.0}]
+        self.critic: CausalLM | None = None
+        self._critic_cache: DecodeCache | None = None
+        if self.critic_name is not None:
+            self.critic = self._load_critic(self.critic_name)
+            self.critic_trunk = self.critic.model
+            self._critic_cache = DecodeCache(self.critic)
+            width = self.critic_trunk.config.get_text_config().hidden_size
+            trunk_parameters = list(self.critic_trunk.parameters())
+            groups.append({"params": trunk_parameters, "lr_scale": self.critic_lr_scale})
+        self.value_head = nn.Linear(width, 1)
         # The critic starts at exactly 0: the first advantages are the returns.
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self._cache = DecodeCache(self.core)
         self._guide_cache: DecodeCache | None = None  # of the model that a top-k mask asks
         self._last: _LastActions | None = None
+        head = list(self.value_head.parameters())
         self.optimizer = self.optimizer_class(
-            [
-                {"params": list(self.lm.parameters()), "lr_scale": 1.0},
-                {"params": list(self.value_head.parameters()), "lr_scale": self.value_lr_scale},
-            ],
+            [*groups, {"params": head, "lr_scale": self.value_lr_scale}],
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
+
+    def _load_critic(self, name: str) -> CausalLM:
+        model = load_pretrained(AutoModel, name, attn_implementation=self.attn_implementation)
+        if embedded(model) < self.core.vocab_size:
+            raise InputError(
+                f"the critic {name!r} embeds {embedded(model)} tokens, the policy has "
+                f"{self.core.vocab_size}; take a model with the policy's tokenizer"
+            )
+        return replace(self.core, model=model)
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Act in each state: tokens (N,), values (N, 1), log-probs (N,)."""
@@ -147,7 +173,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         actions = distribution.get_actions(deterministic)
         log_probs = distribution.log_prob(actions)
         self._last = _LastActions(obs, actions, log_probs)
-        return actions, self.value_head(hidden), log_probs
+        return actions, self.value_head(self.value_states(obs, hidden)), log_probs
 
     def get_distribution(self, obs: Observations) -> TokenDistribution:  # type: ignore[override]
         """The next-token distribution in each state."""
@@ -156,7 +182,8 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
         """Values of the states: (N, 1) or (M, 1)."""
-        values: Tensor = self.value_head(self._states(obs))
+        hidden = self._states(obs) if self.critic is None else None
+        values: Tensor = self.value_head(self.value_states(obs, hidden))
         return values
 
     def evaluate_actions(  # type: ignore[override]
@@ -164,13 +191,14 @@ class CausalLMPolicy(ActorCriticPolicy):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values (M, 1), log-probs (M,) and entropies (M,) of tokens (M,) in their states."""
         hidden = self._states(obs)
-        return self.evaluate_hidden(hidden, actions, self._limits(obs, hidden))
+        values_from = self.value_states(obs, hidden)
+        return self.evaluate_hidden(hidden, values_from, actions, self._limits(obs, hidden))
 
     def evaluate_hidden(
-        self, hidden: Tensor, actions: Tensor, limits: Limits | None = None
+        self, hidden: Tensor, value_hidden: Tensor, actions: Tensor, limits: Limits | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`evaluate_actions` from the states' last hidden layer (M, d) and their limits."""
-        values = self.value_head(hidden)
+        """`evaluate_actions` from last hidden states, the policy's and the critic's, (M, d)."""
+        values = self.value_head(value_hidden)
         if not self.entropy:
             return values, self.core.log_probs_of(hidden, actions.long().flatten(), limits), None
         distribution = self._distribution(hidden, limits)
@@ -188,7 +216,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         log_probs = torch.zeros_like(values)
         for part, places in passes(sequences):
             hidden = self.core.states(part)
-            values[places] = self.value_head(hidden).flatten()
+            values[places] = self.value_head(self.value_states(part, hidden)).flatten()
             limits = self.core.limits(part, hidden)
             log_probs[places] = self.core.log_probs_of(hidden, part.chosen(), limits)
         return values, log_probs
@@ -214,7 +242,9 @@ class CausalLMPolicy(ActorCriticPolicy):
     def set_training_mode(self, mode: bool) -> None:
         """Switch between acting (keys and values remembered) and training (never)."""
         if mode:
-            self._cache.clear()
+            for cache in (self._cache, self._critic_cache):
+                if cache is not None:
+                    cache.clear()
             self._last = None
         super().set_training_mode(mode)
 
@@ -222,6 +252,23 @@ class CausalLMPolicy(ActorCriticPolicy):
         """Take on the temperature, ends and mask of the environment's reference."""
         self.core = self.core.following(reference)
         self._guide_cache = None if self.core.guide is None else DecodeCache(self.core.guide)
+
+    def value_states(self, obs: Observations, hidden: Tensor | None) -> Tensor:
+        """What the value head reads in each state: (M, d) or (N, d).
+
+        Args:
+            obs: The states.
+            hidden: The policy's last hidden states there; they serve where the trunk is shared.
+        """
+        if self.critic is None:
+            assert hidden is not None
+            return hidden
+        if isinstance(obs, Sequences):
+            return self.critic.states(obs)
+        if torch.is_grad_enabled() or self.training:
+            return last_hidden(self.critic, obs.long())
+        assert self._critic_cache is not None
+        return self._critic_cache.last_hidden(obs.long())
 
     def _distribution(self, hidden: Tensor, limits: Limits | None) -> TokenDistribution:
         return TokenDistribution(self.core.logits(hidden, limits))
@@ -267,6 +314,8 @@ class CausalLMPolicy(ActorCriticPolicy):
             "entropy": self.entropy,
             "attn_implementation": self.attn_implementation,
             "value_lr_scale": self.value_lr_scale,
+            "critic": self.critic_name,
+            "critic_lr_scale": self.critic_lr_scale,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }

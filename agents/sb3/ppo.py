@@ -20,6 +20,7 @@ from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
+from agents.advantages import group_mean, leave_one_out, whiten
 from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
@@ -30,6 +31,7 @@ from rlhf_gym.masks import Limits
 from rlhf_gym.tokens import Sequences, continuations, unflatten
 
 KLLoss = Literal["exact", "k2", "k3"]
+Baseline = Literal["critic", "leave_one_out", "group_mean"]
 
 
 class PPO(OnPolicyAlgorithm):
@@ -44,10 +46,17 @@ class PPO(OnPolicyAlgorithm):
         n_minibatches: Optimiser steps a pass; each takes whole sequences, about equal in tokens.
         gae_lambda: λ of GAE; γ is 1.
         clip_range: ε of the ratio's clip.
+        clip_range_vf: How far a value may move from the rollout's before its loss is that of the
+            clipped one, if larger; None never clips.
         kl_old_coef: Weight of KL(π_old ‖ π_θ) in the loss, estimated by k3.
         vf_coef: Weight of the value loss.
         ent_coef: Weight of the entropy; never computed at 0.
-        normalize_advantage: Whether advantages are whitened over each minibatch.
+        normalize_advantage: Whether advantages are whitened.
+        normalize_over: Over each "minibatch", or once over the "rollout".
+        whiten_rewards: Whether the rollout's rewards are given variance 1, their mean kept.
+        baseline: What advantages are taken against: the "critic" (GAE), or, in an environment with
+            `rows_per_prompt` above 1, the group of a prompt ("leave_one_out", "group_mean"; the
+            advantage is the whole response's).
         max_grad_norm: Clip of the gradient's norm.
         target_kl: SB3's early stopping: no further step once k3 exceeds 1.5 times this.
         kl_controller: Chooses the weight of the penalty against the reference, in place of the
@@ -82,10 +91,14 @@ class PPO(OnPolicyAlgorithm):
         n_minibatches: int = 8,
         gae_lambda: float = 0.98,
         clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | None = None,
         kl_old_coef: float = 0.0,
         vf_coef: float = 0.1,
         ent_coef: float = 0.0,
         normalize_advantage: bool = True,
+        normalize_over: Literal["minibatch", "rollout"] = "minibatch",
+        whiten_rewards: bool = False,
+        baseline: Baseline = "critic",
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
         kl_controller: KLController | None = None,
@@ -104,7 +117,13 @@ class PPO(OnPolicyAlgorithm):
             raise InputError(f"the objective is undiscounted: gamma must be 1, not {gamma}")
         if kl_loss not in (None, *get_args(KLLoss)):
             raise InputError(f"kl_loss must be one of {get_args(KLLoss)} or None, not {kl_loss!r}")
+        if normalize_over not in ("minibatch", "rollout"):
+            raise InputError(f"normalize_over is minibatch or rollout, not {normalize_over!r}")
+        if baseline not in get_args(Baseline):
+            raise InputError(f"baseline must be one of {get_args(Baseline)}, not {baseline!r}")
         self.kl_controller, self.kl_loss = kl_controller, kl_loss
+        self.clip_range_vf, self.whiten_rewards = clip_range_vf, whiten_rewards
+        self.normalize_over, self.baseline = normalize_over, baseline
         self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
         self.kl_old_coef, self.normalize_advantage = kl_old_coef, normalize_advantage
         self.target_kl, self.microbatch_tokens = target_kl, microbatch_tokens
@@ -154,15 +173,40 @@ class PPO(OnPolicyAlgorithm):
             callback.update_locals({"infos": infos})
             if not callback.on_step():
                 return False
-        rollout_buffer.compute_returns_and_advantage(
-            torch.zeros(env.num_envs), np.ones(env.num_envs)
-        )
+        self._judge(rollout_buffer, token_env.rows_per_prompt)
         self._log_waves(waves, token_env.objective.kl_coef)
         if self.kl_controller is not None:
             kl_sums = np.concatenate([wave["kl_sum"] for wave in waves])
             self.kl_controller.update(float(kl_sums.mean()), len(kl_sums))
         callback.on_rollout_end()
         return True
+
+    def _judge(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
+        """Advantages and returns of the rollout, by the options."""
+        taken = buffer.actions >= 0
+
+        def whitened(values: np.ndarray, *, shift_mean: bool) -> np.ndarray:
+            return whiten(torch.from_numpy(values[taken]), shift_mean=shift_mean).numpy()
+
+        if self.whiten_rewards:
+            buffer.rewards[taken] = whitened(buffer.rewards, shift_mean=False)
+        buffer.compute_returns_and_advantage(torch.zeros(self.n_envs), np.ones(self.n_envs))
+        if self.baseline != "critic":
+            if rows_per_prompt < 2:
+                raise InputError(
+                    f"baseline={self.baseline!r} compares responses to one prompt: make the "
+                    "environment with rows_per_prompt of at least 2"
+                )
+            responses = buffer.rewards.reshape(self.n_waves, -1, self.n_envs).sum(1)
+            groups = torch.from_numpy(responses.reshape(-1, rows_per_prompt))
+            against = (
+                leave_one_out(groups) if self.baseline == "leave_one_out" else group_mean(groups)
+            )
+            rows = against.numpy().reshape(self.n_waves, 1, self.n_envs)
+            steps = buffer.buffer_size // self.n_waves
+            buffer.advantages = np.where(taken, np.repeat(rows, steps, 1).reshape(taken.shape), 0)
+        if self.normalize_advantage and self.normalize_over == "rollout":
+            buffer.advantages[taken] = whitened(buffer.advantages, shift_mean=True)
 
     def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
         assert self._last_obs is not None
@@ -270,7 +314,8 @@ class PPO(OnPolicyAlgorithm):
     def _gradient(self, minibatch: RolloutBufferSamples) -> dict[str, float]:
         """Accumulate the gradient of one minibatch over micro-batches; mean statistics."""
         advantages = minibatch.advantages
-        if self.normalize_advantage and len(advantages) > 1:
+        each = self.normalize_advantage and self.normalize_over == "minibatch"
+        if each and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         sequences = minibatch.observations
         assert isinstance(sequences, Sequences)
@@ -282,6 +327,7 @@ class PPO(OnPolicyAlgorithm):
                 part,
                 minibatch.actions[places],
                 minibatch.old_log_prob[places],
+                minibatch.old_values[places],
                 advantages[places],
                 minibatch.returns[places],
             )
@@ -302,19 +348,22 @@ class PPO(OnPolicyAlgorithm):
         sequences: Sequences,
         actions: Tensor,
         old_log_probs: Tensor,
+        old_values: Tensor,
         advantages: Tensor,
         returns: Tensor,
     ) -> dict[str, Tensor]:
         """Every term of the objective for each token, (M,) each."""
         hidden = self.policy.core.states(sequences)
         limits = self.policy.core.limits(sequences, hidden)
-        values, log_probs, entropy = self.policy.evaluate_hidden(hidden, actions, limits)
+        values, log_probs, entropy = self.policy.evaluate_hidden(
+            hidden, self.policy.value_states(sequences, hidden), actions, limits
+        )
         epsilon = self.clip_range(self._current_progress_remaining)
         ratio = (log_probs - old_log_probs).exp()
         clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
         surrogate = torch.minimum(ratio * advantages, clipped * advantages)
         kl_old = k3(old_log_probs, log_probs)
-        value_loss = (values.flatten() - returns) ** 2
+        value_loss = self._value_loss(values.flatten(), old_values, returns)
         objective = surrogate - self.kl_old_coef * kl_old - self.vf_coef * value_loss
         if entropy is not None:
             objective = objective + self.ent_coef * entropy
@@ -332,6 +381,13 @@ class PPO(OnPolicyAlgorithm):
             "clip_fraction": ((ratio - 1).abs() > epsilon).float(),
             "ratio_error": (ratio.detach() - 1).abs(),
         }
+
+    def _value_loss(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:
+        loss = (values - returns) ** 2
+        if self.clip_range_vf is None:
+            return loss
+        near = old_values + (values - old_values).clamp(-self.clip_range_vf, self.clip_range_vf)
+        return torch.maximum(loss, (near - returns) ** 2)
 
     def _kl_to_reference(
         self,

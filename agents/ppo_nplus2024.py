@@ -1,0 +1,29 @@
+"""The flagship as the N+ details have it. ``--algorithm ppo_nplus2024``.
+
+Huang et al. (2024): 512 episodes an update with the usual 256 rows; the critic starts from the
+reward model. The environment has the rest: β = 0.05, temperature 0.7, the EOS trick.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from agents import ppo
+
+make = ppo.make
+
+
+@dataclass(frozen=True)
+class Config(ppo.Config):
+    """Options of Huang et al. (arXiv 2403.17031)."""
+
+    learning_rate: float = 3e-6
+    critic: Literal["shared", "separate", "reward_model"] = "reward_model"
+    value_lr_scale: float = 1.0
+    n_waves: int = 2
+    n_epochs: int = 4
+    n_minibatches: int = 1
+    gae_lambda: float = 0.95
+    clip_range_vf: float | None = 0.2
+    vf_coef: float = 0.05  # their 0.1 weighs half the squared error
+    normalize_over: Literal["minibatch", "rollout"] = "rollout"
+    max_grad_norm: float = float("inf")

@@ -1,0 +1,222 @@
+"""The options of the flagship do what their names say, and nothing else."""
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import agents
+from agents import ppo
+from agents.adam import TF1Adam
+from agents.advantages import group_mean, leave_one_out
+from agents.sb3 import PPO, build
+from agents.sb3.checkpoint import save_checkpoint
+from agents.sb3.learner import SB3Learner
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm import trunk
+from rlhf_gym.reward_model import RewardModel
+
+N = 8
+
+
+@pytest.fixture
+def make_ppo(make_vector_env) -> Callable[..., PPO]:
+    """A flagship that has played one rollout, judged but not learned from."""
+
+    def make(env: TokenVectorEnv | None = None, **options: Any) -> PPO:
+        policy_options = options.pop("policy_options", None)
+        learner = build(
+            PPO,
+            env or make_vector_env(N),
+            seed=0,
+            device="cpu",
+            policy_options=policy_options,
+            **{"n_waves": 2, "n_minibatches": 2, **options},
+        )
+        torch.manual_seed(1)
+        torch.nn.init.normal_(learner.policy.value_head.weight, std=0.3)
+        _, callback = learner._setup_learn(1)
+        callback.on_training_start({}, {})
+        learner.collect_rollouts(learner.env, callback, learner.rollout_buffer, 0)
+        return learner
+
+    return make
+
+
+def taken(learner: PPO) -> np.ndarray:
+    return learner.rollout_buffer.actions >= 0
+
+
+def test_rewards_are_whitened_and_keep_their_mean(make_ppo):
+    plain, white = make_ppo(), make_ppo(whiten_rewards=True)
+    mask = taken(plain)
+    np.testing.assert_array_equal(mask, taken(white))
+    before, after = (x.rollout_buffer.rewards[mask] for x in (plain, white))
+    assert after.std() == pytest.approx(1.0, abs=1e-3)
+    assert after.mean() == pytest.approx(before.mean(), abs=1e-4)
+    assert not white.rollout_buffer.rewards[~mask].any()
+
+
+def test_advantages_are_whitened_over_the_rollout_or_each_minibatch(make_ppo):
+    whole = make_ppo(normalize_over="rollout")
+    advantages = whole.rollout_buffer.advantages[taken(whole)]
+    assert advantages.mean() == pytest.approx(0.0, abs=1e-5)
+    assert advantages.std() == pytest.approx(1.0, abs=1e-3)
+    plain = make_ppo()
+    assert abs(plain.rollout_buffer.advantages[taken(plain)].std() - 1.0) > 1e-2
+    # The returns that the critic learns are those of the rewards all the same.
+    np.testing.assert_allclose(whole.rollout_buffer.returns, plain.rollout_buffer.returns)
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "group_mean"])
+def test_group_baselines_compare_whole_responses_to_one_prompt(
+    make_ppo, make_objective, load_lm, baseline
+):
+    objective = make_objective()
+    env = TokenVectorEnv(
+        objective, _prompts(objective), num_envs=N, max_new_tokens=5, rows_per_prompt=4
+    )
+    learner = make_ppo(env, baseline=baseline)
+    buffer = learner.rollout_buffer
+    returns = torch.from_numpy(buffer.rewards.reshape(2, 5, N).sum(1).reshape(-1, 4))
+    expected = (leave_one_out if baseline == "leave_one_out" else group_mean)(returns)
+    first = buffer.advantages.reshape(2, 5, N)[:, 0].reshape(-1, 4)
+    np.testing.assert_allclose(first, expected.numpy(), rtol=1e-5, atol=1e-6)
+    # The same for every token of a response, nothing behind its end.
+    for wave in range(2):
+        block = buffer.advantages.reshape(2, 5, N)[wave]
+        here = taken(learner).reshape(2, 5, N)[wave]
+        np.testing.assert_allclose(block[here], np.broadcast_to(block[0], block.shape)[here])
+        assert not block[~here].any()
+    learner.train()
+    assert np.isfinite(learner.logger.name_to_value["train/policy_loss"])
+
+
+def test_group_baselines_need_groups(make_ppo):
+    with pytest.raises(InputError, match="rows_per_prompt"):
+        make_ppo(baseline="leave_one_out")
+
+
+def _prompts(objective: Any) -> Any:
+    from conftest import prompt_dataset
+
+    return prompt_dataset(objective.reference)
+
+
+def test_the_value_loss_is_clipped_as_written(make_ppo):
+    learner = make_ppo(clip_range_vf=0.2)
+    old = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    values = torch.tensor([0.1, 0.9, 0.9, 0.0])
+    returns = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    #          near 0.1 | 0.2 is farther | 0.9 is farther | 0.8 is farther
+    expected = torch.tensor([0.81, 0.64, 3.61, 3.24])
+    torch.testing.assert_close(learner._value_loss(values, old, returns), expected)
+    learner.clip_range_vf = None
+    torch.testing.assert_close(learner._value_loss(values, old, returns), (values - returns) ** 2)
+
+
+@pytest.mark.parametrize("start", ["separate", "reward_model"])
+def test_a_critic_of_its_own(make_vector_env, make_ppo, save_reward_model, save_lm, start):
+    reward = RewardModel.load(save_reward_model())
+    env = make_vector_env(N, reward=reward)
+    config = ppo.Config(critic=start)
+    name = ppo.critic_name(config, env)
+    assert name == (save_lm("llama") if start == "separate" else reward.model.name_or_path)
+    learner = make_ppo(env, policy_options={"critic": name, "critic_lr_scale": 3.0})
+    policy = learner.policy
+    source = env.objective.reference.model if start == "separate" else reward.model
+    for ours, theirs in zip(
+        policy.critic_trunk.state_dict().values(), trunk(source).state_dict().values(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+    assert [g["lr_scale"] for g in policy.optimizer.param_groups] == [1.0, 3.0, 1.0]
+    # Values come from the critic alone, whichever way they are asked for.
+    (batch,) = list(learner.rollout_buffer.get())
+    with torch.no_grad():
+        expected = policy.value_head(policy.critic.states(batch.observations)).flatten()
+        torch.testing.assert_close(batch.old_values, expected, atol=1e-5, rtol=1e-4)
+        values = policy.predict_values(batch.observations).flatten()
+        torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-4)
+        rows = torch.from_numpy(env.reset(seed=0)[0])
+        stepped = policy.forward(rows)[1]
+        torch.testing.assert_close(stepped, policy.predict_values(rows), atol=1e-5, rtol=1e-4)
+    learner.train()
+    assert learner.logger.name_to_value["train/ratio_first_max_error"] < 1e-5
+    # The value loss teaches the critic's trunk, and leaves the policy's alone.
+    policy.set_training_mode(True)
+    values, _, _ = policy.evaluate_actions(batch.observations, batch.actions)
+    policy.optimizer.zero_grad()
+    (values**2).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in policy.lm.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in policy.critic_trunk.parameters())
+
+
+def test_a_critic_of_its_own_is_saved_and_taken_over(make_ppo, make_vector_env, save_lm, tmp_path):
+    env = make_vector_env(N)
+    options = {"policy_options": {"critic": save_lm("llama", seed=4)}}
+    learner = make_ppo(env, **options)
+    learner.train()
+    SB3Learner(learner).save(tmp_path / "policy")
+    other = make_ppo(make_vector_env(N), **options)
+    SB3Learner(other).start_from(tmp_path / "policy")
+    for a, b in zip(
+        learner.policy.state_dict().values(), other.policy.state_dict().values(), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    path = save_checkpoint(learner, tmp_path / "checkpoints")
+    assert any(k.startswith("critic_trunk.") for k in load_file(path / "policy.safetensors"))
+
+
+def test_a_critic_with_another_vocabulary_is_refused(make_ppo, save_lm):
+    with pytest.raises(InputError, match="critic"):
+        make_ppo(policy_options={"critic": save_lm("llama", seed=4, vocab_size=12)})
+
+
+def test_critic_of_the_reward_model_needs_one(make_vector_env):
+    with pytest.raises(InputError, match="critic=separate"):
+        ppo.critic_name(ppo.Config(critic="reward_model"), make_vector_env(2))
+
+
+def test_options_reach_adam(make_vector_env):
+    learner = ppo.make(ppo.Config(adam="tf1", adam_eps=1e-3), make_vector_env(2))
+    optimizer = learner.policy.optimizer
+    assert isinstance(optimizer, TF1Adam)
+    assert {group["eps"] for group in optimizer.param_groups} == {1e-3}
+    assert learner.algorithm.lr_schedule(0.5) == pytest.approx(1.5e-4)
+    constant = ppo.make(ppo.Config(anneal=False), make_vector_env(2))
+    assert constant.algorithm.lr_schedule(0.5) == pytest.approx(3e-4)
+
+
+PRESETS = [m.name for m in pkgutil.iter_modules(agents.__path__) if m.name.startswith("ppo_")]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_each_preset_learns(make_vector_env, save_reward_model, name):
+    module = importlib.import_module(f"agents.{name}")
+    env = make_vector_env(N, reward=RewardModel.load(save_reward_model()))
+    learner = module.make(module.Config(), env)
+    before = {k: v.clone() for k, v in learner.policy.lm.state_dict().items()}
+    learner.learn(300)
+    assert learner.algorithm.logger.name_to_value["train/ratio_first_max_error"] < 1e-4
+    changed = [not torch.equal(v, before[k]) for k, v in learner.policy.lm.state_dict().items()]
+    assert any(changed)
+    json.dumps(vars(module.Config()))
+
+
+def test_there_are_the_presets_of_the_literature():
+    assert set(PRESETS) == {"ppo_seed", "ppo_ziegler2019", "ppo_nplus2024", "ppo_rl4lms"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("normalize_over", "all"), ("baseline", "none"), ("kl_loss", "k1")]
+)
+def test_bad_options_are_refused(make_vector_env, option, value):
+    with pytest.raises(InputError, match=option):
+        build(PPO, make_vector_env(2), device="cpu", **{option: value})
