@@ -18,7 +18,7 @@ from torch import Tensor
 from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm import trunk
-from rlhf_gym.masks import NO_MASK
+from rlhf_gym.masks import NO_MASK, Mask
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import draw
 from rlhf_gym.tokens import PAD, Sequences, append, continuations, row_lengths, row_sums
@@ -201,24 +201,27 @@ def drawn_as_scored(patient: Patient) -> Problem | None:
 
 def cache(patient: Patient) -> Problem | None:
     """Cached decoding is a full forward, also right after the weights have changed."""
-    observations = patient.env.reset(seed=0)[0]
+    # Two columns more, for the tokens that are added below.
+    observations = np.pad(patient.env.reset(seed=0)[0], ((0, 0), (0, 2)), constant_values=PAD)
     policy = patient.policy
     weights = [p for p in policy.lm.parameters() if p.requires_grad]
     kept = [p.detach().clone() for p in weights]
     worst = 0.0
     with torch.no_grad(), _unmasked(policy):
-        for change in (False, False, True):  # a prefill, a step, a step by other weights
-            if change:
-                for p in weights:
-                    p.mul_(1.1)
-            rows = torch.from_numpy(observations).to(policy.device)
-            cached = policy.get_distribution(rows).log_p
-            full = torch.log_softmax(policy.core.logits(_full(policy, rows)), -1)
-            worst = max(worst, float((cached - full).abs().max()))
-            if not change:
-                observations = append(observations, draw(full).cpu().numpy())
-        for p, before in zip(weights, kept, strict=True):
-            p.copy_(before)
+        try:
+            for change in (False, False, True):  # a prefill, a step, a step by other weights
+                if change:
+                    for p in weights:
+                        p.mul_(1.1)
+                rows = torch.from_numpy(observations).to(policy.device)
+                cached = policy.get_distribution(rows).log_p
+                full = torch.log_softmax(policy.core.logits(_full(policy, rows)), -1)
+                worst = max(worst, float((cached - full).abs().max()))
+                if not change:
+                    observations = append(observations, draw(full).cpu().numpy())
+        finally:
+            for p, before in zip(weights, kept, strict=True):
+                p.copy_(before)
     if worst <= TOLERANCE:
         return None
     return Problem(
@@ -288,9 +291,17 @@ def mask(patient: Patient) -> Problem | None:
         return None
     return Problem(
         "mask",
-        f"the policy's mask is {core.mask}, the environment's {reference.mask}",
+        f"the policy's mask is {_said(core.mask)}, the environment's {_said(reference.mask)}",
         "call CausalLMPolicy.follow(env.objective.reference) (agents.sb3.vec_env.build does)",
     )
+
+
+def _said(mask: Mask) -> str:
+    rules = [f"{len(mask.never)} tokens banned"] if mask.never else []
+    for name in ("min_new_tokens", "top_k", "top_p"):
+        if getattr(mask, name):
+            rules.append(f"{name} {getattr(mask, name)}")
+    return ", ".join(rules) or "none"
 
 
 def ends(patient: Patient) -> Problem | None:
@@ -324,7 +335,8 @@ def score(patient: Patient) -> Problem | None:
         with torch.no_grad():
             hidden = trunk(reward.model)(input_ids=kept, use_cache=False).last_hidden_state
             logits = reward.head(hidden[0, -1]) + reward.biases.to(reward.device)
-        plain.append(logits.float().mean())
+        logits = logits.float()
+        plain.append(logits.mean() if reward.column is None else logits[reward.column])
     gap = float((torch.stack(plain) - found[: len(plain)]).abs().max())
     if gap <= TOLERANCE * max(1.0, float(found.abs().max())):
         return None

@@ -57,7 +57,7 @@ def collect_comparisons(
         replies = sample_responses(
             lm, rows, max_new_tokens, stop_at_eos=stop_at_eos, generator=generator
         )
-        responses = Responses(lm, continuations(rows, replies))
+        responses = Responses(lm, continuations(rows, replies), stop_at_eos=stop_at_eos)
         utilities = judged_by(human, responses).reshape(-1, k)
         chosen = choose(utilities, temperature, rng)
         ids = [tuple(row[row != PAD].tolist()) for row in replies.cpu()]

@@ -118,7 +118,10 @@ class Enumeration:
         return self.log_probs(self.objective.reference)
 
     def log_probs(self, lm: CausalLM) -> Table:
-        """Log-prob of every action in every state under a model."""
+        """Log-prob of every action in every state under a model, as the reference is masked.
+
+        The temperature is the reference's too, whatever the model's own.
+        """
         return [self._log_probs_at(lm, depth) for depth in range(self.horizon)]
 
     @cached_property
@@ -288,7 +291,11 @@ class Enumeration:
             lengths = torch.full((len(whole),), depth + 1)
             starts = torch.tensor([len(row) for row in whole]) - lengths
             sequences = Sequences(torch.from_numpy(pad_rows(whole)), starts, lengths)
-            scores = self.objective.scores(Responses(reference, sequences.to(reference.device)))
+            scores = self.objective.scores(
+                Responses(
+                    reference, sequences.to(reference.device), stop_at_eos=bool(self._ends.any())
+                )
+            )
             out[at : at + per_pass, finals] = scores.double().cpu().numpy().reshape(len(some), -1)
         return out.reshape(len(self.prompts), -1, len(self._ends))
 

@@ -99,7 +99,8 @@ def draw_responses(
         replies = sample_responses(
             sampler, rows, max_new_tokens, stop_at_eos=stop_at_eos, generator=generator
         )
-        parts.append(_measure(sampler, policy, objective, continuations(rows, replies), n, gold))
+        sequences = continuations(rows, replies)
+        parts.append(_measure(sampler, policy, objective, sequences, n, gold, stop_at_eos))
         if progress is not None:
             progress(len(rows))
     return _concatenate(parts)
@@ -113,9 +114,10 @@ def _measure(
     sequences: Sequences,
     n: int,
     gold: TextReward | None,
+    stop_at_eos: bool,
 ) -> Drawn:
     reference = objective.reference
-    responses = Responses(reference, sequences)
+    responses = Responses(reference, sequences, stop_at_eos=stop_at_eos)
     kl = torch.zeros(int(sequences.lengths.sum()), device=reference.device)
     log_ratio, ref_log_prob = torch.zeros_like(kl), torch.zeros_like(kl)
     for part, places in passes(sequences):
@@ -229,7 +231,8 @@ def summarise(policy: Drawn, reference: Drawn, kl_coef: float) -> dict[str, Any]
             # About as many samples a prompt as would let J* be told.
             "samples_needed": best.samples_needed(pooled.shape[1], MIN_ESS),
         }
-        if best.ess.mean() >= MIN_ESS:
+        # A reward that does not vary leaves nothing to gain, and no share of it to name.
+        if best.ess.mean() >= MIN_ESS and (best.value - objective_ref).mean() > 0:
             figures["objective_optimum"] = measured(best.value)
             figures["optimality"] = optimality(objective, objective_ref, best.value)
             figures["best_of_n_optimality"] = {

@@ -10,6 +10,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from rlhf_gym.errors import InputError
+
 RewardEstimator = Literal["k1", "k2", "k3"]
 
 
@@ -108,15 +110,21 @@ class AdaptiveKL:
         kl_coef: The first weight.
         target: Nats a sequence.
         horizon: Episodes in which the weight may change by a fifth.
+
+    Raises:
+        InputError: Target or horizon is not positive.
     """
 
     def __init__(self, kl_coef: float, target: float, horizon: float) -> None:
+        if not target > 0 or not horizon > 0:
+            raise InputError(f"target and horizon must be positive, not {target} and {horizon}")
         self.kl_coef, self.target, self.horizon = kl_coef, target, horizon
 
     def update(self, kl: float, episodes: int) -> None:
         """Raise the weight where the divergence is above its target."""
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.kl_coef *= 1 + error * episodes / self.horizon
+        # However many episodes there were, the weight stays positive.
+        self.kl_coef *= max(1 + error * episodes / self.horizon, 0.1)
 
 
 class LagrangianKL:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from rlhf_gym.errors import InputError, UnreachableError
+from rlhf_gym.kl import exact_kl
 from rlhf_gym.masks import NO_MASK, Limits, Mask
 from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
 
@@ -114,9 +115,15 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
         UnreachableError: There is none.
     """
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise UnreachableError(f"cannot load a tokenizer from {name!r}: {error}") from error
+    # Without its files some classes come up with their special tokens alone.
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
+        raise UnreachableError(
+            f"{name!r} has no tokenizer files; name the tokenizer that belongs to the model"
+        )
+    return tokenizer
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -251,7 +258,15 @@ class CausalLM:
         Args:
             hidden: Last hidden states.
             limits: Of the same M states (`limits`, `next_limits`), where the mask is not static.
+
+        Raises:
+            InputError: The mask is not static, and there are no limits.
         """
+        if limits is None and not self.mask.is_static:
+            raise InputError(
+                "what this model may choose differs from state to state: pass the limits of these "
+                "states (CausalLM.limits, or next_limits of its guide)"
+            )
         return self.mask.ban(self._unmasked_logits(hidden), limits)
 
     def limits(self, sequences: Sequences, hidden: Tensor | None = None) -> Limits | None:
@@ -333,10 +348,8 @@ class CausalLM:
         generation.do_sample, generation.temperature = True, self.temperature
         generation.top_k, generation.top_p = 0, 1.0
         generation.eos_token_id = list(self.eos_ids)
-        if self.mask.never:
-            generation.suppress_tokens = list(self.mask.never)
-        if self.mask.min_new_tokens:
-            generation.min_new_tokens = self.mask.min_new_tokens
+        generation.suppress_tokens = list(self.mask.never) or None
+        generation.min_new_tokens = self.mask.min_new_tokens or None
         self.model.generation_config = generation
         try:
             self.model.save_pretrained(folder)
@@ -469,6 +482,5 @@ def kl_to(
         some = slice(at, at + step)
         here = None if limits is None else limits.rows(some)
         log_p = F.log_softmax(p.logits(hidden_p[some], here), -1)
-        log_q = F.log_softmax(q.logits(hidden_q[some], here), -1)
-        out.append((log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0.0))
+        out.append(exact_kl(log_p, F.log_softmax(q.logits(hidden_q[some], here), -1)))
     return torch.cat(out) if out else hidden_p.new_zeros(0)

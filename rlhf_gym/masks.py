@@ -5,6 +5,7 @@ log-prob, so the objective and its optimum are those of the masked task. Notatio
 usable tokens.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,8 +23,8 @@ NEVER = -1e9
 
 # Sampling and scoring compute the reference in different orders of summation, so the edge of a
 # top-k or top-p set may shift by a token between the two. A chosen token so near to the edge (nats,
-# and probability mass) counts as within.
-EDGE_NATS, EDGE_MASS = 0.1, 0.02
+# and probability mass) counts as within: float32's noise and no more.
+EDGE_NATS, EDGE_MASS = 1e-3, 1e-4
 
 
 class Limits(NamedTuple):
@@ -77,7 +78,7 @@ class Mask:
     top_k: int | None = None
     top_p: float | None = None
     _on: dict[torch.device, tuple[Tensor, Tensor]] = field(
-        default_factory=dict, repr=False, compare=False
+        default_factory=dict, init=False, repr=False, compare=False
     )
 
     def __post_init__(self) -> None:
@@ -111,8 +112,9 @@ class Mask:
             logits[here[:, None], eos] = NEVER
         if limits is not None and limits.only is not None:
             # One more column takes the PADs.
-            within = torch.zeros(len(logits), logits.shape[-1] + 1, dtype=torch.bool)
-            within = within.to(logits.device).scatter_(1, limits.only % within.shape[1], True)
+            width = logits.shape[-1] + 1
+            within = torch.zeros(len(logits), width, dtype=torch.bool, device=logits.device)
+            within.scatter_(1, limits.only % width, True)
             logits.masked_fill_(~within[:, :-1], NEVER)
         return logits
 
@@ -142,26 +144,39 @@ class Mask:
         return Limits(self._likeliest(logits, chosen), no_eos)
 
     def _likeliest(self, logits: Tensor, chosen: Tensor | None) -> Tensor:
-        k = min(self.top_k or logits.shape[-1], logits.shape[-1])
-        values, ids = logits.topk(k, dim=-1)  # (M, k), likeliest first
+        values, ids = self._candidates(logits)
         kept = values > NEVER / 2
-        edge = values.masked_fill(~kept, float("inf")).amin(-1)
-        nearly = logits >= edge[:, None] - EDGE_NATS if chosen is not None else None
+        spared = torch.zeros_like(kept)
         if self.top_p is not None:
-            p = torch.softmax(values, -1)
+            total = values.logsumexp(-1) if self.top_k else logits.logsumexp(-1)
+            p = (values - total[:, None]).exp()
             before = p.cumsum(-1) - p
-            loose = kept & (before < self.top_p + EDGE_MASS)
+            spared = kept & (before < self.top_p + EDGE_MASS)
             kept &= before < self.top_p
-            if chosen is not None:
-                nearly = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, ids, loose)
         only = ids.masked_fill(~kept, PAD)[:, : int(kept.sum(-1).max())]
         if chosen is None:
             return only
-        assert nearly is not None
-        spared = nearly.gather(1, chosen[:, None]) & (only != chosen[:, None]).all(1, keepdim=True)
-        if not spared.any():
+        edge = values.masked_fill(~kept, float("inf")).amin(-1, keepdim=True)
+        here = chosen[:, None]
+        near = (logits.gather(1, here) >= edge - EDGE_NATS) | (spared & (ids == here)).any(1, True)
+        near &= (only != here).all(1, keepdim=True)
+        if not near.any():
             return only
-        return torch.cat([only, torch.where(spared, chosen[:, None], PAD)], 1)
+        return torch.cat([only, torch.where(near, here, PAD)], 1)
+
+    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and ids of enough tokens of each state, likeliest first: two (M, k)."""
+        width = logits.shape[-1]
+        if self.top_k is not None:
+            return tuple(logits.topk(min(self.top_k, width)))  # type: ignore[return-value]
+        assert self.top_p is not None
+        # Few tokens bear most of the mass: the whole vocabulary is sorted only where it must be.
+        k, total = 256, logits.logsumexp(-1)
+        while True:
+            values, ids = logits.topk(min(k, width))
+            if k >= width or bool((values.logsumexp(-1) - total >= math.log(self.top_p)).all()):
+                return values, ids
+            k *= 8
 
     def _ids(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._on:

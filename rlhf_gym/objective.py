@@ -187,9 +187,11 @@ class Objective:
             )
         return self.kl_coef * ref_log_probs
 
-    def settle(self, sequences: Sequences, log_probs: Tensor | None) -> Settlement:
+    def settle(
+        self, sequences: Sequences, log_probs: Tensor | None, *, stop_at_eos: bool = True
+    ) -> Settlement:
         """Rewards of whole responses from the actor's log-probs (M,), None if unknown."""
-        responses = Responses(self.reference, sequences)
+        responses = Responses(self.reference, sequences, stop_at_eos=stop_at_eos)
         ref_log_probs = self.ref_log_probs(sequences)
         along = self.rewards_along(responses)
         rewards = self.penalties(ref_log_probs, log_probs) + along

@@ -155,7 +155,10 @@ def _dataset_rows(name: str, split: str, revision: str | None) -> list[tuple[str
 
 def _pinned(file: str, revision: str | None) -> str:
     """A file of a hub dataset at a revision, hf://datasets/OWNER/NAME@REVISION/FILE."""
-    owner, name, rest = file.removeprefix(HUB).split("/", 2)
+    parts = file.removeprefix(HUB).split("/", 2)
+    if len(parts) < 3:
+        raise InputError(f"{file!r} names no file; a hub file is {HUB}OWNER/NAME/FILE")
+    owner, name, rest = parts
     return f"{HUB}{owner}/{name}{f'@{revision}' if revision else ''}/{rest}"
 
 
@@ -245,9 +248,17 @@ def _tokenised(
     return rows
 
 
+def _cut(row: list[int], max_tokens: int, keep: str, bos: int | None) -> tuple[int, ...]:
+    """The first or last tokens of a row; a BOS at its start stays there."""
+    if len(row) <= max_tokens or keep == "first":
+        return tuple(row[:max_tokens])
+    opening = row[:1] if row[0] == bos else []
+    return (*opening, *row[len(row) - max_tokens + len(opening) :])
+
+
 def _first_part(text: str, share: float) -> str:
     words = text.split(" ")
-    return " ".join(words[: int(len(words) * share)])
+    return " ".join(words[: max(1, int(len(words) * share))])
 
 
 def is_held_out(prompt: Prompt | tuple[int, ...], share: float, *, salt: str = "") -> bool:
@@ -321,14 +332,18 @@ class PromptDataset:
             prompts = [_first_part(p, share) if isinstance(p, str) else p for p in prompts]
         if keep not in (None, "first", "last"):
             raise InputError(f"prompt_keep must be first, last or None, not {keep!r}")
+        if keep is not None:
+            # Cut first, so that what is alike after the cut is on one side of the split.
+            rows = _tokenised(prompts, tokenizer, eos_ids)
+            bos = tokenizer.bos_token_id
+            prompts = [
+                p if isinstance(p, list) else _cut(row, max_tokens, keep, bos)
+                for p, row in zip(prompts, rows, strict=True)
+            ]
         unique = list({json.dumps(p): p for p in prompts}.values())
         if split != "all":
             unique = [p for p in unique if is_held_out(p, held_out) == (split == "held_out")]
         rows = _tokenised(unique, tokenizer, eos_ids)
-        if keep is not None:
-            part = slice(max_tokens) if keep == "first" else slice(-max_tokens, None)
-            whole = [isinstance(p, list) for p in unique]
-            rows = [row if w else row[part] for row, w in zip(rows, whole, strict=True)]
         kept = tuple(tuple(row) for row in rows if 0 < len(row) <= max_tokens)
         if not kept:
             longest = min(map(len, rows), default=0)

@@ -22,13 +22,21 @@ class Responses:
             None.
     """
 
-    def __init__(self, lm: CausalLM, sequences: Sequences, ended: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        lm: CausalLM,
+        sequences: Sequences,
+        ended: Tensor | None = None,
+        *,
+        stop_at_eos: bool = True,
+    ) -> None:
         self._lm = lm
         self.sequences = sequences
         self.ended = torch.ones_like(sequences.lengths) > 0 if ended is None else ended
         ends = (sequences.starts + sequences.lengths - 1).clamp(min=0)
         last = sequences.tokens.gather(1, ends[:, None])[:, 0]
-        self.stopped = torch.isin(last, torch.tensor(lm.eos_ids, device=last.device))
+        ends_it = torch.tensor(lm.eos_ids if stop_at_eos else [], device=last.device)
+        self.stopped = torch.isin(last, ends_it)
         self.score_std: Tensor | None = None
 
     @cached_property

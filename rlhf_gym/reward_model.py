@@ -74,9 +74,9 @@ class RewardModel(nn.Module):
         biases = torch.tensor(getattr(model.config, "reward_bias", 0.0)).float().reshape(-1)
         self.gains, self.biases = gains, biases
         self.probability = probability
-        self._column: int | None = None
+        self.column: int | None = None
         if model.config.num_labels != len(gains):
-            self._column = _label_index(model, label)
+            self.column = _label_index(model, label)
         elif label is not None:
             if len(gains) > 1:
                 raise InputError(
@@ -118,11 +118,13 @@ class RewardModel(nn.Module):
         revision: str | None = None,
         device: str | torch.device = "cpu",
         heads: int = 1,
+        tokenizer: str | None = None,
     ) -> "RewardModel":
         """Put a fresh head on a causal LM, or on the trunk of any classifier.
 
         The head's weights have standard deviation 1/√(d+1) and its bias is 0 (Stiennon et al.
-        2020), so a new model's logits spread by about 1. Several heads are an ensemble.
+        2020), so a new model's logits spread by about 1. Several heads are an ensemble. `tokenizer`
+        says where the tokenizer lies if not with the model.
 
         Raises:
             InputError: There is not at least one head, or weights other than the head's do not fit.
@@ -143,7 +145,8 @@ class RewardModel(nn.Module):
             nn.init.zeros_(head.bias)
         plain: Any = (1.0, 0.0) if heads == 1 else ([1.0] * heads, [0.0] * heads)
         model.config.reward_gain, model.config.reward_bias = plain
-        return cls(model, load_tokenizer(name, revision=revision)).to(device)
+        words = load_tokenizer(tokenizer) if tokenizer else load_tokenizer(name, revision=revision)
+        return cls(model, words).to(device)
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +161,7 @@ class RewardModel(nn.Module):
     @property
     def heads(self) -> int:
         """M."""
-        return 1 if self._column is not None else len(self.gains)
+        return 1 if self.column is not None else len(self.gains)
 
     @property
     def head(self) -> nn.Linear:
@@ -251,7 +254,7 @@ class RewardModel(nn.Module):
             hidden = trunk(self.model)(input_ids=model_ids(part.tokens), use_cache=False)
             rows, columns = part.cells()
             raw = _score(self.model)(hidden.last_hidden_state[rows, columns]).float()
-            column = 0 if self._column is None else self._column
+            column = 0 if self.column is None else self.column
             out[places] = raw[:, column] + self.biases.to(self.device)
         return out
 
@@ -273,11 +276,11 @@ class RewardModel(nn.Module):
         # A single label, or several that do not exclude each other, are a yes or no each.
         each = self.model.config.problem_type == "multi_label_classification" or raw.shape[1] == 1
         said = raw.sigmoid() if each else raw.softmax(-1)
-        return said[:, self._column or 0]
+        return said[:, self.column or 0]
 
     def _as_logits(self, raw: Tensor) -> Tensor:
-        if self._column is not None:
-            return raw[:, self._column, None].float()
+        if self.column is not None:
+            return raw[:, self.column, None].float()
         return raw.float() / self.gains.to(raw.device)
 
     def encode(self, prompt: str, response: str) -> list[int]:
@@ -316,7 +319,7 @@ class RewardModel(nn.Module):
         self.set_gain(self.gains, -means * gains * self.gains)
 
     def _spread(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        if self._column is not None:
+        if self.column is not None:
             raise InputError("a classifier with several labels keeps its own scale")
         with torch.no_grad():
             logits = self(tokens).double().cpu()

@@ -104,8 +104,15 @@ def stop_token(reference: CausalLM, token: str, after: int = 0) -> Cut:
     return cut
 
 
-def stop_strings(reference: CausalLM, strings: Sequence[str]) -> Cut:
-    """Score a response up to the token that completes the first of these strings, it included."""
+def stop_strings(reference: CausalLM, strings: Sequence[str], included: bool = True) -> Cut:
+    """Score a response up to the token that completes the first of these strings.
+
+    Args:
+        reference: The reference.
+        strings: What to stop at.
+        included: Whether the string belongs to what is scored. If not, the response is cut before
+            the first token that has a part of it (a string at the very start leaves one token).
+    """
     if isinstance(strings, str) or not all(strings):
         raise InputError("stop_strings takes a list of strings that are not empty")
 
@@ -119,6 +126,9 @@ def stop_strings(reference: CausalLM, strings: Sequence[str]) -> Cut:
                     (k for k, head in enumerate(heads) if any(t in head for t in strings)),
                     length - 1,
                 )
+                if not included:
+                    at = min(text.find(string) for string in strings if string in text)
+                    kept[i] = max(1, sum(len(head) <= at for head in heads))
         return _shortened(reference, responses, kept)
 
     return cut
@@ -173,6 +183,10 @@ def _make_one(kind: str, entry: Named, reference: CausalLM) -> Callable[..., Any
     if not isinstance(name, str) or not isinstance(options, Mapping) or len(parts) > 2:
         raise InputError(f"an entry of {kind} is a name or [name, {{options}}], not {entry!r}")
     factory = load_callable(name if ":" in name else f"{__name__}:{name}")
+    kinds: dict[Any, str] = {Cut: "cuts", Shaping: "shaping", TokenReward: "token_rewards"}
+    belongs = kinds.get(getattr(factory, "__annotations__", {}).get("return"), kind)
+    if belongs != kind:
+        raise InputError(f"{name} belongs into {belongs}, not into {kind}")
     try:
         return factory(reference, **options)  # type: ignore[return-value]
     except TypeError as error:
@@ -205,4 +219,7 @@ def _shortened(reference: CausalLM, responses: Responses, kept: Tensor) -> Respo
     columns = torch.arange(tokens.shape[1], device=tokens.device)
     inside = columns < (starts + kept)[:, None]
     cut = Sequences(torch.where(inside, tokens, PAD), starts, kept)
-    return Responses(reference, cut, responses.ended)
+    shorter = Responses(reference, cut, responses.ended)
+    # How the response itself ended, whatever part of it is scored.
+    shorter.stopped = responses.stopped
+    return shorter

@@ -53,6 +53,7 @@ def make_policy(env: TokenVectorEnv, model: str | None) -> CausalLMPolicy:
     policy = CausalLMPolicy(
         env.single_observation_space, env.single_action_space, ConstantSchedule(0.0), **options
     )
+    policy.follow(env.objective.reference)
     return policy.to(env.objective.reference.device)
 
 

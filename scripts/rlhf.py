@@ -36,6 +36,7 @@ from common import (
 from rich.console import Console
 
 import rlhf_gym
+from agents.sb3.vec_env import policy_kwargs
 from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -260,6 +261,7 @@ def train_reward(config: Config, env: TokenVectorEnv, stage: Round, comparisons:
         train_reward_model.Config(
             data=str(comparisons),
             backbone=env.objective.reference.model.name_or_path,
+            backbone_tokenizer=policy_kwargs(env)["tokenizer"],
             revision=getattr(env.objective.reference.model.config, "_commit_hash", None),
             run_dir=work,
             seed=config.seed,

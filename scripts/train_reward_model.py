@@ -44,6 +44,8 @@ class Config:
     rlhf_gym/preference_formats.py reads."""
     backbone: str
     """Causal LM or classifier to start from: a hub name or a local path."""
+    backbone_tokenizer: str | None = None
+    """Where the backbone's tokenizer lies, if not with it."""
     run_dir: Path = Path("runs/reward_model")
     """Folder to write to."""
     revision: str | None = None
@@ -167,6 +169,7 @@ def load(config: Config) -> tuple[Any, ...]:
         revision=config.revision,
         device=device(config.device),
         heads=config.heads,
+        tokenizer=config.backbone_tokenizer,
     )
     if config.chat_template == "plain":
         model.tokenizer.chat_template = PLAIN_TEMPLATE

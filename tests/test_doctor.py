@@ -1,5 +1,6 @@
 """The doctor finds each fault that is planted, and nothing in a healthy patient."""
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.utils import ConstantSchedule
+from transformers import AutoModelForSequenceClassification
 
 import rlhf_gym.sampling
 from agents.doctor import CHECKS, Patient, examine
@@ -221,3 +223,26 @@ def test_the_script_exits_with_what_to_mend(tmp_path):
     assert ill.returncode == 1
     assert "rewards" in ill.stdout
     assert "mend:" in ill.stdout
+
+
+def test_one_token_is_enough_and_so_is_one_label_of_several(tmp_path):
+    env, policy = healthy(max_new_tokens=1)
+    assert found(env, policy) == set()
+    # A classifier with two labels, of which one is the reward.
+    reward = env.objective.reward
+    config = copy.deepcopy(reward.model.config)
+    config.num_labels, config.id2label = 2, {0: "BAD", 1: "GOOD"}
+    config.label2id = {"BAD": 0, "GOOD": 1}
+    del config.reward_gain, config.reward_bias  # a stranger's classifier has none
+    model = AutoModelForSequenceClassification.from_config(config)
+    model.save_pretrained(tmp_path)
+    reward.tokenizer.save_pretrained(tmp_path)
+    env, policy = healthy(reward_model=str(tmp_path), reward_label="GOOD")
+    assert found(env, policy) == set()
+
+
+def test_a_masked_environment_is_healthy_by_the_script():
+    command = [sys.executable, str(SCRIPTS / "doctor.py"), "--env", "rlhf_gym/Exact-v0"]
+    options = ["--env-kwargs", "top_k", "4", "min_new_tokens", "2", "device", "cpu"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -675,3 +675,11 @@ def test_an_actor_of_another_process_is_refused(make_env, monkeypatch):
     monkeypatch.setattr(os, "getpid", lambda: pid + 1)
     with pytest.raises(RuntimeError, match="process"):
         step_info(env)
+
+
+def test_without_an_end_nothing_is_stopped(make_vector_env):
+    env = make_vector_env(num_envs=2, stop_at_eos=False)
+    env.reset(seed=0)
+    whole = np.array([[4, 5, 6, 7, EOS], [4, EOS, 6, 7, 8]])
+    _, infos, _ = env.play(whole)
+    assert infos["finish_reason"].tolist() == ["length", "length"]

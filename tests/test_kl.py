@@ -139,3 +139,13 @@ def test_a_controller_steers_by_what_the_episodes_cost(target, rises):
 def test_an_unknown_place_for_the_penalty_is_refused():
     with pytest.raises(InputError, match="kl_loss must be one of"):
         learner(kl_loss="k1")
+
+
+def test_an_adaptive_weight_stays_positive():
+    controller = AdaptiveKL(0.1, target=6.0, horizon=50.0)
+    for _ in range(5):
+        controller.update(0.0, episodes=256)
+        assert controller.kl_coef > 0
+    for bad in ({"target": 0.0, "horizon": 1.0}, {"target": 1.0, "horizon": 0.0}):
+        with pytest.raises(InputError, match="positive"):
+            AdaptiveKL(0.1, **bad)

@@ -22,9 +22,13 @@ import rlhf_gym
 from agents.sb3 import PPO, build
 from rlhf_gym import prompts
 from rlhf_gym.errors import InputError, UnreachableError
+from rlhf_gym.lm import load_tokenizer
+from rlhf_gym.prompts import PromptDataset
+from rlhf_gym.responses import Responses
+from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import sample_responses
 from rlhf_gym.tasks.published import SETTINGS
-from rlhf_gym.tokens import row_lengths
+from rlhf_gym.tokens import continuations, row_lengths
 
 PAD = 50259  # what Ziegler's files are padded with
 REVIEW = (
@@ -178,17 +182,28 @@ def test_it_runs_and_can_be_learned(setting, hub):
     assert json.loads(single.spec.to_json())["id"] == f"rlhf_gym/{setting}"
 
 
-def test_imdb_continues_the_end_of_half_a_review_with_48_tokens(hub, tokenizer):
+def test_imdb_continues_the_end_of_half_a_review(hub, tokenizer):
     env = make("IMDB-v0", hub)
-    actions, _, infos = wave(env)
-    assert (row_lengths(actions) == 48).all()
-    assert set(infos["finish_reason"]) == {"length"}
+    _, _, infos = wave(env)
     assert ((infos["score"] > 0) & (infos["score"] < 1)).all()
     assert max(map(len, env.prompts.ids)) == 64
     review = f"{REVIEW} 2 {REVIEW * 2}"
     words = review.split(" ")
     half = tokenizer(" ".join(words[: len(words) // 2]))["input_ids"]
     assert tuple(half[-64:]) in env.prompts.ids
+    fixed = make("IMDB-v0", hub, min_new_tokens=48)
+    actions, _, infos = wave(fixed)
+    assert (row_lengths(actions) == 48).all()
+    assert set(infos["finish_reason"]) == {"length"}
+
+
+def test_ones_own_parts_leave_behind_what_described_the_published_ones(hub):
+    env = make("IMDB-v0", hub, reward_model=str(hub / "own/reward"))
+    assert not env.objective.reward.probability
+    env = make("TLDR-v0", hub, prompts=str(hub / "stanfordnlp/imdb"))  # column "text" is found
+    assert len(env.prompts) > 1
+    several = [str(hub / "own/reward"), "cleanrl/EleutherAI_pythia-1b-deduped__reward__tldr"]
+    assert len(make("TLDR-v0", hub, reward_model=several).objective.reward.members) == 2
 
 
 def test_tldr_replaces_the_score_of_what_does_not_end(hub):
@@ -213,6 +228,56 @@ def test_hh_takes_the_prompt_of_a_dialogue_and_scores_the_first_turn(hub, tokeni
     _, infos, _ = env.play(rows, np.zeros(rows.shape))
     assert infos["score"][0] > 0 > infos["score"][2]
     assert infos["score"][3] < 0
+    # Where the agent begins to speak for the human, the reward model does not listen.
+    seen = env.objective.cuts[0](_settled(env, rows))
+    assert [text.strip() for text in seen.texts] == ["good.", "good.", "awful.", "awful."]
+
+
+def _settled(env: Any, rows: np.ndarray) -> Any:
+    return Responses(
+        env.objective.reference,
+        continuations(torch.from_numpy(env._tokens), torch.from_numpy(rows)),
+    )
+
+
+def test_a_folder_without_a_tokenizer_is_not_taken_for_one_that_has(hub):
+    with pytest.raises(UnreachableError, match="no tokenizer files"):
+        load_tokenizer(str(hub / "Dahoas/pythia-125M-static-sft"))
+    model = RewardModel.from_backbone(
+        str(hub / "Dahoas/pythia-125M-static-sft"),
+        tokenizer=str(hub / "EleutherAI/gpt-neox-20b"),
+    )
+    assert len(model.tokenizer) > 256
+
+
+def test_cut_prompts_keep_their_bos_and_their_side(tokenizer):
+    class Opening:
+        """A tokenizer that opens each text with id 7."""
+
+        bos_token_id = 7
+
+        def __call__(self, text: Any, **_: Any) -> dict[str, Any]:
+            if isinstance(text, str):
+                return {"input_ids": [7, *map(int, text.split())]}
+            return {"input_ids": [self(one)["input_ids"] for one in text]}
+
+    texts = ["1 2 3 4 5", "9 3 4 5", "3 4 5", "1 2"]
+    last = PromptDataset.from_texts(texts, Opening(), (), 4, keep="last")
+    assert last.ids == ((7, 3, 4, 5), (7, 1, 2))
+    first = PromptDataset.from_texts(texts, Opening(), (), 3, keep="first")
+    assert first.ids == ((7, 1, 2), (7, 9, 3), (7, 3, 4))
+    alike = [f"{i} 3 4 5" for i in range(100)]  # once they are cut
+    found = []
+    for side in ("train", "held_out"):
+        try:
+            found += PromptDataset.from_texts(
+                alike, Opening(), (), 4, keep="last", split=side, held_out=0.5
+            ).ids
+        except InputError:  # the other side has it
+            continue
+    assert found == [(7, 3, 4, 5)]
+    one_word = PromptDataset.from_texts(["5"], Opening(), (), 4, share=0.5)
+    assert one_word.ids == ((7, 5),)
 
 
 @pytest.mark.parametrize("setting", ["Sentiment-v0", "Descriptiveness-v0"])
@@ -253,12 +318,15 @@ def test_where_no_hub_is_reached_the_error_says_what_to_fetch(hub, monkeypatch, 
     assert "hf download lvwerra/gpt2-imdb --local-dir hub/lvwerra/gpt2-imdb" in said
     assert "stanfordnlp/imdb --repo-type dataset --revision e6281661" in said
     assert "local_dir='hub'" in said
-    # What is there already need not be fetched.
+    # What is there already need not be fetched, and what the user named is the user's.
+    few = tmp_path / "few"
+    (few / "lvwerra").mkdir(parents=True)
+    (few / "lvwerra/gpt2-imdb").symlink_to(hub / "lvwerra/gpt2-imdb")
     with pytest.raises(UnreachableError) as caught:
-        gymnasium.make("rlhf_gym/HH-v0", local_dir=str(hub), reward_model="nobody/nothing")
+        gymnasium.make("rlhf_gym/IMDB-v0", local_dir=str(few), reward_model="nothing")
     said = str(caught.value)
     assert said.count("hf download") == 1
-    assert "hf download nobody/nothing --local-dir" in said
+    assert "stanfordnlp/imdb" in said
     with pytest.raises(InputError, match="is no folder"):
         gymnasium.make("rlhf_gym/IMDB-v0", local_dir=str(tmp_path / "nowhere"))
 

@@ -137,7 +137,10 @@ def test_cuts_by_hand(lm):
     assert cut.texts == ["a b a", "a a a", "b c"]
     assert cut.sequences.lengths.tolist() == [3, 3, 2]
     assert (cut.sequences.tokens[2, 3:] == PAD).all()
-    assert not cut.stopped.any()
+    # However little of it is scored, an EOS ended the first one.
+    assert cut.stopped.tolist() == [True, False, False]
+    before = shaping.stop_strings(lm, ["b a", "c"], included=False)(seen)
+    assert before.texts == ["a", "a a a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +153,8 @@ def test_cuts_by_hand(lm):
         ({"cuts": [["stop_token", {"token": "zebra"}]]}, "not one token"),
         ({"cuts": [["stop_strings", {"strings": "b"}]]}, "a list of strings"),
         ({"shaping": [["clip", {"low": 1.0, "high": 0.0}]]}, "low < high"),
+        ({"shaping": [["stop_token", {"token": "a"}]]}, "belongs into cuts"),
+        ({"cuts": [["token_bonus", {"bonus": {"a": 1.0}}]]}, "belongs into token_rewards"),
         ({"kl_estimator": "k4"}, "kl_estimator must be one of"),
         ({"dense": True, "reward_model": "rlhf_gym.tasks.exact:plain"}, "dense=True needs"),
     ],

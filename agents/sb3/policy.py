@@ -22,7 +22,7 @@ from transformers import AutoModel
 from rlhf_gym.decode import DecodeCache, last_hidden
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM, embedded, load_pretrained, passes
-from rlhf_gym.masks import Limits
+from rlhf_gym.masks import NO_MASK, Limits, Mask
 from rlhf_gym.sampling import draw, sample_responses
 from rlhf_gym.tokens import Sequences
 
@@ -89,6 +89,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         critic: Hub name or local path of the model (a causal LM or a reward model with the same
             tokenizer) whose trunk bears the value head; None shares the policy's trunk.
         critic_lr_scale: The same for the critic's own trunk.
+        mask: The environment's, which `follow` renews; it is kept when the policy is saved.
         **kwargs: As in `ActorCriticPolicy` (`optimizer_class`, `optimizer_kwargs`).
     """
 
@@ -107,13 +108,14 @@ class CausalLMPolicy(ActorCriticPolicy):
         value_lr_scale: float = 1.0,
         critic: str | None = None,
         critic_lr_scale: float = 1.0,
+        mask: Mask = NO_MASK,
         **kwargs: Any,
     ) -> None:
         self.model_name, self.revision, self.tokenizer = model, revision, tokenizer
         self.temperature, self.entropy = temperature, entropy
         self.attn_implementation = attn_implementation
         self.value_lr_scale, self.critic_lr_scale = value_lr_scale, critic_lr_scale
-        self.critic_name = critic
+        self.critic_name, self.mask = critic, mask
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -124,6 +126,7 @@ class CausalLMPolicy(ActorCriticPolicy):
             temperature=self.temperature,
             attn_implementation=self.attn_implementation,
         )
+        self.core = replace(self.core, mask=self.mask)
         self.lm = self.core.model
         if not isinstance(self.action_space, spaces.Discrete):
             raise ValueError(f"CausalLMPolicy acts in Discrete(V), not in {self.action_space}")
@@ -207,11 +210,13 @@ class CausalLMPolicy(ActorCriticPolicy):
     @torch.no_grad()
     def sample(self, prompts: Tensor, max_new_tokens: int, *, stop_at_eos: bool = True) -> Tensor:
         """Whole responses: prompts (N, P) -> (N, T), PAD after each response's end."""
+        self._check_guide()
         return sample_responses(self.core, prompts, max_new_tokens, stop_at_eos=stop_at_eos)
 
     @torch.no_grad()
     def score(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
         """Values and log-probs of the chosen tokens, (M,) each, by the code that trains."""
+        self._check_guide()
         values = torch.zeros(int(sequences.lengths.sum()), device=self.device)
         log_probs = torch.zeros_like(values)
         for part, places in passes(sequences):
@@ -270,6 +275,13 @@ class CausalLMPolicy(ActorCriticPolicy):
         assert self._critic_cache is not None
         return self._critic_cache.last_hidden(obs.long())
 
+    def _check_guide(self) -> None:
+        if self.core.mask.follows_reference and self.core.guide is None:
+            raise InputError(
+                "this policy's mask follows a reference that it was not given: call "
+                "policy.follow(env.unwrapped.objective.reference) after loading"
+            )
+
     def _distribution(self, hidden: Tensor, limits: Limits | None) -> TokenDistribution:
         return TokenDistribution(self.core.logits(hidden, limits))
 
@@ -279,13 +291,14 @@ class CausalLMPolicy(ActorCriticPolicy):
         """What may be chosen in each state, where that is not the same everywhere."""
         if self.core.mask.is_static:
             return None
+        self._check_guide()
         if isinstance(obs, Sequences):
             return self.core.limits(obs, hidden)
         if self.core.mask.min_new_tokens:
             raise InputError(
                 "min_new_tokens needs an agent that knows where a prompt ends, and an observation "
-                "does not say: use the flagship (agents.sb3_ppo), or a loop of your own that asks "
-                "the environment's action_masks()"
+                "does not say: use the flagship (--algorithm ppo), or step by a loop of your own "
+                "with the environment's action_masks(), and bind no actor or one that knows"
             )
         assert self.core.guide is not None
         assert self._guide_cache is not None
@@ -316,6 +329,7 @@ class CausalLMPolicy(ActorCriticPolicy):
             "value_lr_scale": self.value_lr_scale,
             "critic": self.critic_name,
             "critic_lr_scale": self.critic_lr_scale,
+            "mask": self.core.mask,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }

@@ -112,7 +112,7 @@ def _row(infos: dict[str, Any], i: int) -> dict[str, Any]:
 
 
 def policy_kwargs(env: TokenVectorEnv) -> dict[str, Any]:
-    """What a `CausalLMPolicy` must share with its environment: the starting model, temperature."""
+    """What a `CausalLMPolicy` must share with its environment: model, temperature, mask."""
     reference = env.objective.reference
     revision = getattr(reference.model.config, "_commit_hash", None)
     model, tokenizer = reference.model.name_or_path, reference.tokenizer.name_or_path
@@ -121,6 +121,7 @@ def policy_kwargs(env: TokenVectorEnv) -> dict[str, Any]:
         "revision": revision,
         "tokenizer": tokenizer if tokenizer not in ("", model) else None,
         "temperature": reference.temperature,
+        "mask": reference.mask,
     }
 
 

@@ -138,6 +138,8 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         self._ids.append(action)
         whole, alone = self._rows.objective.reference.tokenizer.batch_decode([self._ids, [action]])
         shown = "".join(self._trace.tokens)
+        if "score" not in info:  # a character may still be in pieces: it is shown once it is whole
+            whole = whole.rstrip("\ufffd")
         new = whole[len(shown) :] if whole.startswith(shown) else alone
         bound = bool(info["actor_bound"])
         self._trace.add(new, float(info["kl" if bound else "ref_log_prob"]), bound)

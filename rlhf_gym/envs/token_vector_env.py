@@ -190,7 +190,9 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         sequences = sequences.to(self.objective.reference.device)
         flat = self._flat_log_probs(actions, log_probs)
         settled = self.objective.settle(
-            sequences, None if flat is None else flat.to(sequences.tokens.device)
+            sequences,
+            None if flat is None else flat.to(sequences.tokens.device),
+            stop_at_eos=self.stop_at_eos,
         )
         mask = np.arange(actions.shape[1]) < lengths[:, None]
         barred = np.full(actions.shape, False)
@@ -212,6 +214,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
 
     def action_masks(self) -> Bools:
         """Which tokens each row may choose now, (N, V); kept nowhere, so ask once a step."""
+        if not (self._prompt_lengths > 0).all():
+            raise gymnasium.error.ResetNeeded("no row has a prompt yet; call reset first")
         device = self.objective.reference.device
         allowed = self.objective.allowed_next(
             torch.from_numpy(self._tokens).to(device), torch.from_numpy(self._taken()).to(device)
@@ -398,7 +402,9 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         sequences = observation_sequences(self._tokens[rows], self._prompt_lengths[rows])
         reference = self.objective.reference
         whole = torch.from_numpy(ended[rows]).to(reference.device)
-        return Responses(reference, sequences.to(reference.device), whole)
+        return Responses(
+            reference, sequences.to(reference.device), whole, stop_at_eos=self.stop_at_eos
+        )
 
     def _check_whole(self, actions: Ints) -> None:
         budget = self.max_new_tokens

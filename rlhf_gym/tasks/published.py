@@ -11,10 +11,22 @@ from typing import Any
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError, UnreachableError
 from rlhf_gym.prompts import HUB
-from rlhf_gym.tasks.text import is_callable_name, text_env, text_vector_env
+from rlhf_gym.tasks.text import text_env, text_vector_env
 
 Keywords = dict[str, Any]
 
+ABOUT = {
+    "reference": ("reference_revision", "tokenizer"),
+    "reward_model": ("reward_model_revision", "reward_label", "reward_probability"),
+    "prompts": (
+        "prompts_revision",
+        "prompt_column",
+        "prompt_share",
+        "prompt_keep",
+        "prompt_format",
+    ),
+}
+TURNS = ["\n\nHuman:", "\n\nAssistant:"]
 RESOURCES = ("reference", "tokenizer", "reward_model", "prompts")
 
 GPT2 = {
@@ -77,7 +89,6 @@ SETTINGS: dict[str, Setting] = {
             "prompt_keep": "last",
             "max_prompt_tokens": 64,
             "max_new_tokens": 48,
-            "min_new_tokens": 48,
             "kl_coef": 0.1,
         },
     ),
@@ -109,9 +120,10 @@ SETTINGS: dict[str, Setting] = {
             "max_prompt_tokens": 384,
             "max_new_tokens": 128,
             "kl_coef": 0.05,
-            "cuts": [["stop_strings", {"strings": ["\n\nHuman:", "\n\nAssistant:"]}]],
+            "cuts": [["stop_strings", {"strings": TURNS, "included": False}]],
         },
-        reward_model="--data Anthropic/hh-rlhf --backbone Dahoas/pythia-125M-static-sft",
+        reward_model="--data Anthropic/hh-rlhf --backbone Dahoas/pythia-125M-static-sft "
+        "--backbone-tokenizer EleutherAI/gpt-neox-20b",
     ),
     "Sentiment-v0": _ziegler("sentiment"),
     "Descriptiveness-v0": _ziegler("descriptiveness"),
@@ -153,12 +165,11 @@ def published_keywords(setting: str, local_dir: str | None, keywords: Keywords) 
     """
     known = SETTINGS[setting]
     parts = {**known.keywords, **keywords}
-    for name in ("reference", "reward_model", "prompts"):
-        # A revision belongs to what it pins.
-        if name in keywords and f"{name}_revision" not in keywords:
-            parts.pop(f"{name}_revision", None)
-    if "reference" in keywords and "tokenizer" not in keywords:
-        parts.pop("tokenizer", None)
+    for name, about in ABOUT.items():
+        # What says how to load something belongs to that very thing.
+        for word in about:
+            if name in keywords and word not in keywords:
+                parts.pop(word, None)
     if "reward_model" not in parts:
         raise InputError(
             f"rlhf_gym/{setting} pays by a reward model that you train; nobody publishes one in "
@@ -172,31 +183,38 @@ def published_keywords(setting: str, local_dir: str | None, keywords: Keywords) 
             raise InputError(f"local_dir {local_dir!r} is no folder")
         for name in RESOURCES:
             value = parts.get(name)
-            copy = folder / value.removeprefix(HUB) if isinstance(value, str) else folder
-            if isinstance(value, str) and copy.exists():
-                parts[name] = str(copy)
+            names = value if isinstance(value, list) else [value]
+            copies = [_copy(folder, one) for one in names]
+            if copies != names:
+                parts[name] = copies if isinstance(value, list) else copies[0]
                 parts.pop(f"{name}_revision", None)
     return parts
 
 
+def _copy(folder: Path, name: str | None) -> str | None:
+    """Where a hub name lies in the folder of copies; the name itself if it is not there."""
+    if name is None:
+        return None
+    copy = folder / name.removeprefix(HUB)
+    return str(copy) if copy.exists() else name
+
+
 def _how_to_fetch(setting: str, parts: Keywords, error: UnreachableError) -> UnreachableError:
+    own = SETTINGS[setting].keywords
     lines = [
         _download(parts[name], parts.get(f"{name}_revision"), dataset=name == "prompts")
         for name in RESOURCES
-        if _is_on_hub(parts.get(name))
+        # What the user named is for the user to find.
+        if name in parts and parts[name] == own.get(name)
     ]
+    if not lines:
+        return error
     return UnreachableError(
         f"rlhf_gym/{setting}: {error}\n"
         "Where a hub can be reached, download\n"
         + "\n".join(f"    {line}" for line in dict.fromkeys(lines))
         + "\nthen put the folder `hub` on this machine and pass local_dir='hub'."
     )
-
-
-def _is_on_hub(name: Any) -> bool:
-    if not isinstance(name, str) or Path(name).exists():
-        return False
-    return name.startswith(HUB) or not is_callable_name(name)
 
 
 def _download(name: str, revision: str | None, *, dataset: bool) -> str:

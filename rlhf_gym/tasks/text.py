@@ -173,6 +173,8 @@ def load_parts(
     if dense:
         if not isinstance(reward, RewardModel):
             raise InputError("dense=True needs one reward model; a function or an ensemble is not")
+        if reward.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+            raise InputError("dense=True needs a reward model with the reference's tokenizer")
         along.append(along_the_way(reward))
     return Parts(
         objective=Objective(
