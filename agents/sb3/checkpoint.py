@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.sb3.guards import StopRequest
 from agents.sb3.ppo import PPO
 from agents.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
@@ -32,16 +33,20 @@ class CheckpointCallback(BaseCallback):
     Args:
         folder: Where checkpoints go.
         seconds: Least time between two.
+        stop: Once it has been asked for, a checkpoint is written and the training ends.
     """
 
-    def __init__(self, folder: Path, seconds: float) -> None:
+    def __init__(self, folder: Path, seconds: float, stop: StopRequest) -> None:
         super().__init__()
-        self.folder, self.seconds = folder, seconds
+        self.folder, self.seconds, self.stop = folder, seconds, stop
         self._last = time.monotonic()
 
     def _on_rollout_start(self) -> None:
-        if self.num_timesteps and time.monotonic() - self._last >= self.seconds:
+        due = time.monotonic() - self._last >= self.seconds
+        if self.num_timesteps and (due or self.stop.asked):
             self._write()
+        if self.stop.asked:
+            raise KeyboardInterrupt
 
     def _on_training_end(self) -> None:
         self._write()
@@ -58,10 +63,18 @@ class CheckpointCallback(BaseCallback):
 def save_checkpoint(model: PPO, folder: Path) -> Path:
     """Write everything that the next update depends on; keep the newest few."""
     name = f"tokens_{model.num_timesteps:012d}"
-    with whole_folder(folder / name) as partial:
-        save_file(_own_memory(model.policy.state_dict()), partial / "policy.safetensors")
-        save_file(_optimizer(model), partial / "optimizer.safetensors")
-        write_json(partial / "state.json", _state(model))
+    try:
+        with whole_folder(folder / name) as partial:
+            save_file(_own_memory(model.policy.state_dict()), partial / "policy.safetensors")
+            save_file(_optimizer(model), partial / "optimizer.safetensors")
+            write_json(partial / "state.json", _state(model))
+    except (OSError, SafetensorError) as error:
+        older = sorted(path.name for path in folder.glob("tokens_*"))
+        kept = f"{older[-1]} stands" if older else "there was none before it"
+        raise InputError(
+            f"cannot write the checkpoint {folder / name}: {error}\nThe last one, {kept}; make "
+            "room on the disk and go on with --resume"
+        ) from error
     for old in sorted(folder.glob("tokens_*"))[:-KEEP]:
         shutil.rmtree(old)
     return folder / name

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.checkpoint import CheckpointCallback, restore_latest
+from agents.sb3.guards import NonFiniteError, stop_when_asked
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.ppo import PPO
 from agents.sb3.vec_env import build
 from agents.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
 from rlhf_gym.files import whole_folder
 from rlhf_gym.lm import load_causal_lm
 
@@ -44,23 +46,34 @@ class SB3Learner:
 
         The flagship writes checkpoints into ``run.checkpoints`` and goes on from the last one.
         """
-        callback = None
-        fresh = True
-        if run is not None:
-            self.algorithm.set_logger(Logger(None, [_RunFormat(run)]))
-            if isinstance(self.algorithm, PPO):
-                fresh = not restore_latest(self.algorithm, run)
-                callback = CheckpointCallback(run.checkpoints, self.checkpoint_seconds)
-            if fresh:
-                run.rewind(0)
+        if run is None:
+            self.algorithm.learn(total_tokens, log_interval=1)
+            return
+        self.algorithm.set_logger(Logger(None, [_RunFormat(run)]))
+        fresh = not isinstance(self.algorithm, PPO) or not restore_latest(self.algorithm, run)
+        if fresh:
+            run.rewind(0)
         done = 0 if fresh else self.algorithm.num_timesteps
         if done < total_tokens:
-            self.algorithm.learn(
-                total_tokens - done,
-                callback=callback,
-                log_interval=1,
-                reset_num_timesteps=fresh,
-            )
+            self._learn(total_tokens - done, run, fresh)
+
+    def _learn(self, tokens: int, run: TrainingRun, fresh: bool) -> None:
+        options: dict[str, Any] = {"log_interval": 1, "reset_num_timesteps": fresh}
+        if not isinstance(self.algorithm, PPO):
+            self.algorithm.learn(tokens, **options)
+            return
+        with stop_when_asked() as stop:
+            callback = CheckpointCallback(run.checkpoints, self.checkpoint_seconds, stop)
+            try:
+                self.algorithm.learn(tokens, callback=callback, **options)
+            except NonFiniteError as error:
+                folder = error.dump(run.run_dir / "broken_batch", self.policy.core)
+                raise InputError(
+                    f"{error}: stopped before the update. {folder} has the batch and its texts "
+                    f"(rows {error.rows()[:8]} first). A reward: look at its function or model. "
+                    "Log-probs, loss or gradient: lower the learning rate, or max_grad_norm, and "
+                    "go on from the last checkpoint with --resume"
+                ) from error
 
     def start_from(self, directory: Path) -> None:
         """Take over the language model and the critic that `save` wrote."""

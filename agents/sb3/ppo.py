@@ -22,6 +22,7 @@ from torch import Tensor
 
 from agents.advantages import group_mean, leave_one_out, whiten
 from agents.sb3.buffer import SequenceRolloutBuffer
+from agents.sb3.guards import check_finite
 from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -221,9 +222,13 @@ class PPO(OnPolicyAlgorithm):
             unflatten(flat, sequences.lengths, env.max_new_tokens).cpu().numpy()
             for flat in (values, log_probs)
         ]
+        check_finite("log π", log_probs, sequences, log_probs=log_probs, values=values)
+        check_finite("the value", values, sequences, log_probs=log_probs, values=values)
         scored = time.perf_counter()
         actions = responses.cpu().numpy()
         rewards, infos, self._last_obs = env.play(actions, grids[1])
+        flat = torch.from_numpy(rewards[actions >= 0]).to(log_probs.device)
+        check_finite("the reward", flat, sequences, rewards=flat, log_probs=log_probs)
         # What the environment took off at its β, the agent takes off at its own.
         rewards = rewards + (env.objective.kl_coef - self._reward_kl_coef(env)) * infos["kl"]
         buffer.add_responses(prompts, actions, rewards, *grids)
@@ -289,7 +294,7 @@ class PPO(OnPolicyAlgorithm):
                 logged.append(statistics)
                 if self.target_kl is not None and statistics["kl_old"] > 1.5 * self.target_kl:
                     break
-                self._step(statistics)
+                self._step(statistics, minibatch)
             else:
                 self._n_updates += 1
                 continue
@@ -306,8 +311,19 @@ class PPO(OnPolicyAlgorithm):
         self.stage_seconds["update"] = time.perf_counter() - begun
         self.logger.record("time/update_seconds", self.stage_seconds["update"])
 
-    def _step(self, statistics: dict[str, float]) -> None:
+    def _step(self, statistics: dict[str, float], minibatch: RolloutBufferSamples) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        known = {
+            "old_log_probs": minibatch.old_log_prob,
+            "old_values": minibatch.old_values,
+            "advantages": minibatch.advantages,
+            "returns": minibatch.returns,
+        }
+        sequences = minibatch.observations
+        assert isinstance(sequences, Sequences)
+        loss = torch.tensor(statistics["policy_loss"] + statistics["value_loss"])
+        check_finite("the loss", loss, sequences, **known)
+        check_finite("the gradient", norm, sequences, **known)
         statistics["gradient_norm"] = float(norm)
         self.policy.optimizer.step()
 
