@@ -17,8 +17,8 @@ from torch import Tensor
 
 from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.lm import trunk
 from rlhf_gym.masks import NO_MASK, Mask
+from rlhf_gym.models import trunk
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import draw
 from rlhf_gym.tokens import PAD, Sequences, append, continuations, row_lengths, row_sums
@@ -135,7 +135,7 @@ def dropout(patient: Patient) -> Problem | None:
     return Problem(
         "dropout",
         f"log-probs in training mode differ from those in evaluation mode by {gap:.2g} nats",
-        "switch dropout off in the modules and in the config (rlhf_gym.lm.load_pretrained does)",
+        "switch dropout off in the modules and the config (rlhf_gym.models.load_pretrained does)",
     )
 
 

@@ -15,7 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from rlhf_gym.lm import CausalLM, tokens_per_pass, trunk
+from rlhf_gym.lm import CausalLM, tokens_per_pass
+from rlhf_gym.models import trunk
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)

@@ -9,157 +9,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from rlhf_gym.errors import InputError, UnreachableError
+from rlhf_gym.errors import InputError
 from rlhf_gym.kl import exact_kl
 from rlhf_gym.masks import NO_MASK, Limits, Mask
+from rlhf_gym.models import (
+    eos_token_ids,
+    load_causal_lm,
+    load_tokenizer,
+    trunk,
+    vocabulary_size,
+    weights_stamp,
+)
 from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
 
 logger = logging.getLogger(__name__)
 
 # A no-gradient pass holds at most this many logits.
 MAX_LOGITS_PER_PASS = 1 << 25
-
-
-def disable_dropout(config: PreTrainedConfig) -> None:
-    """Set every dropout probability of a model's config to 0.
-
-    With dropout left on, `train()` changes the log-probs and the first PPO ratio is no longer 1.
-    """
-    for name, value in vars(config).items():
-        is_dropout = any(word in name for word in ("dropout", "pdrop", "layerdrop"))
-        if is_dropout and isinstance(value, float | int) and not isinstance(value, bool):
-            setattr(config, name, 0.0)
-
-
-def load_pretrained(
-    auto_class: Any,
-    name: str,
-    *,
-    revision: str | None = None,
-    attn_implementation: str | None = None,
-    ignore_mismatched_sizes: bool = False,
-    **config_options: Any,
-) -> PreTrainedModel:
-    """Load a float32 model by hub name or local path, dropout off, in eval mode.
-
-    Args:
-        auto_class: `AutoModelForCausalLM` or another auto class of transformers.
-        name: Hub name, or path of a folder that `save_pretrained` wrote.
-        revision: Commit or tag on the hub; pin it for work that is to be repeated.
-        attn_implementation: As in transformers; None leaves the choice to it.
-        ignore_mismatched_sizes: Whether a head of another width is left untrained.
-        **config_options: Entries of the model's config to set, such as `num_labels`.
-
-    Raises:
-        UnreachableError: The model cannot be loaded.
-        InputError: Its weights do not fit its config.
-    """
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision, **config_options)
-        disable_dropout(config)
-        model, loaded = auto_class.from_pretrained(
-            name,
-            revision=revision,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
-            output_loading_info=True,
-            **options,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnreachableError(
-            f"cannot load the model {name!r}: {error}\n"
-            "Give the path of a folder written by `save_pretrained`, or a hub name that this "
-            "machine can reach."
-        ) from error
-    heads = (
-        "score.",
-        "classifier.",
-        "qa_outputs.",
-        "lm_head.",
-        "logits_proj.",
-        "sequence_summary.",
-    )
-    torn = [str(key[0]) for key in loaded["mismatched_keys"]]
-    torn = [key for key in torn if not key.startswith(heads)]
-    if torn:
-        raise InputError(
-            f"the weights of {name!r} do not fit its config.json: {', '.join(torn[:3])} have "
-            "another shape; mend the config, or take the model's own"
-        )
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model.eval()  # type: ignore[no-any-return]
-
-
-def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer by hub name or local path.
-
-    Raises:
-        UnreachableError: There is none.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnreachableError(f"cannot load a tokenizer from {name!r}: {error}") from error
-    # Without its files some classes come up with their special tokens alone.
-    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
-        raise UnreachableError(
-            f"{name!r} has no tokenizer files; name the tokenizer that belongs to the model"
-        )
-    return tokenizer
-
-
-def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends a response: the generation config's, else the config's, the tokenizer's.
-
-    Raises:
-        InputError: None of the three names one.
-    """
-    generation = getattr(model, "generation_config", None)
-    for holder in (generation, model.config, tokenizer):
-        ids = getattr(holder, "eos_token_id", None)
-        if ids is not None:
-            return tuple(sorted({ids} if isinstance(ids, int) else set(ids)))
-    raise InputError(
-        f"the model {model.name_or_path!r} names no eos_token_id; set it in its "
-        "generation_config.json, or its responses could never end"
-    )
-
-
-def vocabulary_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """V: how many of the model's logits the tokenizer can name.
-
-    Models are often padded to a round width; ids past the tokenizer's have no text.
-
-    Raises:
-        InputError: The tokenizer has ids that the model cannot embed.
-    """
-    head = model.get_output_embeddings()
-    named = max(tokenizer.get_vocab().values()) + 1
-    if named > head.weight.shape[0]:
-        raise InputError(
-            f"the tokenizer of {tokenizer.name_or_path!r} has ids up to {named - 1}, but the model "
-            f"{model.name_or_path!r} has {head.weight.shape[0]} logits; use the tokenizer that "
-            "belongs to the model, or resize its embeddings"
-        )
-    return named
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,26 +242,6 @@ def logit_rows(vocab_size: int) -> int:
     return max(1, MAX_LOGITS_PER_PASS // vocab_size)
 
 
-def embedded(model: PreTrainedModel) -> int:
-    """How many token ids a model embeds; at least as many as its tokenizer names."""
-    return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """The most tokens that a row may have; None where nothing says."""
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if most is None:
-        return None
-    # RoBERTa and its kin number positions from behind the pad id.
-    kin = model.config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl")
-    return int(most) - (int(model.config.pad_token_id or 0) + 1 if kin else 0)
-
-
-def trunk(model: PreTrainedModel) -> nn.Module:
-    """The model without its head."""
-    return model.base_model
-
-
 def tokens_per_pass(device: torch.device) -> int:
     """Tokens that one no-gradient pass takes: what fits a CPU's cache, or fills a GPU."""
     return 1 << (12 if device.type == "cpu" else 16)
@@ -419,20 +274,6 @@ def passes(
         within, columns = part.cells()
         yield part, first[rows][within] + columns - part.starts[within]
         at = end
-
-
-def load_causal_lm(
-    name: str, *, revision: str | None = None, attn_implementation: str | None = None
-) -> PreTrainedModel:
-    """A causal LM in float32, dropout off, in eval mode (see `load_pretrained`)."""
-    return load_pretrained(
-        AutoModelForCausalLM, name, revision=revision, attn_implementation=attn_implementation
-    )
-
-
-def weights_stamp(name: str) -> int:
-    """When a local folder's weights were last written (0 for a hub name): part of a cache key."""
-    return max((f.stat().st_mtime_ns for f in Path(name).glob("*.safetensors")), default=0)
 
 
 def shared_causal_lm(

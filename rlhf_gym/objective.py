@@ -16,7 +16,8 @@ from rlhf_gym.decode import DecodeCache
 from rlhf_gym.ensemble import RewardEnsemble
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import REWARD_ESTIMATORS, RewardEstimator, k1
-from rlhf_gym.lm import CausalLM, context_length
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.models import context_length
 from rlhf_gym.responses import Responses
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import Sequences, pad_rows, row_sums

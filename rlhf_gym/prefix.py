@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_gym.decode import looks_plain
-from rlhf_gym.lm import embedded, trunk
+from rlhf_gym.models import embedded, trunk
 from rlhf_gym.tokens import PAD, continuations, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)

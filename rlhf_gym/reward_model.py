@@ -25,14 +25,8 @@ from transformers import (
 
 from rlhf_gym.choices import choice_log_probs, listwise_loss, plackett_luce_loss
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import (
-    load_pretrained,
-    load_tokenizer,
-    passes,
-    tokens_per_pass,
-    trunk,
-    weights_stamp,
-)
+from rlhf_gym.lm import passes, tokens_per_pass
+from rlhf_gym.models import load_pretrained, load_tokenizer, trunk, weights_stamp
 from rlhf_gym.prefix import last_states, last_states_after, repeated, shares_prefix, work
 from rlhf_gym.prompts import prompt_ids
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths

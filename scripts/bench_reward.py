@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import write_json
-from rlhf_gym.lm import load_tokenizer
+from rlhf_gym.models import load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison
 from rlhf_gym.reward_model import RewardModel

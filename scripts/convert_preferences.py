@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import load_tokenizer
+from rlhf_gym.models import load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preference_survey import survey
 from rlhf_gym.preferences import Comparison, write_comparisons

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import write_json, write_text
-from rlhf_gym.lm import context_length, load_tokenizer
+from rlhf_gym.models import context_length, load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison
 from rlhf_gym.prompts import PLAIN_TEMPLATE

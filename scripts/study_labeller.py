@@ -27,7 +27,7 @@ from rlhf_gym import human
 from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import whole_lines, write_json
-from rlhf_gym.lm import load_tokenizer
+from rlhf_gym.models import load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison, write_comparisons
 from rlhf_gym.reward_model import RewardModel

@@ -17,7 +17,7 @@ from common import begin_run, check_same_run, device, run
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import whole_folder, write_json
-from rlhf_gym.lm import context_length, load_tokenizer
+from rlhf_gym.models import context_length, load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.prompts import PLAIN_TEMPLATE
 from rlhf_gym.reward_model import RewardModel

@@ -24,8 +24,9 @@ from transformers import (
 
 from rlhf_gym.decode import last_hidden
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
-from rlhf_gym.lm import CausalLM, trunk
+from rlhf_gym.lm import CausalLM
 from rlhf_gym.masks import make_mask
+from rlhf_gym.models import trunk
 from rlhf_gym.objective import Objective
 from rlhf_gym.prompts import PromptDataset
 from rlhf_gym.reward_model import RewardModel

@@ -18,7 +18,7 @@ from transformers import (
 
 from rlhf_gym.ensemble import RewardEnsemble, pool
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import load_tokenizer
+from rlhf_gym.models import load_tokenizer
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tasks.text import text_vector_env
 from rlhf_gym.tokens import PAD, pad_rows

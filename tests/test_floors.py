@@ -10,7 +10,7 @@ FLOORS = [
     ["errors", "figures", "progress"],
     ["devices", "files", "tokens", "choices"],
     ["masks"],
-    ["prompts", "kl", "human"],
+    ["prompts", "kl", "human", "models"],
     ["lm", "preferences"],
     ["decode", "preference_formats"],
     ["preference_survey", "prefix"],

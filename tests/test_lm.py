@@ -24,14 +24,8 @@ from transformers import AutoModelForCausalLM
 
 from rlhf_gym import lm as lm_module
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import (
-    CausalLM,
-    continuation_log_probs,
-    kl_to,
-    load_tokenizer,
-    passes,
-    shared_causal_lm,
-)
+from rlhf_gym.lm import CausalLM, continuation_log_probs, kl_to, passes, shared_causal_lm
+from rlhf_gym.models import load_tokenizer
 from rlhf_gym.tokens import PAD, continuations, pad_rows
 
 

@@ -20,7 +20,7 @@ from agents.sb3.checkpoint import save_checkpoint
 from agents.sb3.learner import SB3Learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import trunk
+from rlhf_gym.models import trunk
 from rlhf_gym.reward_model import RewardModel
 
 N = 8

@@ -22,7 +22,7 @@ import rlhf_gym
 from agents.sb3 import PPO, build
 from rlhf_gym import prompts
 from rlhf_gym.errors import InputError, UnreachableError
-from rlhf_gym.lm import load_tokenizer
+from rlhf_gym.models import load_tokenizer
 from rlhf_gym.prompts import PromptDataset
 from rlhf_gym.responses import Responses
 from rlhf_gym.reward_model import RewardModel
@@ -311,7 +311,7 @@ def test_a_reward_model_of_ones_own_is_asked_for(setting, hub):
 
 def test_where_no_hub_is_reached_the_error_says_what_to_fetch(hub, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("rlhf_gym.lm.load_pretrained", unreachable)
+    monkeypatch.setattr("rlhf_gym.models.load_pretrained", unreachable)
     with pytest.raises(UnreachableError) as caught:
         gymnasium.make("rlhf_gym/IMDB-v0")
     said = str(caught.value)

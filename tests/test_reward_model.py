@@ -110,7 +110,7 @@ def test_constant_logits_cannot_be_normalised(save_reward_model):
 def test_a_classifier_with_another_shape_is_called_whole(tmp_path, save_lm):
     from transformers import BertConfig, BertForSequenceClassification
 
-    from rlhf_gym.lm import load_tokenizer
+    from rlhf_gym.models import load_tokenizer
 
     torch.manual_seed(0)
     config = BertConfig(

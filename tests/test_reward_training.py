@@ -18,7 +18,7 @@ from transformers import (
 
 from rlhf_gym.choices import ChoiceSets, choice_loss
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import load_tokenizer
+from rlhf_gym.models import load_tokenizer
 from rlhf_gym.preferences import Comparison
 from rlhf_gym.prefix import last_states_after, repeated, shares_prefix
 from rlhf_gym.prompts import PLAIN_TEMPLATE
@@ -390,7 +390,7 @@ def test_an_untrained_head_starts_with_logits_of_variance_one(save_lm):
 def test_any_classifier_is_a_start(save_lm, tmp_path):
     from transformers import AutoModelForSequenceClassification as Classifier
 
-    from rlhf_gym.lm import load_tokenizer
+    from rlhf_gym.models import load_tokenizer
 
     path = save_lm()
     three = Classifier.from_pretrained(path, num_labels=3)

@@ -21,7 +21,8 @@ from transformers import (
 )
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM, disable_dropout
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.models import disable_dropout
 from rlhf_gym.training import sft
 from rlhf_gym.training.progress import RichProgress
 from rlhf_gym.training.sft import can_pack, response_loss, response_nll, train_sft

@@ -20,7 +20,7 @@ from agents.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import whole_folder
-from rlhf_gym.lm import load_causal_lm
+from rlhf_gym.models import load_causal_lm
 
 
 class SB3Learner:

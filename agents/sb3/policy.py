@@ -21,8 +21,9 @@ from transformers import AutoModel
 
 from rlhf_gym.decode import DecodeCache, last_hidden
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM, embedded, load_pretrained, passes
+from rlhf_gym.lm import CausalLM, passes
 from rlhf_gym.masks import NO_MASK, Limits, Mask
+from rlhf_gym.models import embedded, load_pretrained
 from rlhf_gym.sampling import draw, sample_responses
 from rlhf_gym.tokens import Sequences
 

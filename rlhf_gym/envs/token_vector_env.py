@@ -15,10 +15,11 @@ from gymnasium.vector.utils import batch_space
 from rlhf_gym.envs.actor import Actor, ActorBinding
 from rlhf_gym.envs.groups import PromptGroup
 from rlhf_gym.envs.infos import EpisodeInfos
+from rlhf_gym.envs.resets import checked_options, checked_seeds, named_prompts
 from rlhf_gym.errors import InputError
 from rlhf_gym.masks import NEVER
 from rlhf_gym.objective import Objective, TextReward
-from rlhf_gym.prompts import Prompt, PromptDataset, prompt_ids
+from rlhf_gym.prompts import PromptDataset
 from rlhf_gym.responses import Responses, observation_sequences
 from rlhf_gym.tokens import PAD, append, join, pad_rows, row_lengths
 
@@ -112,15 +113,15 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         Returns:
             Observations (N, L) and an empty info.
         """
-        options = self._checked_options(options)
+        options = checked_options(options, self.num_envs)
         mask: Bools = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), dtype=np.bool_)
         if seed is not None:
-            seeds = self._checked_seeds(seed)
+            seeds = checked_seeds(seed, self.num_envs)
             for i in np.flatnonzero(mask).tolist():
                 if seeds[i] is not None:
                     self._rngs[i] = np_random(seeds[i])[0]
                     self._groups[i // self.rows_per_prompt] = PromptGroup()
-        named = self._named_prompts(options, int(mask.sum()))
+        named = named_prompts(options, int(mask.sum()), self.prompts, self.objective.reference)
         if named is None:
             self._begin(mask)
         else:
@@ -270,69 +271,6 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._kl_sums[mask], self._along_sums[mask] = 0.0, 0.0
         self._over[mask] = False
 
-    def _checked_options(self, given: Any) -> dict[str, Any]:
-        if given is not None and not isinstance(given, dict):
-            raise InputError(f"reset options are a dict, not {given!r}")
-        options: dict[str, Any] = given or {}
-        unknown = options.keys() - {"reset_mask", "prompt", "prompt_index"}
-        if unknown:
-            raise InputError(f"unknown reset options {sorted(unknown)}")
-        if "reset_mask" in options:
-            mask = options["reset_mask"]
-            shape = np.shape(mask) if isinstance(mask, np.ndarray | list | tuple) else None
-            if shape != (self.num_envs,) or not np.any(mask):
-                raise InputError(f"reset_mask must be ({self.num_envs},) bool with a True in it")
-        return options
-
-    def _checked_seeds(self, seed: Any) -> Sequence[int | None]:
-        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
-        seeds = [int(seed) + i for i in range(self.num_envs)] if whole else seed
-        if (
-            not isinstance(seeds, list | tuple)
-            or len(seeds) != self.num_envs
-            or not all(s is None or (isinstance(s, int | np.integer) and s >= 0) for s in seeds)
-        ):
-            raise InputError(
-                f"a seed is an integer from 0, or a list of {self.num_envs} (or None), not {seed!r}"
-            )
-        return seeds
-
-    def _named_prompts(self, options: dict[str, Any], n: int) -> list[tuple[int, ...]] | None:
-        """The prompts that the options name for the n rows reset; None if they name none."""
-        if "prompt_index" in options:
-            index = options["prompt_index"]
-            several = list(index) if isinstance(index, list | tuple | np.ndarray) else [index] * n
-            kinds = all(isinstance(i, int | np.integer) for i in several)
-            if (
-                len(several) != n
-                or not kinds
-                or not all(0 <= i < len(self.prompts) for i in several)
-            ):
-                raise InputError(
-                    f"prompt_index must be 0 to {len(self.prompts) - 1}, one or a list of {n}, "
-                    f"not {index}"
-                )
-            return [self.prompts.ids[i] for i in several]
-        if "prompt" not in options:
-            return None
-        prompt = options["prompt"]
-        # A list of messages is one prompt; a list of texts, or of such lists, is a prompt a row.
-        several = [prompt] * n if _is_prompt(prompt) else prompt
-        if not isinstance(several, list | tuple) or not all(map(_is_prompt, several)):
-            raise InputError(f"a prompt is a text or a list of chat messages, not {prompt!r}")
-        if len(several) != n:
-            raise InputError(f"prompt names {len(several)} prompts for {n} rows")
-        return [self._ids_of(p) for p in several]
-
-    def _ids_of(self, prompt: Prompt) -> tuple[int, ...]:
-        reference = self.objective.reference
-        ids = prompt_ids(prompt, reference.tokenizer, reference.eos_ids)
-        if not 0 < len(ids) <= self.prompts.max_tokens:
-            raise InputError(
-                f"the prompt has {len(ids)} tokens; max_prompt_tokens is {self.prompts.max_tokens}"
-            )
-        return tuple(ids)
-
     def _checked(self, actions: Ints) -> Ints:
         actions = np.asarray(actions)
         vocab_size = self._vocab_size
@@ -454,12 +392,6 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         if log_probs.shape != actions.shape:
             raise InputError(f"log_probs must be {actions.shape}, not {log_probs.shape}")
         return torch.from_numpy(log_probs[mask]).float()
-
-
-def _is_prompt(value: Any) -> bool:
-    if isinstance(value, str):
-        return True
-    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) for m in value)
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:

@@ -13,8 +13,9 @@ from rlhf_gym.ensemble import Pooling, RewardEnsemble, check_pooling
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import RewardEstimator
-from rlhf_gym.lm import context_length, shared_causal_lm
+from rlhf_gym.lm import shared_causal_lm
 from rlhf_gym.masks import make_mask
+from rlhf_gym.models import context_length
 from rlhf_gym.objective import Objective, Reward, TextReward, load_callable
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.prompts import Prompt, PromptDataset, load_texts

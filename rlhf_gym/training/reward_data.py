@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlhf_gym.choices import Choice
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import embedded
+from rlhf_gym.models import embedded
 from rlhf_gym.preferences import Comparison
 from rlhf_gym.prompts import Prompt, is_held_out, prompt_text
 from rlhf_gym.reward_model import RewardModel

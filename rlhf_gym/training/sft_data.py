@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM, context_length
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.models import context_length
 from rlhf_gym.prompts import Prompt, is_held_out, load_rows, prompt_ids, text_field
 from rlhf_gym.tokens import Sequences, model_ids, pad_rows
 
