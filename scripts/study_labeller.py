@@ -236,6 +236,11 @@ def summarise(config: Config, found: list[dict[str, str]]) -> None:
     right.axhline(float(found[0]["bayes"]), ls=":", c="0.5", label="Bayes")
     left.set(xscale="log", yscale="log", xlabel="comparisons", ylabel="KL to the labeller, nats")
     right.set(xscale="log", xlabel="comparisons", ylabel="expected top-1 accuracy")
+    for axes in (left, right):
+        axes.set_xticks(sorted(config.sizes), [f"{size:,}" for size in sorted(config.sizes)])
+        axes.minorticks_off()
+    marks = [v for v in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if v <= 1.1 * max(r["kl"] for r in table)]
+    left.set_yticks(marks, [str(v) for v in marks])
     right.legend()
     figure.tight_layout()
     figure.savefig(config.run_dir / "labeller.png", dpi=120)
