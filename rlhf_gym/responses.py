@@ -47,10 +47,21 @@ class Responses:
 
     @cached_property
     def texts(self) -> list[str]:
-        """N responses as text."""
+        """N responses as text: what each adds to its prompt's text.
+
+        Some tokenizers take a space at the beginning away; alone, the last word of the prompt and
+        the first of the response would run together.
+        """
         tokens, starts, lengths = (part.tolist() for part in self.sequences)
-        rows = zip(tokens, starts, lengths, strict=True)
-        return self._lm.texts([row[s : s + n] for row, s, n in rows])
+        cut = list(zip(tokens, starts, lengths, strict=True))
+        wholes = self._lm.texts([row[: s + n] for row, s, n in cut])
+        found = zip(cut, self.prompts, wholes, strict=True)
+        return [
+            whole[len(prompt) :]
+            if whole.startswith(prompt)
+            else self._lm.texts([row[s : s + n]])[0]
+            for (row, s, n), prompt, whole in found
+        ]
 
     @property
     def finish_reasons(self) -> list[str]:

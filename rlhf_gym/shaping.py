@@ -121,7 +121,9 @@ def stop_strings(reference: CausalLM, strings: Sequence[str], included: bool = T
         rows = zip(*(part.tolist() for part in responses.sequences), strict=True)
         for i, ((row, s, length), text) in enumerate(zip(rows, responses.texts, strict=True)):
             if any(string in text for string in strings):
-                heads = reference.texts([row[s : s + k] for k in range(1, length + 1)])
+                prompt = len(responses.prompts[i])
+                wholes = reference.texts([row[: s + k] for k in range(1, length + 1)])
+                heads = [whole[prompt:] for whole in wholes]
                 kept[i] = 1 + next(
                     (k for k, head in enumerate(heads) if any(t in head for t in strings)),
                     length - 1,

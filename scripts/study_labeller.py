@@ -66,6 +66,8 @@ class Config:
     backbone: str | None = None
     """What the models start from: a path or hub name. If None, a small encoder that is pretrained
     on the texts of the pool (without any label), by masked language modelling."""
+    with_prompt: bool = False
+    """Whether the models read the prompt too; the labeller looks at the answers alone."""
     pretraining_epochs: float = 9.0
     """Passes of that pretraining."""
     epochs: float = 3.0
@@ -167,9 +169,12 @@ def study(
     begun = time.perf_counter()
     utilities = np.array([c.scores for c in pool])
     best = human.choose(utilities, config.temperature, np.random.default_rng(seed))
-    labelled = [choice(c, int(b), loss) for c, b in zip(pool, best, strict=True)]
     torch.manual_seed(seed)
     model = RewardModel.from_backbone(backbone, device=device(config.device))
+    if not config.with_prompt:
+        opening = (int(model.tokenizer.bos_token_id),)
+        pool = [_alone(c, opening) for c in pool]
+    labelled = [choice(c, int(b), loss) for c, b in zip(pool, best, strict=True)]
     encoded, _ = encode_comparisons(labelled[: config.held_out + size], model, None)
     test, train = encoded[: config.held_out], encoded[config.held_out :]
     model.start_at(candidate_rows(train, 1024).to(model.device))
@@ -187,6 +192,12 @@ def study(
         **recovered(logits, utilities[: config.held_out] / config.temperature),
         "seconds": time.perf_counter() - begun,
     }
+
+
+def _alone(comparison: Comparison, opening: tuple[int, ...]) -> Comparison:
+    """The comparison without its prompt."""
+    assert comparison.ids is not None
+    return dataclasses.replace(comparison, prompt="", ids=(opening, comparison.ids[1]))
 
 
 def choice(comparison: Comparison, best: int, loss: str) -> Comparison:

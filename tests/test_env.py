@@ -239,7 +239,7 @@ def test_infos_of_a_bound_episode(make_env, actor):
     response = [4, 9, 5, EOS]
     reference = log_probs_alone(env.objective.reference, prompt, response)
     k = log_probs_alone(actor.lm, prompt, response) - reference
-    score = text_reward(["d e f"], ["a f b"])[0]
+    score = text_reward(["d e f"], [" a f b"])[0]
     for t, action in enumerate(response):
         _, reward, ended, _, info = env.step(action)
         assert info["actor_bound"] is True
@@ -250,7 +250,7 @@ def test_infos_of_a_bound_episode(make_env, actor):
         assert ("score" in info) is ended
     assert info["score"] == pytest.approx(score)
     assert info["kl_sum"] == pytest.approx(float(k.sum()), abs=1e-5)
-    assert (info["prompt"], info["response"], info["finish_reason"]) == ("d e f", "a f b", "stop")
+    assert (info["prompt"], info["response"], info["finish_reason"]) == ("d e f", " a f b", "stop")
 
 
 def test_unbound_pays_the_half_that_is_known_and_says_so(make_env, actor):

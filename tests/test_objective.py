@@ -41,9 +41,9 @@ def test_rewards_sum_to_score_minus_beta_kl(make_objective, load_lm):
     settled = objective.settle(sequences, actor.log_probs(sequences))
 
     prompts, responses = prompts_of(objective.reference), draw_responses(N, BUDGET)
-    scores = text_reward(
-        PROMPTS, objective.reference.texts([[i for i in row if i != PAD] for row in responses])
-    )
+    alone = objective.reference.texts([[i for i in row if i != PAD] for row in responses])
+    # Words of this tokenizer are parted by spaces, the first from the prompt's last too.
+    scores = text_reward(PROMPTS, [f" {text}" if text else "" for text in alone])
     flat = settled.rewards.split(sequences.lengths.tolist())
     for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
         log_p = log_probs_alone(actor, prompt, response)
@@ -239,3 +239,13 @@ def test_callables_by_name():
     for name in ("conftest", "conftest:nothing", "no_such_module:f", "conftest:PROMPTS"):
         with pytest.raises(InputError, match=name):
             load_callable(name)
+
+
+def test_a_response_is_what_it_adds_to_its_prompt(load_lm):
+    lm = load_lm("llama")  # its tokenizer takes a space at the beginning away
+    tokens = torch.tensor([[2, 4, 5, 6, 7, 3], [2, 4, 5, 8, PAD, PAD]])
+    sequences = Sequences(tokens, torch.tensor([3, 3]), torch.tensor([3, 1]))
+    responses = Responses(lm, sequences)
+    wholes = lm.texts([[2, 4, 5, 6, 7, 3], [2, 4, 5, 8]])
+    joined = [p + r for p, r in zip(responses.prompts, responses.texts, strict=True)]
+    assert joined == wholes == ["a b c d", "a b e"]

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import EOS, V
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
@@ -470,3 +472,24 @@ def test_splits_and_folds_keep_a_prompt_on_one_side():
     found = folds(comparisons, 5)
     assert found[:60] == found[60:120] == found[120:]
     assert set(found) == {0, 1, 2, 3, 4}
+
+
+def test_an_encoder_reads_the_sampled_ids_and_other_texts_anew(load_lm, tmp_path):
+    lm = load_lm("llama")
+    config = AutoConfig.for_model(
+        "distilbert", vocab_size=V, dim=16, n_layers=1, n_heads=2, hidden_dim=32, pad_token_id=1
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    model = RewardModel.from_backbone(str(tmp_path))
+    ids = ((2, 4, 5), ((6, 7, 3), (8, 3)))
+    sampled = Comparison("a b", (" c d", " e"), best=0, ids=ids)
+    encoded, _ = encode_comparisons([sampled], model, None)
+    assert [list(row) for row in encoded[0].rows] == [[2, 4, 5, 6, 7, 3], [2, 4, 5, 8, 3]]
+    # Ids that do not spell the prompt are another tokenizer's: the text is read.
+    stranger = replace(sampled, ids=((2, 9, 9), ids[1]))
+    encoded, _ = encode_comparisons([stranger], model, None)
+    assert [list(row) for row in encoded[0].rows] == [
+        model.encode("a b", " c d"),
+        model.encode("a b", " e"),
+    ]

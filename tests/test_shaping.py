@@ -131,16 +131,16 @@ def test_each_shaping_by_hand(lm):
 
 def test_cuts_by_hand(lm):
     seen = responses_of(lm, "a b a b </s>", "a a a", "b c b c")
-    assert shaping.stop_token(lm, "b")(seen).texts == ["a b", "a a a", "b"]
-    assert shaping.stop_token(lm, "b", after=2)(seen).texts == ["a b a b", "a a a", "b c b"]
+    assert shaping.stop_token(lm, "b")(seen).texts == [" a b", " a a a", " b"]
+    assert shaping.stop_token(lm, "b", after=2)(seen).texts == [" a b a b", " a a a", " b c b"]
     cut = shaping.stop_strings(lm, ["b a", "c"])(seen)
-    assert cut.texts == ["a b a", "a a a", "b c"]
+    assert cut.texts == [" a b a", " a a a", " b c"]
     assert cut.sequences.lengths.tolist() == [3, 3, 2]
     assert (cut.sequences.tokens[2, 3:] == PAD).all()
     # However little of it is scored, an EOS ended the first one.
     assert cut.stopped.tolist() == [True, False, False]
     before = shaping.stop_strings(lm, ["b a", "c"], included=False)(seen)
-    assert before.texts == ["a", "a a a", "b"]
+    assert before.texts == [" a", " a a a", " b"]
 
 
 @pytest.mark.parametrize(

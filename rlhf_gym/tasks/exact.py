@@ -35,7 +35,7 @@ def deceptive(prompts: list[str], responses: list[str]) -> list[float]:
     """Each "a" is worth 0.4 at once, each "h" costs 0.3, and only "h c h c" is worth 3."""
 
     def utility(text: str) -> float:
-        if text.startswith("h c h c"):
+        if text.strip().startswith("h c h c"):
             return 3.0
         return 0.4 * text.count("a") - 0.3 * text.count("h")
 
@@ -45,7 +45,7 @@ def deceptive(prompts: list[str], responses: list[str]) -> list[float]:
 def long_range(prompts: list[str], responses: list[str]) -> list[float]:
     """The first letter decides: 1 for the one behind the prompt's in the alphabet, else 0."""
     return [
-        float(text[:1] == LETTERS[(LETTERS.index(prompt[-1]) + 1) % len(LETTERS)])
+        float(text.strip()[:1] == LETTERS[(LETTERS.index(prompt[-1]) + 1) % len(LETTERS)])
         for prompt, text in zip(prompts, responses, strict=True)
     ]
 

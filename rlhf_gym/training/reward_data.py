@@ -125,8 +125,20 @@ def _ids(comparison: Comparison, model: RewardModel) -> tuple[list[int], list[li
     """Token ids as the model will read them when it is the reward."""
     if model.causal:
         return comparison.encode(model.tokenizer)
+    if comparison.ids is not None and _speaks(comparison, model):
+        return [], [[*comparison.ids[0], *row] for row in comparison.ids[1]]
     prompt = prompt_text(comparison.prompt, model.tokenizer)
     return [], [model.encode(prompt, candidate) for candidate in comparison.candidates]
+
+
+def _speaks(comparison: Comparison, model: RewardModel) -> bool:
+    """Whether a comparison's token ids are those of the model's tokenizer."""
+    assert comparison.ids is not None
+    prompt = list(comparison.ids[0])
+    if max(prompt, default=0) >= embedded(model.model):
+        return False
+    said = model.tokenizer.decode(prompt, skip_special_tokens=True)
+    return str(said).split() == prompt_text(comparison.prompt, model.tokenizer).split()
 
 
 def candidate_rows(comparisons: Sequence[EncodedComparison], at_most: int | None = None) -> Tensor:
