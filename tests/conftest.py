@@ -4,6 +4,7 @@ The weights are large, so that the distributions are far from uniform and a wron
 neighbour shows in the fifth digit and long before.
 """
 
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from rlhf_gym.prompts import PromptDataset
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import PAD
 
+# One thread a test, in the processes that tests start too: several tests run at a time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
