@@ -225,3 +225,11 @@ def test_texts_leave_special_tokens_out(load_lm):
     assert lm.texts([[BOS, 4, 5, EOS], [6]]) == ["a b", "c"]
     assert set(ENDS) == set(lm.eos_ids)
     assert np.array_equal(lm.tokenizer("a b")["input_ids"], [BOS, 4, 5])
+
+
+@pytest.mark.parametrize("clean_up", [False, True])
+def test_texts_are_the_tokenizers_own(load_lm, clean_up):
+    lm = load_lm("llama")
+    lm.tokenizer.clean_up_tokenization_spaces = clean_up
+    rows = [[BOS, 4, 5, EOS], [9], [], [6, 1, 7]]
+    assert lm.texts(rows) == lm.tokenizer.batch_decode(rows, skip_special_tokens=True)
