@@ -76,7 +76,7 @@ class Config:
     """Comparisons an update."""
     learning_rate: float = 1.5e-3
     """Peak of the learning rate."""
-    weight_decay: float = 0.05
+    weight_decay: float = 0.5
     """Of AdamW."""
     run_dir: Path = Path("runs/labeller")
     """Folder to write to."""
