@@ -18,7 +18,7 @@ from torch import Tensor
 from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.masks import NO_MASK, Mask
-from rlhf_gym.models import trunk
+from rlhf_gym.models import same_tokens, trunk
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import draw
 from rlhf_gym.tokens import PAD, Sequences, append, continuations, row_lengths, row_sums
@@ -325,7 +325,7 @@ def score(patient: Patient) -> Problem | None:
     reward = patient.objective.reward
     if not isinstance(reward, RewardModel) or not reward.causal or reward.probability:
         return None
-    if reward.tokenizer.get_vocab() != patient.objective.reference.tokenizer.get_vocab():
+    if not same_tokens(reward.tokenizer, patient.objective.reference.tokenizer):
         return None
     rows = padding(patient, patient.responses).tokens.to(reward.device)
     found = reward.scores(rows)

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from rlhf_gym.errors import InputError
 
@@ -85,6 +87,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The last whole checkpoint of a `transformers.Trainer`; a half-written one is passed over."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
+
+
+def own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU, since safetensors refuses tied weights that share memory."""
+    return {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
 
 
 def hash_files(path: Path) -> str:

@@ -4,7 +4,6 @@ Notation: N rows, L columns, M chosen tokens, d the model's width, V the number 
 """
 
 import copy
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -30,8 +29,6 @@ from rlhf_gym.models import (
     weights_stamp,
 )
 from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
-
-logger = logging.getLogger(__name__)
 
 # A no-gradient pass holds at most this many logits.
 MAX_LOGITS_PER_PASS = 1 << 25

@@ -17,7 +17,7 @@ from rlhf_gym.ensemble import RewardEnsemble
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import REWARD_ESTIMATORS, RewardEstimator, k1
 from rlhf_gym.lm import CausalLM
-from rlhf_gym.models import context_length
+from rlhf_gym.models import context_length, same_tokens
 from rlhf_gym.responses import Responses
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import Sequences, pad_rows, row_sums
@@ -98,9 +98,8 @@ class Objective:
         self.kl_estimator = kl_estimator
         # A reward model with the policy's tokenizer scores the very ids that were sampled;
         # re-tokenised text need not be the same ids.
-        self._shares_ids = (
-            isinstance(reward, RewardModel | RewardEnsemble)
-            and reward.tokenizer.get_vocab() == reference.tokenizer.get_vocab()
+        self._shares_ids = isinstance(reward, RewardModel | RewardEnsemble) and same_tokens(
+            reward.tokenizer, reference.tokenizer
         )
         self._decode = DecodeCache(reference)
 

@@ -22,7 +22,7 @@ from agents.sb3.ppo import PPO
 from agents.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.files import read_json, whole_folder, write_json
+from rlhf_gym.files import own_memory, read_json, whole_folder, write_json
 
 KEEP = 2
 
@@ -65,7 +65,7 @@ def save_checkpoint(model: PPO, folder: Path) -> Path:
     name = f"tokens_{model.num_timesteps:012d}"
     try:
         with whole_folder(folder / name) as partial:
-            save_file(_own_memory(model.policy.state_dict()), partial / "policy.safetensors")
+            save_file(own_memory(model.policy.state_dict()), partial / "policy.safetensors")
             save_file(_optimizer(model), partial / "optimizer.safetensors")
             write_json(partial / "state.json", _state(model))
     except (OSError, SafetensorError) as error:
@@ -146,15 +146,10 @@ def _environment(model: PPO) -> TokenVectorEnv:
     return env
 
 
-def _own_memory(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Copies, since safetensors refuses tied weights that share memory."""
-    return {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
-
-
 def _optimizer(model: PPO) -> dict[str, torch.Tensor]:
     state = model.policy.optimizer.state_dict()["state"]
     flat = {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
-    return _own_memory(flat)
+    return own_memory(flat)
 
 
 def _join_optimizer(flat: dict[str, torch.Tensor]) -> dict[int, dict[str, torch.Tensor]]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rlhf_gym.files import whole_folder
+from rlhf_gym.files import own_memory, whole_folder
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.tokens import PAD, Sequences, row_sums
 
@@ -44,13 +44,10 @@ class NonFiniteError(ArithmeticError):
         """Write the batch, as batch.safetensors, and its texts, as texts.json."""
         sequences = self.sequences.to("cpu")
         tensors = dict(zip(("tokens", "starts", "lengths"), sequences, strict=True))
-        tensors |= {name: values.detach().cpu() for name, values in self.quantities.items()}
+        tensors |= self.quantities
         rows = [[i for i in row if i != PAD] for row in sequences.tokens.tolist()]
         with whole_folder(folder) as partial:
-            save_file(
-                {k: v.contiguous().clone() for k, v in tensors.items()},
-                partial / "batch.safetensors",
-            )
+            save_file(own_memory(tensors), partial / "batch.safetensors")
             (partial / "texts.json").write_text(
                 json.dumps(
                     {"what": str(self), "rows": self.rows(), "texts": lm.texts(rows)}, indent=2

@@ -8,7 +8,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
-from torch import Tensor, nn
 
 from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.checkpoint import CheckpointCallback, restore_latest
@@ -19,7 +18,7 @@ from agents.sb3.vec_env import build
 from agents.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.files import whole_folder
+from rlhf_gym.files import own_memory, whole_folder
 from rlhf_gym.models import load_causal_lm
 
 
@@ -117,14 +116,9 @@ def save_policy(policy: CausalLMPolicy, directory: Path) -> None:
     """Save for transformers' `from_pretrained`; `directory` is there whole or not at all."""
     with whole_folder(directory) as partial:
         policy.core.save_pretrained(partial)
-        save_file(_tensors(policy.value_head), partial / "value_head.safetensors")
+        save_file(own_memory(policy.value_head.state_dict()), partial / "value_head.safetensors")
         if policy.critic is not None:
-            save_file(_tensors(policy.critic_trunk), partial / "critic.safetensors")
-
-
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    # Clones, since safetensors refuses tied weights that share memory.
-    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+            save_file(own_memory(policy.critic_trunk.state_dict()), partial / "critic.safetensors")
 
 
 class _RunFormat(KVWriter):

@@ -15,7 +15,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.kl import RewardEstimator
 from rlhf_gym.lm import shared_causal_lm
 from rlhf_gym.masks import make_mask
-from rlhf_gym.models import context_length
+from rlhf_gym.models import context_length, same_tokens
 from rlhf_gym.objective import Objective, Reward, TextReward, load_callable
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.prompts import Prompt, PromptDataset, load_texts
@@ -174,7 +174,7 @@ def load_parts(
     if dense:
         if not isinstance(reward, RewardModel):
             raise InputError("dense=True needs one reward model; a function or an ensemble is not")
-        if reward.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+        if not same_tokens(reward.tokenizer, lm.tokenizer):
             raise InputError("dense=True needs a reward model with the reference's tokenizer")
         along.append(along_the_way(reward))
     return Parts(
