@@ -10,12 +10,16 @@ from agents.adam import TF1Adam
 from agents.sb3 import PPO, build
 from agents.sb3.learner import SB3Learner
 from agents.sb3.ppo import Baseline, KLLoss
+from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import AdaptiveKL, FixedKL, KLController, LagrangianKL
 from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.training.sft_data import as_sequences, load_examples, prepare
 
 POLICY_OPTIONS = ("anneal", "adam", "adam_eps", "critic", "critic_lr_scale", "value_lr_scale")
+KL_OPTIONS = ("kl_coef", "kl_control", "kl_target", "kl_horizon", "kl_rate")
+PTX_OPTIONS = ("ptx_coef", "ptx_data")
 """Options that are not keywords of `agents.sb3.PPO`."""
 
 
@@ -82,6 +86,11 @@ class Config:
     """lagrangian: step of the weight's logarithm for a nat too much, an update."""
     kl_loss: KLLoss | None = None
     """Put the penalty into the loss (exact, k2, k3) instead of the reward."""
+    ptx_coef: float = 0.0
+    """Weight of the mean log-likelihood of the texts of ptx_data, mixed into every minibatch
+    (PPO-ptx)."""
+    ptx_data: str | None = None
+    """Those texts: a file or a dataset, as in scripts/train_sft.py."""
     microbatch_tokens: int | None = None
     """Most tokens, padding included, in one backward pass; bounds memory, changes nothing."""
 
@@ -98,8 +107,9 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
         "optimizer_class": TF1Adam if config.adam == "tf1" else Adam,
         "optimizer_kwargs": {"eps": config.adam_eps},
     }
-    for name in (*POLICY_OPTIONS, "kl_coef", "kl_control", "kl_target", "kl_horizon", "kl_rate"):
+    for name in (*POLICY_OPTIONS, *KL_OPTIONS, *PTX_OPTIONS):
         del options[name]
+    options["ptx"] = pretraining_mix(config, env)
     options["kl_controller"] = kl_controller(config, env.objective.kl_coef)
     device = env.objective.reference.device
     return SB3Learner(build(PPO, env, policy_options=policy, device=device, **options))
@@ -121,6 +131,24 @@ def critic_name(config: Config, env: TokenVectorEnv) -> str | None:
             "critic=separate"
         )
     return env.objective.reward.model.name_or_path
+
+
+def pretraining_mix(config: Config, env: TokenVectorEnv) -> PretrainingMix | None:
+    """The texts that the options mix into the update; None if they do not.
+
+    Raises:
+        InputError: One of the two options is given without the other, or the texts do not serve.
+    """
+    if not config.ptx_coef and config.ptx_data is None:
+        return None
+    if not config.ptx_coef or config.ptx_data is None:
+        raise InputError("ptx_coef and ptx_data go together: give both, or neither")
+    reference = env.objective.reference
+    examples = load_examples(config.ptx_data, reference.tokenizer, reference.eos_ids, held_out=0.0)
+    longest = env.prompts.max_tokens + env.max_new_tokens
+    return PretrainingMix(
+        as_sequences(prepare(reference, examples, longest).train), config.ptx_coef
+    )
 
 
 def kl_controller(config: Config, kl_coef: float) -> KLController:

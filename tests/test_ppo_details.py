@@ -18,10 +18,12 @@ from agents.advantages import group_mean, leave_one_out
 from agents.sb3 import PPO, build
 from agents.sb3.checkpoint import save_checkpoint
 from agents.sb3.learner import SB3Learner
+from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.models import trunk
 from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.tokens import Sequences, pad_rows
 
 N = 8
 
@@ -220,3 +222,66 @@ def test_there_are_the_presets_of_the_literature():
 def test_bad_options_are_refused(make_vector_env, option, value):
     with pytest.raises(InputError, match=option):
         build(PPO, make_vector_env(2), device="cpu", **{option: value})
+
+
+def ptx_texts(learner: PPO) -> Sequences:
+    """Six texts of different lengths, the first token of each given."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(3, learner.policy.core.vocab_size, n) for n in (9, 5, 7, 3, 9, 6)]
+    lengths = torch.tensor([len(row) - 1 for row in rows])
+    return Sequences(torch.from_numpy(pad_rows(rows)), torch.ones_like(lengths), lengths)
+
+
+def test_ptx_adds_the_gradient_of_the_texts_likelihood(make_ppo):
+    learner = make_ppo()
+    (minibatch,) = learner.rollout_buffer.get(None)
+    learner._gradient(minibatch)
+    without = [p.grad.clone() for p in learner.policy.lm.parameters()]
+    texts = ptx_texts(learner)
+    learner.ptx = PretrainingMix(texts, 0.7)
+    learner.microbatch_tokens = 20  # the texts take several passes
+    statistics = learner._gradient(minibatch)
+    together = [p.grad.clone() for p in learner.policy.lm.parameters()]
+    core = learner.policy.core
+    learner.policy.optimizer.zero_grad()
+    # The minibatch has more tokens than the texts: all are drawn.
+    mean = core.log_probs_of(core.states(texts), texts.chosen()).mean()
+    (-0.7 * mean).backward()
+    assert statistics["ptx_loss"] == pytest.approx(-float(mean.detach()), rel=1e-5)
+    for both, alone, p in zip(together, without, core.model.parameters(), strict=True):
+        torch.testing.assert_close(both - alone, p.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_ptx_draws_about_as_many_tokens_as_it_is_asked_for(make_ppo):
+    learner = make_ppo()
+    texts = ptx_texts(learner)
+    mix = PretrainingMix(texts, 1.0)
+    np.random.seed(0)
+    drawn = [mix.draw(10) for _ in range(200)]
+    assert all(10 <= int(d.lengths.sum()) <= 10 + 8 for d in drawn)
+    firsts = {tuple(d.tokens[0, :3].tolist()) for d in drawn}
+    assert len(firsts) == len(texts.tokens)  # each has its turn
+
+
+def test_ptx_keeps_a_policy_near_its_texts(make_vector_env, tmp_path):
+    env = make_vector_env(N)
+    file = tmp_path / "texts.json"
+    file.write_text(json.dumps(["a b c d", "b c d", "c d a b"] * 4))
+
+    def loss_after(coef: float) -> float:
+        env.reset(seed=0)
+        options = {"ptx_coef": coef, "ptx_data": str(file) if coef else None}
+        torch.manual_seed(0)
+        np.random.seed(0)
+        learner = ppo.make(ppo.Config(learning_rate=3e-3, **options), env)
+        learner.learn(400)
+        mix = ppo.pretraining_mix(ppo.Config(ptx_coef=1.0, ptx_data=str(file)), env)
+        assert mix is not None
+        return mix.backward(learner.policy.core, 100, 1000)
+
+    assert loss_after(5.0) < loss_after(0.0) - 0.1
+
+
+def test_ptx_needs_both_of_its_options(make_vector_env):
+    with pytest.raises(InputError, match="ptx_coef and ptx_data"):
+        ppo.make(ppo.Config(ptx_coef=1.0), make_vector_env(N))

@@ -24,6 +24,7 @@ from agents.advantages import group_mean, leave_one_out, whiten
 from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.guards import check_finite
 from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import KLController, exact_kl, k2, k3
@@ -66,6 +67,7 @@ class PPO(OnPolicyAlgorithm):
             "exact" over the vocabulary, "k2" or "k3" of the sampled tokens. None keeps it in the
             reward. Only there is its gradient that of J; in the loss it forgets that an action also
             chooses the states to come.
+        ptx: Texts mixed into every minibatch, as many of their tokens as it has; None mixes none.
         microbatch_tokens: Most tokens, padding included, in one forward and backward pass; the
             gradient does not depend on it. None takes what fits a CPU's cache, 2¹⁴ on a GPU.
         gamma: Must be 1: the objective is undiscounted.
@@ -104,6 +106,7 @@ class PPO(OnPolicyAlgorithm):
         target_kl: float | None = None,
         kl_controller: KLController | None = None,
         kl_loss: KLLoss | None = None,
+        ptx: PretrainingMix | None = None,
         microbatch_tokens: int | None = None,
         gamma: float = 1.0,
         stats_window_size: int = 100,
@@ -122,7 +125,7 @@ class PPO(OnPolicyAlgorithm):
             raise InputError(f"normalize_over is minibatch or rollout, not {normalize_over!r}")
         if baseline not in get_args(Baseline):
             raise InputError(f"baseline must be one of {get_args(Baseline)}, not {baseline!r}")
-        self.kl_controller, self.kl_loss = kl_controller, kl_loss
+        self.kl_controller, self.kl_loss, self.ptx = kl_controller, kl_loss, ptx
         self.clip_range_vf, self.whiten_rewards = clip_range_vf, whiten_rewards
         self.normalize_over, self.baseline = normalize_over, baseline
         self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
@@ -321,7 +324,10 @@ class PPO(OnPolicyAlgorithm):
         }
         sequences = minibatch.observations
         assert isinstance(sequences, Sequences)
-        loss = torch.tensor(statistics["policy_loss"] + statistics["value_loss"])
+        losses = [
+            statistics[k] for k in ("policy_loss", "value_loss", "ptx_loss") if k in statistics
+        ]
+        loss = torch.tensor(sum(losses))
         check_finite("the loss", loss, sequences, **known)
         check_finite("the gradient", norm, sequences, **known)
         statistics["gradient_norm"] = float(norm)
@@ -353,6 +359,9 @@ class PPO(OnPolicyAlgorithm):
             sums["ratio_max_error"] = max(sums.get("ratio_max_error", 0.0), worst)
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum()) / total
+        if self.ptx is not None:
+            at_most = self._microbatch_tokens()
+            sums["ptx_loss"] = self.ptx.backward(self.policy.core, total, at_most)
         return sums
 
     def _microbatch_tokens(self) -> int:
@@ -423,4 +432,4 @@ class PPO(OnPolicyAlgorithm):
         return (k2 if self.kl_loss == "k2" else k3)(log_probs, ref_log_probs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout_buffer"]
+        return [*super()._excluded_save_params(), "rollout_buffer", "ptx"]

@@ -1,0 +1,53 @@
+"""Texts whose likelihood is mixed into the update: PPO-ptx (Ouyang et al. 2022, section 3.5)."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from rlhf_gym.lm import CausalLM, passes
+from rlhf_gym.masks import NO_MASK
+from rlhf_gym.tokens import Sequences
+
+
+class PretrainingMix:
+    """Adds `coef` · mean log-likelihood of a text's tokens to what an update maximises.
+
+    It holds a policy near a text's language, at a price in J: the penalty against the reference
+    counts as before.
+
+    Args:
+        texts: The texts; their chosen tokens are learnt.
+        coef: γ of the paper, here a weight of a mean per token like every other term.
+    """
+
+    def __init__(self, texts: Sequences, coef: float) -> None:
+        self.texts, self.coef = texts, coef
+
+    def draw(self, n_tokens: int) -> Sequences:
+        """Random texts with about `n_tokens` learnt tokens, at least one text."""
+        order = np.random.permutation(len(self.texts.tokens))
+        running = np.cumsum(self.texts.lengths.numpy()[order])
+        some = self.texts.rows(torch.from_numpy(order[: 1 + np.searchsorted(running, n_tokens)]))
+        return some._replace(tokens=some.tokens[:, : some.width])
+
+    def backward(self, lm: CausalLM, n_tokens: int, max_tokens: int) -> float:
+        """Accumulate the gradient of fresh texts with about `n_tokens` learnt tokens.
+
+        Args:
+            lm: The policy's language model.
+            n_tokens: Tokens to learn.
+            max_tokens: Most tokens, padding included, in one pass.
+
+        Returns:
+            Their mean negative log-likelihood, nats a token.
+        """
+        lm = replace(lm, mask=NO_MASK, guide=None)  # a text may hold what an agent may not choose
+        texts = self.draw(n_tokens).to(lm.device)
+        total = int(texts.lengths.sum())
+        mean = 0.0
+        for part, _ in passes(texts, max_tokens):
+            log_probs = lm.log_probs_of(lm.states(part), part.chosen())
+            (-self.coef / total * log_probs.sum()).backward()
+            mean -= float(log_probs.detach().sum()) / total
+        return mean
