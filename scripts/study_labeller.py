@@ -14,13 +14,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
 from _encoder import make_encoder
+from _study import interval
 from common import begin_run, check_same_run, device, make_env, progress_bar, run
 
 from rlhf_gym import human
@@ -260,16 +261,6 @@ def summarise(config: Config, found: list[dict[str, str]]) -> None:
     write_json(config.run_dir / "labeller.json", {"config": options, "rows": table})
     for row in table:
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
-
-
-def interval(values: Floats) -> float:
-    """Half the width of a 95 % t interval over seeds."""
-    from scipy import stats
-
-    n = len(values)
-    if n < 2:
-        return float("nan")
-    return cast(float, stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
 
 
 if __name__ == "__main__":

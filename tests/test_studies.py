@@ -116,3 +116,36 @@ def test_the_race_of_reward_trainers_is_counted_right(save_lm, tmp_path):
     assert row["tokens"] == 8 * 2 * 128
     assert row["trl"]["pairs_per_second"] == 4.0
     assert row["ratio"] == pytest.approx(2.0 / row["rlhf_gym"]["seconds"][0])
+
+
+def test_the_study_of_ppo_goes_on_where_it_stopped(tmp_path):
+    folder = tmp_path / "study"
+    command = [
+        *("study_ppo.py", "--total-tokens", 300, "--num-envs", 16, "--seeds", 0, 1),
+        *("--run-dir", folder, "--device", "cpu"),
+    ]
+    run(*command, "--variants", "default")
+    assert len((folder / "results.csv").read_text().splitlines()) == 3
+    before = (folder / "results.csv").read_text()
+    run(*command, "--variants", "default", "leave one out", "--workers", 2)
+    assert (folder / "results.csv").read_text().startswith(before)  # nothing was done again
+    study = json.loads((folder / "study.json").read_text())
+    first, other = study["rows"]
+    assert (first["variant"], other["variant"]) == ("default", "leave one out")
+    assert first["seeds"] == other["seeds"] == 2
+    assert other["gain"] == pytest.approx(other["optimality"] - first["optimality"], abs=1e-6)
+    assert first["objective"] < study["objective_optimum"]
+    assert "| leave one out | `baseline=leave_one_out`" in (folder / "study.md").read_text()
+    run(*command, "--variants", "no such thing", code=2)
+
+
+def test_the_study_of_adam_measures_both_forms(tmp_path):
+    folder = tmp_path / "adam"
+    run(
+        *("study_adam.py", "--env", "rlhf_gym/Exact-v0", "--num-envs", 16, "--seeds", 0, 1),
+        *("--learning-rate", 1e-3, "--run-dir", folder, "--device", "cpu"),
+    )
+    found = json.loads((folder / "adam.json").read_text())["mean_and_interval"]
+    # The same weights, order and rollout: only the form of Adam differs, and it moves less.
+    assert 0 < found["approx_kl"]["tf1"][0] < found["approx_kl"]["torch"][0]
+    assert found["ratio_max"]["torch"][0] > 1 > found["ratio_min"]["torch"][0]
