@@ -50,6 +50,10 @@ class Config:
     """Optimiser steps a pass."""
     gae_lambda: float = 0.98
     """λ of generalised advantage estimation."""
+    critic_lambda: float | None = None
+    """λ of the returns that the critic learns; gae_lambda if None. At 1 its own bias is out."""
+    critic_warmup: int = 0
+    """In the first so many updates the critic learns alone."""
     clip_range: float = 0.2
     """ε of the ratio's clip."""
     clip_range_vf: float | None = None

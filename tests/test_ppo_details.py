@@ -285,3 +285,38 @@ def test_ptx_keeps_a_policy_near_its_texts(make_vector_env, tmp_path):
 def test_ptx_needs_both_of_its_options(make_vector_env):
     with pytest.raises(InputError, match="ptx_coef and ptx_data"):
         ppo.make(ppo.Config(ptx_coef=1.0), make_vector_env(N))
+
+
+def test_the_critic_learns_returns_of_its_own_lambda(make_ppo):
+    one, both = make_ppo(gae_lambda=0.5), make_ppo(gae_lambda=0.5, critic_lambda=1.0)
+    mask = taken(one)
+    np.testing.assert_array_equal(mask, taken(both))
+    first, second = one.rollout_buffer, both.rollout_buffer
+    np.testing.assert_allclose(first.advantages[mask], second.advantages[mask], atol=1e-6)
+    # At λ = 1 a return is the sum of the rewards to come, whatever the critic says.
+    to_come = second.rewards.reshape(2, 5, N)[:, ::-1].cumsum(1)[:, ::-1].reshape(mask.shape)
+    np.testing.assert_allclose(second.returns[mask], to_come[mask], atol=1e-5)
+    assert np.abs(first.returns[mask] - to_come[mask]).max() > 1e-2
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_the_critic_learns_alone_while_it_warms_up(make_vector_env, critic):
+    env = make_vector_env(N)
+    env.reset(seed=0)
+    learner = ppo.make(ppo.Config(critic_warmup=1, n_epochs=2, critic=critic), env)
+    policy, moved = learner.policy, []
+    before = [p.clone() for p in policy.lm.parameters()]
+    train = PPO.train
+
+    def watched(self: PPO) -> None:
+        train(self)
+        same = all(torch.equal(p, q) for p, q in zip(before, policy.lm.parameters(), strict=True))
+        moved.append((not same, bool(policy.value_head.weight.any())))
+
+    PPO.train = watched  # type: ignore[method-assign]
+    try:
+        learner.learn(120)
+    finally:
+        PPO.train = train  # type: ignore[method-assign]
+    assert moved[0] == (False, True)
+    assert moved[1] == (True, True)

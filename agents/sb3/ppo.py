@@ -47,6 +47,9 @@ class PPO(OnPolicyAlgorithm):
         n_epochs: Passes over the episodes of an update.
         n_minibatches: Optimiser steps a pass; each takes whole sequences, about equal in tokens.
         gae_lambda: λ of GAE; γ is 1.
+        critic_lambda: λ of the returns that the critic learns; None takes `gae_lambda`. At 1 they
+            are free of its own bias (VC-PPO: Yuan et al. 2025).
+        critic_warmup: In the first so many updates the critic learns alone (VC-PPO).
         clip_range: ε of the ratio's clip.
         clip_range_vf: How far a value may move from the rollout's before its loss is that of the
             clipped one, if larger; None never clips.
@@ -93,6 +96,8 @@ class PPO(OnPolicyAlgorithm):
         n_epochs: int = 1,
         n_minibatches: int = 8,
         gae_lambda: float = 0.98,
+        critic_lambda: float | None = None,
+        critic_warmup: int = 0,
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | None = None,
         kl_old_coef: float = 0.0,
@@ -129,6 +134,7 @@ class PPO(OnPolicyAlgorithm):
         self.clip_range_vf, self.whiten_rewards = clip_range_vf, whiten_rewards
         self.normalize_over, self.baseline = normalize_over, baseline
         self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
+        self.critic_lambda, self.critic_warmup = critic_lambda, critic_warmup
         self.kl_old_coef, self.normalize_advantage = kl_old_coef, normalize_advantage
         self.target_kl, self.microbatch_tokens = target_kl, microbatch_tokens
         self.clip_range: Schedule = FloatSchedule(clip_range)
@@ -194,7 +200,7 @@ class PPO(OnPolicyAlgorithm):
 
         if self.whiten_rewards:
             buffer.rewards[taken] = whitened(buffer.rewards, shift_mean=False)
-        buffer.compute_returns_and_advantage(torch.zeros(self.n_envs), np.ones(self.n_envs))
+        self._estimate(buffer)
         if self.baseline != "critic":
             if rows_per_prompt < 2:
                 raise InputError(
@@ -211,6 +217,18 @@ class PPO(OnPolicyAlgorithm):
             buffer.advantages = np.where(taken, np.repeat(rows, steps, 1).reshape(taken.shape), 0)
         if self.normalize_advantage and self.normalize_over == "rollout":
             buffer.advantages[taken] = whitened(buffer.advantages, shift_mean=True)
+
+    def _estimate(self, buffer: SequenceRolloutBuffer) -> None:
+        """GAE by SB3's own loop, and the critic's returns by its own λ."""
+        ended = torch.zeros(self.n_envs), np.ones(self.n_envs)
+        returns = None
+        if self.critic_lambda is not None:
+            buffer.gae_lambda = self.critic_lambda
+            buffer.compute_returns_and_advantage(*ended)
+            returns = buffer.returns
+        buffer.gae_lambda = self.gae_lambda
+        buffer.compute_returns_and_advantage(*ended)
+        buffer.returns = buffer.returns if returns is None else returns
 
     def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
         assert self._last_obs is not None
@@ -277,10 +295,13 @@ class PPO(OnPolicyAlgorithm):
     def _update_learning_rate(
         self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
     ) -> None:
-        """One schedule, times each parameter group's scale."""
+        """One schedule, times each parameter group's scale; the policy waits for its critic."""
         super()._update_learning_rate(optimizers)
+        waits = self._n_updates < self.critic_warmup * self.n_epochs
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
+            policy, *critic = optimizer.param_groups
+            policy["lr"] *= 0.0 if waits else policy["lr_scale"]
+            for group in critic:
                 group["lr"] *= group["lr_scale"]
 
     def train(self) -> None:
