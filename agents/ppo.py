@@ -84,10 +84,14 @@ class Config:
     """Put the penalty into the loss (exact, k2, k3) instead of the reward."""
     microbatch_tokens: int | None = None
     """Most tokens, padding included, in one backward pass; bounds memory, changes nothing."""
+    sample_every: int = 10
+    """Updates between two records of sample responses in training_samples.jsonl; 0 writes none."""
 
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
+    if config.sample_every < 0:
+        raise InputError(f"sample_every must be 0 or more updates, not {config.sample_every}")
     options = dict(vars(config))
     last = 0.0 if config.anneal else config.learning_rate
     options["learning_rate"] = LinearSchedule(config.learning_rate, last, 1.0)
@@ -98,11 +102,13 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
         "optimizer_class": TF1Adam if config.adam == "tf1" else Adam,
         "optimizer_kwargs": {"eps": config.adam_eps},
     }
-    for name in (*POLICY_OPTIONS, "kl_coef", "kl_control", "kl_target", "kl_horizon", "kl_rate"):
+    kl_options = ("kl_coef", "kl_control", "kl_target", "kl_horizon", "kl_rate")
+    for name in (*POLICY_OPTIONS, *kl_options, "sample_every"):
         del options[name]
     options["kl_controller"] = kl_controller(config, env.objective.kl_coef)
     device = env.objective.reference.device
-    return SB3Learner(build(PPO, env, policy_options=policy, device=device, **options))
+    algorithm = build(PPO, env, policy_options=policy, device=device, **options)
+    return SB3Learner(algorithm, sample_every=config.sample_every)
 
 
 def critic_name(config: Config, env: TokenVectorEnv) -> str | None:
