@@ -1,4 +1,4 @@
-"""Where a learner writes what it measures: metrics.csv, TensorBoard and a progress bar."""
+"""Where a learner writes what it measures: metrics.csv, TensorBoard, W&B and a progress bar."""
 
 import csv
 import json
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.wandb_run import begin_wandb
 from rlhf_gym.files import whole_lines, write_text
 from rlhf_gym.progress import time_bar
 
@@ -27,13 +28,18 @@ class TrainingRun:
         run_dir: The run folder.
         total_tokens: What the progress bar counts to.
         label: What is shown beside it.
+        wandb: Whether Weights & Biases gets the measurements too.
     """
 
-    def __init__(self, run_dir: Path, total_tokens: int, label: str) -> None:
+    def __init__(
+        self, run_dir: Path, total_tokens: int, label: str, *, wandb: bool = False
+    ) -> None:
         self.run_dir = run_dir
         self.checkpoints = run_dir / "checkpoints"
         self._file = run_dir / "metrics.csv"
         self._samples = run_dir / "training_samples.jsonl"
+        self._asked_for_wandb = wandb
+        self._wandb: Any = None
         self._rows: list[dict[str, str]] = self._read()
         self._tensorboard: SummaryWriter | None = None
         self._earlier_seconds = 0.0
@@ -48,6 +54,7 @@ class TrainingRun:
         self._task = self._progress.add_task(label, total=total_tokens, note="")
 
     def __enter__(self) -> "TrainingRun":
+        self._wandb = begin_wandb(self.run_dir) if self._asked_for_wandb else None
         self._tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"))
         self._progress.start()
         return self
@@ -56,6 +63,8 @@ class TrainingRun:
         self._progress.stop()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(exception[0] is not None))
 
     @property
     def seconds(self) -> float:
@@ -95,6 +104,8 @@ class TrainingRun:
         assert self._tensorboard is not None, "record inside `with TrainingRun(…)`"
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, float(value), tokens)
+        if self._wandb is not None:
+            self._wandb.log({name: float(value) for name, value in metrics.items()}, step=tokens)
         self._show(tokens, metrics)
 
     def add_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:

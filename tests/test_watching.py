@@ -2,8 +2,10 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -22,6 +24,7 @@ from agents.sb3.learner import SB3Learner
 from agents.sb3.samples import SampleCallback, token_texts
 from agents.sb3.watching import Scale, known_scale, rollout_figures
 from agents.training_run import TrainingRun
+from agents.wandb_run import require_wandb
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
 
@@ -260,3 +263,49 @@ def test_samples_with_unusual_line_breaks_survive_a_rewind(tmp_path):
 def test_a_negative_interval_is_refused(make_vector_env):
     with pytest.raises(InputError, match="sample_every"):
         ppo.make(ppo.Config(sample_every=-1), make_vector_env(2))
+
+
+class FakeWandb(ModuleType):
+    """Notes what Weights & Biases is told."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.begun: list[dict[str, Any]] = []
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.ends: list[int] = []
+
+    def init(self, **options: Any) -> Any:
+        self.begun.append(options)
+        return SimpleNamespace(
+            log=lambda metrics, step: self.rows.append((step, metrics)),
+            finish=lambda exit_code: self.ends.append(exit_code),
+        )
+
+
+def test_wandb_gets_the_rows_and_one_id_for_a_resumed_run(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    with TrainingRun(tmp_path, 100, "test") as run:
+        run.record(5, {"rollout/score": 1.0})
+    assert not fake.begun, "it was not asked for"
+    with TrainingRun(tmp_path, 100, "test", wandb=True) as run:
+        run.record(10, {"rollout/score": 0.5})
+    with (
+        pytest.raises(KeyboardInterrupt),
+        TrainingRun(tmp_path, 100, "test", wandb=True) as run,
+    ):
+        run.record(20, {"rollout/score": 0.75})
+        raise KeyboardInterrupt
+    assert fake.rows == [(10, {"rollout/score": 0.5}), (20, {"rollout/score": 0.75})]
+    assert fake.ends == [0, 1]
+    first, second = fake.begun
+    assert first == second
+    assert first["config"] == {"seed": 3}
+    assert first["resume"] == "allow"
+
+
+def test_wandb_that_is_not_installed_is_an_input_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match="pip install wandb"):
+        require_wandb()
