@@ -97,10 +97,14 @@ class Config:
     """Those texts: a file or a dataset, as in scripts/train_sft.py."""
     microbatch_tokens: int | None = None
     """Most tokens, padding included, in one backward pass; bounds memory, changes nothing."""
+    sample_every: int = 10
+    """Updates between two records of sample responses in training_samples.jsonl; 0 writes none."""
 
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
+    if config.sample_every < 0:
+        raise InputError(f"sample_every must be 0 or more updates, not {config.sample_every}")
     options = dict(vars(config))
     last = 0.0 if config.anneal else config.learning_rate
     options["learning_rate"] = LinearSchedule(config.learning_rate, last, 1.0)
@@ -111,12 +115,13 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
         "optimizer_class": TF1Adam if config.adam == "tf1" else Adam,
         "optimizer_kwargs": {"eps": config.adam_eps},
     }
-    for name in (*POLICY_OPTIONS, *KL_OPTIONS, *PTX_OPTIONS):
+    for name in (*POLICY_OPTIONS, *KL_OPTIONS, *PTX_OPTIONS, "sample_every"):
         del options[name]
     options["ptx"] = pretraining_mix(config, env)
     options["kl_controller"] = kl_controller(config, env.objective.kl_coef)
     device = env.objective.reference.device
-    return SB3Learner(build(PPO, env, policy_options=policy, device=device, **options))
+    algorithm = build(PPO, env, policy_options=policy, device=device, **options)
+    return SB3Learner(algorithm, sample_every=config.sample_every)
 
 
 def critic_name(config: Config, env: TokenVectorEnv) -> str | None:

@@ -1,16 +1,20 @@
-"""Where a learner writes what it measures: metrics.csv, TensorBoard and a progress bar."""
+"""Where a learner writes what it measures: metrics.csv, TensorBoard, W&B and a progress bar."""
 
 import csv
+import json
 import os
+import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import TextColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.wandb_run import begin_wandb
+from rlhf_gym.files import whole_lines, write_text
 from rlhf_gym.progress import time_bar
 
 
@@ -24,12 +28,18 @@ class TrainingRun:
         run_dir: The run folder.
         total_tokens: What the progress bar counts to.
         label: What is shown beside it.
+        wandb: Whether Weights & Biases gets the measurements too.
     """
 
-    def __init__(self, run_dir: Path, total_tokens: int, label: str) -> None:
+    def __init__(
+        self, run_dir: Path, total_tokens: int, label: str, *, wandb: bool = False
+    ) -> None:
         self.run_dir = run_dir
         self.checkpoints = run_dir / "checkpoints"
         self._file = run_dir / "metrics.csv"
+        self._samples = run_dir / "training_samples.jsonl"
+        self._asked_for_wandb = wandb
+        self._wandb: Any = None
         self._rows: list[dict[str, str]] = self._read()
         self._tensorboard: SummaryWriter | None = None
         self._earlier_seconds = 0.0
@@ -44,6 +54,7 @@ class TrainingRun:
         self._task = self._progress.add_task(label, total=total_tokens, note="")
 
     def __enter__(self) -> "TrainingRun":
+        self._wandb = begin_wandb(self.run_dir) if self._asked_for_wandb else None
         self._tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"))
         self._progress.start()
         return self
@@ -52,6 +63,8 @@ class TrainingRun:
         self._progress.stop()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=int(exception[0] is not None))
 
     @property
     def seconds(self) -> float:
@@ -63,11 +76,19 @@ class TrainingRun:
         """Tokens sampled at the last record."""
         return int(self._rows[-1]["tokens"]) if self._rows else 0
 
+    @property
+    def updates(self) -> int:
+        """Updates recorded so far, a row each."""
+        return len(self._rows)
+
     def rewind(self, tokens: int) -> None:
-        """Forget every row after `tokens`."""
+        """Forget every row and every sample after `tokens`."""
         self._rows = [row for row in self._rows if int(row["tokens"]) <= tokens]
         self._earlier_seconds = float(self._rows[-1]["seconds"]) if self._rows else 0.0
         self._write_all()
+        if self._samples.exists():
+            kept = [x for x in whole_lines(self._samples) if json.loads(x)["tokens"] <= tokens]
+            write_text(self._samples, "".join(f"{line}\n" for line in kept))
 
     def record(self, tokens: int, metrics: Mapping[str, float]) -> None:
         """Add a row: what was measured when `tokens` had been sampled."""
@@ -83,7 +104,24 @@ class TrainingRun:
         assert self._tensorboard is not None, "record inside `with TrainingRun(…)`"
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, float(value), tokens)
+        if self._wandb is not None:
+            self._wandb.log({name: float(value) for name, value in metrics.items()}, step=tokens)
         self._show(tokens, metrics)
+
+    def add_samples(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Add responses to training_samples.jsonl, and their texts to TensorBoard.
+
+        Args:
+            samples: JSON objects; each says in `tokens` how many had been sampled by then, and has
+                a `prompt`, a `response`, a `score` and a `kl`.
+        """
+        with self._samples.open("a", encoding="utf-8") as file:
+            file.writelines(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
+        assert self._tensorboard is not None, "add_samples inside `with TrainingRun(…)`"
+        for i, sample in enumerate(samples):
+            said = textwrap.indent(f"{sample['prompt']} ⟶ {sample['response']}", "    ")
+            text = f"score {sample['score']:.3f} at {sample['kl']:.3f} nats\n\n{said}"
+            self._tensorboard.add_text(f"samples/{i}", text, sample["tokens"])
 
     def _show(self, tokens: int, metrics: Mapping[str, float]) -> None:
         score = metrics.get("rollout/score")

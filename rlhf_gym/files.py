@@ -80,7 +80,7 @@ def whole_lines(file: Path) -> list[str]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(file, whole)
-    return whole.splitlines()
+    return whole.split("\n")[:-1]  # `splitlines` also cuts at U+2028, which JSON may hold
 
 
 def last_checkpoint(folder: Path) -> Path | None:

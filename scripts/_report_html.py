@@ -39,6 +39,7 @@ class Run:
         samples: Rows of samples.jsonl.
         metrics: Columns of metrics.csv, one value an update, NaN where a cell is empty.
         rounds: round.json of each earlier round of labelling, in turn.
+        training_samples: Rows of training_samples.jsonl.
     """
 
     summary: dict[str, Any]
@@ -48,11 +49,14 @@ class Run:
     samples: list[dict[str, Any]]
     metrics: dict[str, npt.NDArray[np.float64]]
     rounds: list[dict[str, Any]]
+    training_samples: list[dict[str, Any]]
 
     def held_out(self, name: str) -> tuple[Figure | None, Figure | None, Figure | None]:
         """A figure of the reference, of the policy and of the optimum; None where unknown."""
         figures = {**self.evaluation, **self.summary}
         before, after = figures.get(f"{name}_before"), figures.get(f"{name}_after")
+        if name == "optimality" and self.optimality:
+            return {"value": 0.0}, self.optimality, {"value": 1.0}
         if name == "kl" and figures.get("kl"):
             before, after = {"value": 0.0, "se": 0.0}, figures["kl"]
         optimum = figures.get("objective_optimum")
@@ -119,7 +123,14 @@ def _minus(text: str) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def page(run: Run, bar: Chart | None, curves: Sequence[Chart], diagnostics: Sequence[Chart]) -> str:
+def page(
+    run: Run,
+    bar: Chart | None,
+    curves: Sequence[Chart],
+    diagnostics: Sequence[Chart],
+    inspector: str,
+    style: str,
+) -> str:
     """The whole page.
 
     Args:
@@ -127,6 +138,8 @@ def page(run: Run, bar: Chart | None, curves: Sequence[Chart], diagnostics: Sequ
         bar: Optimality between reference and optimum; None where it is unknown.
         curves: Learning curves.
         diagnostics: Curves of the update itself.
+        inspector: The section that shows the training's samples token by token.
+        style: Its style.
     """
     sections = (
         _headline(run, bar),
@@ -135,15 +148,17 @@ def page(run: Run, bar: Chart | None, curves: Sequence[Chart], diagnostics: Sequ
         _reward_model(run.reward_model),
         _rounds(run.rounds),
         _samples(run.samples),
+        inspector,
         settings("Configuration", [run.config]),
         settings("Versions and hashes", [run.summary.get("versions"), run.summary.get("hashes")]),
     )
-    return document(run.name, *sections)
+    return document(run.name, *sections, style=style)
 
 
-def document(title: str, *sections: str) -> str:
-    """A whole page of sections; empty ones are left out."""
-    return PAGE.format(title=escape(title), style=STYLE, body="\n".join(filter(None, sections)))
+def document(title: str, *sections: str, style: str = "") -> str:
+    """A whole page of sections, empty ones left out, with a style beyond that of every page."""
+    body = "\n".join(filter(None, sections))
+    return PAGE.format(title=escape(title), style=STYLE + style, body=body)
 
 
 def section(title: str, *parts: str) -> str:

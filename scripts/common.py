@@ -83,7 +83,7 @@ def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> No
 def other_options(file: Path, config: dict[str, Any]) -> list[str]:
     """The options, of those that matter to a result, in which a config differs from a file's."""
     before, now = read_json(file), json.loads(json.dumps(config, default=str))
-    places = ("resume", "run_dir", "device")
+    places = ("resume", "run_dir", "device", "wandb")
     return [key for key in now if key not in places and now[key] != before.get(key)]
 
 

@@ -1,8 +1,9 @@
 """`python scripts/report.py --run-dir DIR` writes the report of a finished run into its folder.
 
 Writes report.html (one file, readable without a network) and curves.png (the learning curves).
-Reads summary.json, and evaluation.json, metrics.csv, reward_model.json, samples.jsonl and
-config.json where they are there: a file that is not leaves its section out.
+Reads summary.json, and evaluation.json, metrics.csv, reward_model.json, samples.jsonl,
+training_samples.jsonl and config.json where they are there: a file that is not leaves its section
+out.
 """
 
 import csv
@@ -16,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from _report_html import Chart, Run, clean, page, scores, show
+from _report_tokens import STYLE as INSPECTOR_STYLE
+from _report_tokens import inspector
 from common import run as run_script
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -68,14 +71,18 @@ CURVES = (
     Panel("rollout/kl_per_sequence", "KL to the reference (nats a sequence)", "kl"),
     Panel("rollout/length", "Response length (tokens)", "length"),
     Panel("rollout/stopped", "Share of responses that an EOS ends", "stopped"),
+    Panel("rollout/optimality", "Optimality", "optimality"),
 )
 
 DIAGNOSTICS = (
     Panel("rollout/entropy_estimate", "Entropy, estimated (nats a token)"),
     Panel("train/clip_fraction", "Share of clipped ratios"),
+    Panel("train/ratio_max", "Largest ratio to the policy before the update"),
+    Panel("train/ratio_min", "Smallest ratio to the policy before the update"),
     Panel("train/kl_old", "KL to the policy before the update (nats)"),
     Panel("train/explained_variance", "Explained variance of the values"),
     Panel("train/learning_rate", "Learning rate"),
+    Panel("time/tokens_per_second", "Tokens a second, whole iterations"),
 )
 
 
@@ -106,6 +113,8 @@ def write_report(run_dir: Path) -> Path:
         _bar(run),
         [Chart(_png(pixels), title) for title, pixels in curves],
         [chart(_curve(run, panel), panel.title) for panel in diagnostics],
+        inspector(run.training_samples),
+        INSPECTOR_STYLE,
     )
     file = run_dir / "report.html"
     write_text(file, text)
@@ -149,6 +158,7 @@ def read_run(run_dir: Path) -> Run:
         samples=_read_rows(run_dir / "samples.jsonl"),
         metrics=_read_metrics(run_dir / "metrics.csv"),
         rounds=_read_rounds(run_dir / "rounds"),
+        training_samples=_read_rows(run_dir / "training_samples.jsonl"),
     )
 
 

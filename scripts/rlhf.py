@@ -37,6 +37,7 @@ from rich.console import Console
 
 import rlhf_gym
 from agents.sb3.vec_env import policy_kwargs
+from agents.wandb_run import require_wandb
 from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -97,10 +98,14 @@ class Config:
     """Seed of everything."""
     device: str = "auto"
     """Where to run: auto, cpu, cuda."""
+    wandb: bool = False
+    """Log the policy's training to Weights & Biases too (the package wandb)."""
 
 
 def main(config: Config) -> None:
     """Every stage in turn."""
+    if config.wandb:
+        require_wandb()  # now, not when the policy's turn comes
     begun = time.monotonic()
     keywords = {"device": device(config.device), **parse_values(config.env_kwargs)}
     _check(config, keywords)
@@ -293,6 +298,7 @@ def train(config: Config, keywords: dict[str, Any], stage: Round, previous: Roun
         seed=config.seed + 1000 * (stage.number - 1),
         start=None if previous is None else previous.folder / "policy",
         goes_on=stage.number < config.rounds,
+        wandb=config.wandb,
     )
 
 

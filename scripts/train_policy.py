@@ -3,7 +3,8 @@
 Any registered environment, any algorithm: NAME is a module under `agents` (ppo, sb3_ppo, sb3_a2c)
 or the dotted path of your own; its options follow the common ones, so ask for --help together with
 --algorithm. Writes policy/ (for transformers' from_pretrained), reference/, metrics.csv,
-tensorboard/ and checkpoints/ into the run folder; with --resume a stopped run of ppo goes on.
+training_samples.jsonl, tensorboard/ and checkpoints/ into the run folder; with --resume a stopped
+run of ppo goes on.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from agents.algorithm import load_algorithm
 from agents.doctor import Patient, examine
 from agents.sb3.policy import CausalLMPolicy
 from agents.training_run import TrainingRun
+from agents.wandb_run import require_wandb
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import whole_folder, write_json
@@ -50,10 +52,14 @@ class Config:
     """Where to train: auto, cpu, cuda."""
     resume: bool = False
     """Go on from the run folder's last checkpoint."""
+    wandb: bool = False
+    """Log to Weights & Biases too (the package wandb)."""
 
 
 def main(config: Config) -> None:
     """Make environment and learner, learn, save."""
+    if config.wandb:
+        require_wandb()
     algorithm_config = config.algorithm_options  # type: ignore[attr-defined]
     done = (config.run_dir / "policy.json").exists()
     plain = dataclasses.asdict(config)
@@ -74,6 +80,7 @@ def main(config: Config) -> None:
         total_tokens=config.total_tokens,
         run_dir=config.run_dir,
         seed=config.seed,
+        wandb=config.wandb,
     )
 
 
@@ -87,6 +94,7 @@ def train(
     seed: int,
     start: Path | None = None,
     goes_on: bool = False,
+    wandb: bool = False,
 ) -> dict[str, float]:
     """Learn on `env` and write policy/, reference/ and policy.json; the figures of the latter.
 
@@ -108,7 +116,8 @@ def train(
     reference = env.objective.reference
     with whole_folder(run_dir / "reference") as folder:
         reference.save_pretrained(folder)
-    with TrainingRun(run_dir, total_tokens, f"{algorithm} on {len(env.prompts)} prompts") as run:
+    label = f"{algorithm} on {len(env.prompts)} prompts"
+    with TrainingRun(run_dir, total_tokens, label, wandb=wandb) as run:
         learner.learn(total_tokens, run)
         seconds = run.seconds
         tokens = run.tokens

@@ -143,6 +143,27 @@ def make_samples() -> str:
     return "".join(f"{json.dumps(sample)}\n" for sample in [evil, *[SAMPLE] * 5])
 
 
+def make_training_samples() -> str:
+    def piece(text: str, x: float | None) -> dict[str, Any]:
+        value = None if x is None else 1.5 + x
+        return {"text": text, "log_ratio": x, "value": value, "advantage": x and -x}
+
+    def row(update: int, *pieces: dict[str, Any]) -> dict[str, Any]:
+        figures = {"score": 0.5, "kl": 1.25, "finish_reason": "stop"}
+        return {"update": update, "tokens": 100 * update, "prompt": EVIL, **figures} | {
+            "response": "",
+            "pieces": list(pieces),
+        }
+
+    rows = [
+        row(1, piece(" first", 0.0)),
+        row(11, piece(" passed over", 9.0)),
+        row(21, piece(EVIL, 0.25), piece("", -0.75), piece("a\n", None), piece(" up", 0.75)),
+        {"update": 21},
+    ]
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
 @pytest.fixture
 def run_dir(tmp_path) -> Path:
     """A finished run."""
@@ -152,6 +173,7 @@ def run_dir(tmp_path) -> Path:
         "reward_model.json": json.dumps(REWARD_MODEL),
         "config.json": json.dumps({"kl_coef": 0.1, "name": EVIL, "env_kwargs": {"split": None}}),
         "samples.jsonl": make_samples(),
+        "training_samples.jsonl": make_training_samples(),
         "metrics.csv": make_metrics(80),
     }
     for name, text in files.items():
@@ -172,7 +194,7 @@ def set_summary(run_dir: Path, **values: object) -> None:
 class Page(HTMLParser):
     """Tags, attributes and text of a page; every opened tag must be closed in order."""
 
-    EMPTY = ("meta", "img", "!doctype")
+    EMPTY = ("meta", "img", "input", "!doctype")
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -224,6 +246,7 @@ def test_the_whole_report_is_one_file(report, run_dir, capsys):
         "Learning curves",
         "Reward model",
         "Samples",
+        "Token by token",
         "Configuration",
         "Versions and hashes",
     ):
@@ -255,8 +278,9 @@ def test_figures_come_with_errors_and_units(report, run_dir, undrawn):
 def test_texts_are_escaped(report, run_dir, undrawn):
     page = Page(report.write_report(run_dir))
     assert "<script>" not in page.source
-    # A prompt, a response, a config value and a hash.
-    assert page.text.count('<script>alert("$x_1$")</script>&amp;') == 4
+    # A prompt, a response, a config value, a hash, and of two training samples both prompts and a
+    # token.
+    assert page.text.count('<script>alert("$x_1$")</script>&amp;') == 7
     assert "\x1b" not in page.source
     assert "\x00" not in page.source
     assert "(empty)" in page.text
@@ -269,6 +293,7 @@ def test_texts_are_escaped(report, run_dir, undrawn):
         ("reward_model.json", "Reward model"),
         ("config.json", "Configuration"),
         ("samples.jsonl", "Samples"),
+        ("training_samples.jsonl", "Token by token"),
         ("metrics.csv", "Learning curves"),
     ],
 )
@@ -347,6 +372,7 @@ def test_samples_on_the_terminal(report, run_dir):
         ("evaluation.json", b"\xff"),
         ("samples.jsonl", b'{}\n{"prompt"\n'),
         ("samples.jsonl", b"3\n"),
+        ("training_samples.jsonl", b"{}\n[]\n"),
         ("metrics.csv", b"tokens\n\xff\n"),
     ],
 )
@@ -354,6 +380,82 @@ def test_bad_files_are_named(report, run_dir, file, data):
     (run_dir / file).write_bytes(data)
     with pytest.raises(InputError, match=re.escape(file)):
         report.write_report(run_dir)
+
+
+def spans(source: str) -> list[tuple[dict[str, str], str, str]]:
+    """Colours by quantity, tooltip and text of each token on a page."""
+    found = re.findall(r'<span style="(--r[^"]*)" title="([^"]*)">([^<]*)</span>', source)
+    return [
+        (dict(part.split(":") for part in style.split(";")), title, text)
+        for style, title, text in found
+    ]
+
+
+def test_tokens_are_coloured_by_each_quantity_and_carry_its_number(report, run_dir, undrawn):
+    page = Page(report.write_report(run_dir))
+    tokens = spans(page.source)
+    assert len(tokens) == 5
+    by_text = {text: (colors, title) for colors, title, text in tokens}
+    assert " passed over" not in page.text, "neither the last nor the first update"
+    assert page.text.index("update 21") < page.text.index("update 1,")
+    colors, title = by_text[" up"]
+    # Values are coloured around their mean, 1.56; the lowest, 0.75, is farthest from it.
+    assert colors == {"--r": "var(--up4)", "--v": "var(--up3)", "--a": "var(--down4)"}
+    assert title == "log-ratio 0.75 · value 2.25 · advantage −0.75"
+    assert by_text["∅"][0] == {"--r": "var(--down4)", "--v": "var(--down4)", "--a": "var(--up4)"}
+    assert by_text[" first"][0]["--r"] == "none"
+    # What is unknown has no colour and no number, and a line break shows.
+    colors, title = by_text["a⏎\n"]
+    assert set(colors.values()) == {"none"}
+    assert title == "log-ratio – · value – · advantage –"
+
+
+def test_one_of_three_switches_is_on_and_each_has_its_rule_and_its_legend(report, run_dir, undrawn):
+    source = Page(report.write_report(run_dir)).source
+    switches = re.findall(r'<input type="radio" name="by" id="by-(\w)"( checked)?>', source)
+    assert switches == [("r", " checked"), ("v", ""), ("a", "")]
+    for letter, _ in switches:
+        assert f'<label for="by-{letter}">' in source
+        assert f"#by-{letter}:checked ~ * .tokens span {{ background: var(--{letter}); }}" in source
+        assert f"#by-{letter}:checked ~ .of-{letter} {{ display: block; }}" in source
+        assert source.count(f'class="legend of-{letter}"') == 1
+    assert "default-src 'none'" in source
+
+
+@pytest.mark.parametrize(
+    ("mode", "ink", "ground"), [("light", "#1b1f24", "#f6f8fa"), ("dark", "#e4e8ec", "#1c2128")]
+)
+def test_text_is_readable_on_every_colour(mode, ink, ground):
+    from _report_html import STYLE
+    from _report_tokens import PALETTES
+
+    assert f"--ink: {ink}" in STYLE
+    assert f"--card: {ground}" in STYLE
+
+    def rgb(color: str) -> np.ndarray:
+        return np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+
+    def luminance(color: np.ndarray) -> float:
+        linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    palette = PALETTES[mode]
+    for color in (palette.up, palette.down):
+        for strength in palette.strengths:
+            mixed = rgb(color) * strength / 100 + rgb(ground) * (1 - strength / 100)
+            dim, bright = sorted([luminance(mixed), luminance(rgb(ink))])
+            # The contrast that WCAG 2 asks of text.
+            assert (bright + 0.05) / (dim + 0.05) >= 4.5, (color, strength)
+
+
+def test_the_curve_of_optimality_knows_its_ends(report, run_dir):
+    run = report.read_run(run_dir)
+    before, after, optimum = run.held_out("optimality")
+    assert (before["value"], optimum["value"]) == (0.0, 1.0)
+    assert after == run.optimality
+    metrics = (run_dir / "metrics.csv").read_text().replace("rollout/length", "rollout/optimality")
+    (run_dir / "metrics.csv").write_text(metrics)
+    assert "Optimality" in [title for title, _ in report._curves(report.read_run(run_dir))]
 
 
 def test_no_summary_is_an_input_error(tmp_path):

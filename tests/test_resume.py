@@ -23,7 +23,7 @@ def learner_on(env) -> SB3Learner:
     algorithm = build(
         PPO, env, n_minibatches=2, n_epochs=2, learning_rate=LinearSchedule(1e-2, 0, 1)
     )
-    return SB3Learner(algorithm, checkpoint_seconds=0.0)
+    return SB3Learner(algorithm, checkpoint_seconds=0.0, sample_every=2)
 
 
 def finish(env, folder: Path) -> dict[str, torch.Tensor]:
@@ -38,10 +38,14 @@ def record(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     clocks = ("seconds", "time/fps", "time/time_elapsed", "time/iterations")
+    kinds = ("_seconds", "tokens_per_second")
     return [
-        {k: v for k, v in row.items() if k not in clocks and not k.endswith("_seconds")}
-        for row in rows
+        {k: v for k, v in row.items() if k not in clocks and not k.endswith(kinds)} for row in rows
     ]
+
+
+def samples(folder: Path) -> list[str]:
+    return (folder / "training_samples.jsonl").read_text(encoding="utf-8").split("\n")
 
 
 class Stopped(Exception):
@@ -67,12 +71,15 @@ def test_a_run_stopped_at_an_update_goes_on_bit_for_bit(
         patch.setattr(PPO, "train", interrupted)
         with pytest.raises(Stopped):
             finish(make_vector_env(16), tmp_path / "resumed")
+    with (tmp_path / "resumed" / "training_samples.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"update": 9, "tok')  # cut off midway, too
     torch.manual_seed(99)
     np.random.seed(99)
     resumed = finish(make_vector_env(16), tmp_path / "resumed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert record(tmp_path / "whole") == record(tmp_path / "resumed")
     assert len(record(tmp_path / "whole")) > stop_at + 1
+    assert samples(tmp_path / "whole") == samples(tmp_path / "resumed")
 
 
 def test_a_broken_checkpoint_is_named_and_the_older_one_stands(make_vector_env, tmp_path):

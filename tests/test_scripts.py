@@ -68,8 +68,9 @@ def test_rlhf_makes_the_whole_run_folder_and_skips_what_is_done(journey):
     run_dir, command = journey
     run("rlhf.py", *command)
     for name in (
-        "config.json comparisons.jsonl reward_model.json metrics.csv policy.json evaluation.json "
-        "samples.jsonl summary.json report.html curves.png reference reward_model policy"
+        "config.json comparisons.jsonl reward_model.json metrics.csv training_samples.jsonl "
+        "policy.json evaluation.json samples.jsonl summary.json report.html curves.png reference "
+        "reward_model policy"
     ).split():
         assert (run_dir / name).exists(), name
     assert not list(run_dir.glob(".*partial*"))
@@ -86,6 +87,7 @@ def test_rlhf_makes_the_whole_run_folder_and_skips_what_is_done(journey):
         rows = list(csv.DictReader(file))
     assert len(rows) >= 2
     assert abs(float(rows[0]["rollout/kl_per_sequence"])) < 1e-4
+    assert "Token by token" in (run_dir / "report.html").read_text()
     stamp = (run_dir / "policy" / "model.safetensors").stat().st_mtime_ns
     again = run("rlhf.py", *command)
     assert again.count("done before") == 4
@@ -162,6 +164,15 @@ def test_stock_algorithms_train(tiny, tmp_path, algorithm):
 def test_help_shows_the_options_of_the_algorithm():
     assert "--kl-old-coef" in run("train_policy.py", "--help")
     assert "--use-rms-prop" in run("train_policy.py", "--algorithm", "sb3_a2c", "--help")
+
+
+@pytest.mark.parametrize("script", ["train_policy.py", "rlhf.py"])
+def test_wandb_asked_for_and_not_there_is_said_at_once(script, tmp_path, monkeypatch):
+    (tmp_path / "wandb.py").write_text("raise ImportError('none here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = run(script, "--wandb", "--run-dir", tmp_path / "run", code=2)
+    assert "pip install wandb" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_input_exits_2_and_leaves_nothing(tiny, tmp_path, save_lm):

@@ -82,6 +82,11 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.pos += steps
         self.full = self.pos == self.buffer_size
 
+    def prompt(self, step: int, env: int) -> list[int]:
+        """The tokens that the segment which begins there starts from."""
+        tokens: list[int] = self._prefixes[step, env].tolist()
+        return tokens
+
     def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:  # type: ignore[override]
         """Shuffled minibatches of whole segments, of about `batch_size` tokens each."""
         assert self.full, "the buffer is not full yet"

@@ -5,6 +5,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
@@ -14,6 +15,7 @@ from agents.sb3.checkpoint import CheckpointCallback, restore_latest
 from agents.sb3.guards import NonFiniteError, stop_when_asked
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.ppo import PPO
+from agents.sb3.samples import SampleCallback
 from agents.sb3.vec_env import build
 from agents.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
@@ -28,11 +30,15 @@ class SB3Learner:
     Args:
         algorithm: As `agents.sb3.build` returns it.
         checkpoint_seconds: At least so long between checkpoints (the flagship's only).
+        sample_every: Updates between two records of sample responses (the flagship's only); 0
+            records none.
     """
 
-    def __init__(self, algorithm: BaseAlgorithm, checkpoint_seconds: float = 60.0) -> None:
+    def __init__(
+        self, algorithm: BaseAlgorithm, checkpoint_seconds: float = 60.0, sample_every: int = 0
+    ) -> None:
         self.algorithm = algorithm
-        self.checkpoint_seconds = checkpoint_seconds
+        self.checkpoint_seconds, self.sample_every = checkpoint_seconds, sample_every
 
     @property
     def policy(self) -> CausalLMPolicy:
@@ -62,9 +68,13 @@ class SB3Learner:
             self.algorithm.learn(tokens, **options)
             return
         with stop_when_asked() as stop:
-            callback = CheckpointCallback(run.checkpoints, self.checkpoint_seconds, stop)
+            callbacks: list[BaseCallback] = [
+                CheckpointCallback(run.checkpoints, self.checkpoint_seconds, stop)
+            ]
+            if self.sample_every:
+                callbacks.append(SampleCallback(run, self.sample_every))
             try:
-                self.algorithm.learn(tokens, callback=callback, **options)
+                self.algorithm.learn(tokens, callback=callbacks, **options)
             except NonFiniteError as error:
                 folder = error.dump(run.run_dir / "broken_batch", self.policy.core)
                 raise InputError(

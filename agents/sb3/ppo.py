@@ -7,6 +7,7 @@ Notation: N rows of the environment, T the token budget, M chosen tokens.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -25,6 +26,7 @@ from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.guards import check_finite
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.ptx import PretrainingMix
+from agents.sb3.watching import known_scale, rollout_figures
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import KLController, exact_kl, k2, k3
@@ -34,6 +36,9 @@ from rlhf_gym.tokens import Sequences, continuations, unflatten
 
 KLLoss = Literal["exact", "k2", "k3"]
 Baseline = Literal["critic", "leave_one_out", "group_mean"]
+
+EXTREMES: dict[str, Callable[[list[float]], float]] = {"ratio_min": min, "ratio_max": max}
+"""Statistics of a minibatch whose mean over an update's minibatches says little."""
 
 
 class PPO(OnPolicyAlgorithm):
@@ -173,6 +178,8 @@ class PPO(OnPolicyAlgorithm):
         """Play `n_waves` whole episodes in every row and compute advantages."""
         assert isinstance(rollout_buffer, SequenceRolloutBuffer)
         token_env: TokenVectorEnv = env.get_attr("unwrapped")[0]
+        known_scale(token_env)  # its one computation belongs to no iteration
+        self._begun = time.perf_counter()
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()
@@ -184,7 +191,7 @@ class PPO(OnPolicyAlgorithm):
             if not callback.on_step():
                 return False
         self._judge(rollout_buffer, token_env.rows_per_prompt)
-        self._log_waves(waves, token_env.objective.kl_coef)
+        self._log_waves(waves, token_env)
         if self.kl_controller is not None:
             kl_sums = np.concatenate([wave["kl_sum"] for wave in waves])
             self.kl_controller.update(float(kl_sums.mean()), len(kl_sums))
@@ -273,24 +280,19 @@ class PPO(OnPolicyAlgorithm):
     def _reward_kl_coef(self, env: TokenVectorEnv) -> float:
         return self._kl_coef(env) if self.kl_loss is None else 0.0
 
-    def _log_waves(self, waves: list[dict[str, Any]], kl_coef: float) -> None:
-        def gathered(key: str) -> Any:
-            return np.concatenate([wave[key] for wave in waves])
-
-        scores, kl_sums, lengths = gathered("score"), gathered("kl_sum"), gathered("length")
-        record = self.logger.record
-        record("rollout/score", scores.mean())
-        record("rollout/kl_per_sequence", kl_sums.mean())
-        record("rollout/kl_per_token", kl_sums.sum() / lengths.sum())
-        record("rollout/objective", (scores - kl_coef * kl_sums).mean())
-        record("rollout/kl_coef", self.kl_controller.kl_coef if self.kl_controller else kl_coef)
-        record("rollout/entropy_estimate", -np.mean([w["log_prob_mean"] for w in waves]))
-        record("rollout/length", lengths.mean())
-        record("rollout/stopped", (gathered("finish_reason") == "stop").mean())
-        record("rollout/episodes", len(scores))
+    def _log_waves(self, waves: list[dict[str, Any]], env: TokenVectorEnv) -> None:
+        figures = rollout_figures(waves, env.objective.kl_coef, known_scale(env))
+        for name, value in figures.items():
+            self.logger.record(f"rollout/{name}", value)
+        self.logger.record("rollout/kl_coef", self._kl_coef(env))
         for stage in waves[0]["seconds"]:
-            self.stage_seconds[stage] = sum(wave["seconds"][stage] for wave in waves)
-            record(f"time/{stage}_seconds", self.stage_seconds[stage])
+            self._log_stage(stage, sum(wave["seconds"][stage] for wave in waves))
+
+    def _log_stage(self, stage: str, seconds: float) -> None:
+        self.stage_seconds[stage] = seconds
+        self.logger.record(f"time/{stage}_seconds", seconds)
+        rate = self.rollout_buffer.n_tokens / seconds
+        self.logger.record(f"time/{stage}_tokens_per_second", rate)
 
     def _update_learning_rate(
         self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
@@ -324,7 +326,8 @@ class PPO(OnPolicyAlgorithm):
                 continue
             break
         for name in logged[0]:
-            self.logger.record(f"train/{name}", np.mean([row[name] for row in logged]))
+            over = EXTREMES.get(name, np.mean)
+            self.logger.record(f"train/{name}", over([row[name] for row in logged]))
         self.logger.record("train/ratio_first_max_error", logged[0]["ratio_max_error"])
         mask = self.rollout_buffer.actions >= 0
         self.logger.record(
@@ -332,8 +335,10 @@ class PPO(OnPolicyAlgorithm):
             explained_variance(self.rollout_buffer.values[mask], self.rollout_buffer.returns[mask]),
         )
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.stage_seconds["update"] = time.perf_counter() - begun
-        self.logger.record("time/update_seconds", self.stage_seconds["update"])
+        ended = time.perf_counter()
+        self._log_stage("update", ended - begun)
+        # Of all that the iteration took: callbacks and logs are in no stage.
+        self.logger.record("time/tokens_per_second", tokens / (ended - self._begun))
 
     def _step(self, statistics: dict[str, float], minibatch: RolloutBufferSamples) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
@@ -376,8 +381,10 @@ class PPO(OnPolicyAlgorithm):
             )
             # Weighted by the minibatch's token count, so that micro-batches change nothing.
             (terms.pop("objective").sum() / -total).backward()
-            worst = float(terms.pop("ratio_error").max())
-            sums["ratio_max_error"] = max(sums.get("ratio_max_error", 0.0), worst)
+            low, high = torch.stack(terms["ratio"].aminmax()).tolist()
+            sums["ratio_min"] = min(sums.get("ratio_min", low), low)
+            sums["ratio_max"] = max(sums.get("ratio_max", high), high)
+            sums["ratio_max_error"] = max(sums["ratio_max"] - 1, 1 - sums["ratio_min"])
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + float(value.sum()) / total
         if self.ptx is not None:
@@ -425,7 +432,7 @@ class PPO(OnPolicyAlgorithm):
             "value_loss": value_loss.detach(),
             "kl_old": kl_old.detach(),
             "clip_fraction": ((ratio - 1).abs() > epsilon).float(),
-            "ratio_error": (ratio.detach() - 1).abs(),
+            "ratio": ratio.detach(),
         }
 
     def _value_loss(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:

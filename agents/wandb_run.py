@@ -1,0 +1,43 @@
+"""Weights & Biases, where it is installed and asked for."""
+
+import importlib
+import secrets
+from pathlib import Path
+from typing import Any
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.files import read_json, write_text
+
+
+def require_wandb() -> Any:
+    """The module `wandb`.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        return importlib.import_module("wandb")
+    except ImportError as error:
+        raise InputError(
+            f"--wandb needs the package wandb ({error}): pip install wandb, or leave --wandb out"
+        ) from error
+
+
+def begin_wandb(run_dir: Path) -> Any:
+    """Begin the run of a folder, or go on with it; the folder's config.json goes along.
+
+    Steps are tokens sampled, and W&B ignores those that it has already: what a resumed run
+    measures again does not show twice.
+    """
+    wandb = require_wandb()
+    id_file, config = run_dir / "wandb_id.txt", run_dir / "config.json"
+    if not id_file.exists():
+        write_text(id_file, secrets.token_hex(8))
+    return wandb.init(
+        project="rlhf_gym",
+        name=str(run_dir),
+        id=id_file.read_text(encoding="utf-8").strip(),
+        resume="allow",
+        dir=str(run_dir),
+        config=read_json(config) if config.exists() else None,
+    )
