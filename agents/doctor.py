@@ -26,6 +26,9 @@ from rlhf_gym.tokens import PAD, Sequences, append, continuations, row_lengths, 
 TOLERANCE = 1e-3
 """Nats by which two computations of one log-prob may differ (float32, in another order)."""
 
+ROUNDED = 0.5
+"""The same for a policy in bfloat16, whose logits have 8 bits, against float32 or another order."""
+
 UNLIKELY = 6.0
 """Standard errors that a sample's surprise may lie from the entropy."""
 
@@ -81,6 +84,11 @@ class Patient:
             )
         self.sequences = continuations(self.prompts, self.responses)
 
+    @property
+    def tolerance(self) -> float:
+        """Nats by which two computations of one of the policy's log-probs may differ."""
+        return TOLERANCE if self.policy.precision == "fp32" else ROUNDED
+
     @cached_property
     def log_probs(self) -> Tensor:
         """(M,) by the policy's score pass."""
@@ -130,7 +138,7 @@ def dropout(patient: Patient) -> Problem | None:
         trained = patient.policy.evaluate_actions(patient.sequences, patient.sequences.chosen())[1]
     patient.policy.set_training_mode(False)
     gap = float((trained - patient.log_probs).abs().max())
-    if gap <= TOLERANCE:
+    if gap <= patient.tolerance:
         return None
     return Problem(
         "dropout",
@@ -144,7 +152,7 @@ def ratio(patient: Patient) -> Problem | None:
     with torch.enable_grad():
         now = patient.policy.evaluate_actions(patient.sequences, patient.sequences.chosen())[1]
     worst = float((now.detach() - patient.log_probs).exp().sub(1).abs().max())
-    if worst <= TOLERANCE:
+    if worst <= patient.tolerance:
         return None
     return Problem(
         "ratio",
@@ -166,7 +174,7 @@ def recomputed(patient: Patient) -> Problem | None:
     log_p = torch.log_softmax(core.mask.ban(logits, limits), -1)
     plain = log_p.gather(1, row[0, -first:, None])[:, 0]
     gap = float((plain - patient.log_probs[:first]).abs().max())
-    if gap <= TOLERANCE:
+    if gap <= patient.tolerance:
         return None
     return Problem(
         "recomputed",
@@ -222,7 +230,7 @@ def cache(patient: Patient) -> Problem | None:
         finally:
             for p, before in zip(weights, kept, strict=True):
                 p.copy_(before)
-    if worst <= TOLERANCE:
+    if worst <= patient.tolerance:
         return None
     return Problem(
         "cache",
@@ -244,7 +252,7 @@ def neighbours(patient: Patient) -> Problem | None:
         ]
     )
     gap = max(float((whole - padded).abs().max()), float((whole[: len(alone)] - alone).abs().max()))
-    if gap <= TOLERANCE * patient.env.max_new_tokens:
+    if gap <= patient.tolerance * patient.env.max_new_tokens:
         return None
     return Problem(
         "neighbours",
@@ -259,7 +267,7 @@ def start(patient: Patient) -> Problem | None:
         return None
     reference = patient.objective.ref_log_probs(patient.sequences)
     gap = float((patient.log_probs - reference).abs().max())
-    if gap <= TOLERANCE:
+    if gap <= patient.tolerance:
         return None
     return Problem(
         "start",
@@ -269,9 +277,10 @@ def start(patient: Patient) -> Problem | None:
 
 
 def frozen(patient: Patient) -> Problem | None:
-    """The reference does not learn, and shares no weight with the policy."""
-    reference = patient.objective.reference.model
-    ours = {p.data_ptr() for p in patient.policy.parameters()}
+    """The reference does not learn, and shares no weight with the policy (below adapters, all)."""
+    reference, policy = patient.objective.reference.model, patient.policy
+    adapted = policy.lora_rank > 0
+    ours = {p.data_ptr() for p in policy.parameters() if p.requires_grad or not adapted}
     shared = sum(p.data_ptr() in ours for p in reference.parameters())
     learning = sum(p.requires_grad for p in reference.parameters())
     if not shared and not learning:
@@ -425,9 +434,8 @@ def _unmasked(policy: CausalLMPolicy) -> Iterator[None]:
 
 def _full(policy: CausalLMPolicy, rows: Tensor) -> Tensor:
     lengths = row_lengths(rows)
-    hidden = trunk(policy.lm)(input_ids=rows.clamp(min=0), use_cache=False).last_hidden_state
-    last: Tensor = hidden[torch.arange(len(rows), device=rows.device), lengths - 1]
-    return last
+    hidden = policy.core.hidden_states(rows.clamp(min=0), use_cache=False)
+    return hidden[torch.arange(len(rows), device=rows.device), lengths - 1]
 
 
 def _first_steps(

@@ -9,18 +9,41 @@ from torch.optim import Adam
 from agents.adam import TF1Adam
 from agents.sb3 import PPO, build
 from agents.sb3.learner import SB3Learner
-from agents.sb3.ppo import Baseline, KLLoss
+from agents.sb3.loss import KLLoss, KLOld
+from agents.sb3.ppo import Baseline
 from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import AdaptiveKL, FixedKL, KLController, LagrangianKL
+from rlhf_gym.precision import Precision
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.training.sft_data import as_sequences, load_examples, prepare
 
-POLICY_OPTIONS = ("anneal", "adam", "adam_eps", "critic", "critic_lr_scale", "value_lr_scale")
-KL_OPTIONS = ("kl_coef", "kl_control", "kl_target", "kl_horizon", "kl_rate")
-PTX_OPTIONS = ("ptx_coef", "ptx_data")
-"""Options that are not keywords of `agents.sb3.PPO`."""
+POLICY_OPTIONS = (
+    "value_lr_scale",
+    "critic_lr_scale",
+    "precision",
+    "gradient_checkpointing",
+    "lora_rank",
+    "lora_alpha",
+)
+"""Options that are keywords of `CausalLMPolicy`."""
+
+OTHER_OPTIONS = (
+    "anneal",
+    "adam",
+    "adam_eps",
+    "critic",
+    "kl_coef",
+    "kl_control",
+    "kl_target",
+    "kl_horizon",
+    "kl_rate",
+    "ptx_coef",
+    "ptx_data",
+    "sample_every",
+)
+"""Options that are keywords neither of the policy nor of `agents.sb3.PPO`."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,9 @@ class Config:
     """How far a value may move from the rollout's before its loss is clipped; None never clips."""
     kl_old_coef: float = 0.0
     """Weight of KL(π_old ‖ π_θ) in the loss."""
+    kl_old: KLOld = "k3"
+    """Estimate that divergence from the chosen tokens (k3), or sum it over the vocabulary (exact),
+    for one more forward pass with each backward pass."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
     ent_coef: float = 0.0
@@ -97,6 +123,15 @@ class Config:
     """Those texts: a file or a dataset, as in scripts/train_sft.py."""
     microbatch_tokens: int | None = None
     """Most tokens, padding included, in one backward pass; bounds memory, changes nothing."""
+    precision: Precision = "fp32"
+    """Multiply the policy's matrices in float32 or bfloat16; the reference's stay float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more work."""
+    lora_rank: int = 0
+    """Train adapters of this rank and the value head, on the reference's own weights: one model in
+    memory. 0 trains every weight."""
+    lora_alpha: int | None = None
+    """The adapters' product is scaled by lora_alpha / lora_rank; twice the rank if None."""
     sample_every: int = 10
     """Updates between two records of sample responses in training_samples.jsonl; 0 writes none."""
 
@@ -109,13 +144,12 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     last = 0.0 if config.anneal else config.learning_rate
     options["learning_rate"] = LinearSchedule(config.learning_rate, last, 1.0)
     policy = {
-        "value_lr_scale": config.value_lr_scale,
-        "critic_lr_scale": config.critic_lr_scale,
+        **{name: options.pop(name) for name in POLICY_OPTIONS},
         "critic": critic_name(config, env),
         "optimizer_class": TF1Adam if config.adam == "tf1" else Adam,
         "optimizer_kwargs": {"eps": config.adam_eps},
     }
-    for name in (*POLICY_OPTIONS, *KL_OPTIONS, *PTX_OPTIONS, "sample_every"):
+    for name in OTHER_OPTIONS:
         del options[name]
     options["ptx"] = pretraining_mix(config, env)
     options["kl_controller"] = kl_controller(config, env.objective.kl_coef)

@@ -6,6 +6,7 @@ differ in length, come and go.
 """
 
 import logging
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,6 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf_gym.lm import CausalLM, tokens_per_pass
-from rlhf_gym.models import trunk
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)
@@ -134,6 +134,7 @@ def looks_plain(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def _probe_agrees(lm: CausalLM) -> bool:
     """Decode two short rows of different lengths in slots and by a full forward."""
+    lm = replace(lm, precision="fp32")  # whose rounding hides nothing
     width = 8
     rows = torch.arange(2 * width, device=lm.device).reshape(2, width) % lm.vocab_size
     rows[1, width - 2 :] = PAD
@@ -206,10 +207,7 @@ class SlotDecoder:
         self._slots.rows = len(rows)
 
     def _forward(self, ids: Tensor, **inputs: Any) -> Tensor:
-        output = trunk(self.lm.model)(
-            input_ids=ids, past_key_values=self._cache, use_cache=True, **inputs
-        )
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        return self.lm.hidden_states(ids, past_key_values=self._cache, use_cache=True, **inputs)
 
 
 class DecodeCache:

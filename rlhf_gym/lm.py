@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from transformers import (
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import exact_kl
+from rlhf_gym.lots import in_lots, logit_rows
 from rlhf_gym.masks import NO_MASK, Limits, Mask
 from rlhf_gym.models import (
     eos_token_ids,
@@ -28,10 +30,8 @@ from rlhf_gym.models import (
     vocabulary_size,
     weights_stamp,
 )
+from rlhf_gym.precision import Precision, at_least_float32, autocast
 from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
-
-# A no-gradient pass holds at most this many logits.
-MAX_LOGITS_PER_PASS = 1 << 25
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +48,8 @@ class CausalLM:
         mask: Which tokens may be chosen.
         guide: The reference, whose likeliest tokens a top-k or top-p mask allows; None if it is
             this model.
+        precision: Of the matrix products; log-probs are float32 all the same.
+        reuse_casts: As in `rlhf_gym.precision.autocast`.
     """
 
     model: PreTrainedModel
@@ -57,6 +59,8 @@ class CausalLM:
     eos_ids: tuple[int, ...]
     mask: Mask = NO_MASK
     guide: "CausalLM | None" = None
+    precision: Precision = "fp32"
+    reuse_casts: bool = False
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -116,13 +120,24 @@ class CausalLM:
         """Where the model lies."""
         return self.model.device
 
+    def hidden_states(self, ids: Tensor, **inputs: Any) -> Tensor:
+        """The trunk's last hidden states: ids (N, L) that it can embed -> (N, L, d) float32.
+
+        Args:
+            ids: Token ids.
+            **inputs: Further inputs of the model's forward pass.
+        """
+        with autocast(self.device, self.precision, reuse_casts=self.reuse_casts):
+            hidden = trunk(self.model)(input_ids=ids, **inputs).last_hidden_state
+        return at_least_float32(hidden)
+
     def states(self, sequences: Sequences) -> Tensor:
         """Last hidden state in which each chosen token was chosen, (M, d)."""
         # The last chosen token itself is never a state.
         ids = model_ids(sequences.tokens[:, : max(sequences.width - 1, 1)])
-        hidden = trunk(self.model)(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = self.hidden_states(ids, use_cache=False)
         rows, columns = sequences.cells()
-        return hidden[rows, columns - 1]  # type: ignore[no-any-return]
+        return hidden[rows, columns - 1]
 
     def logits(self, hidden: Tensor, limits: Limits | None = None) -> Tensor:
         """Tempered, masked float32 logits of the usable tokens: (M, d) -> (M, V).
@@ -186,19 +201,30 @@ class CausalLM:
         return Limits.joined(parts) if parts else None
 
     def _unmasked_logits(self, hidden: Tensor) -> Tensor:
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return logits[..., : self.vocab_size].float() / self.temperature
+        with autocast(self.device, self.precision, reuse_casts=self.reuse_casts):
+            logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return at_least_float32(logits[..., : self.vocab_size]) / self.temperature
 
     def log_probs_of(self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None) -> Tensor:
         """Log-probs of `tokens` (M,) in the states `hidden` (M, d): (M,) float32."""
-        step = len(tokens) if torch.is_grad_enabled() else logit_rows(self.vocab_size)
-        parts = []
-        for at in range(0, len(tokens), max(step, 1)):
-            here = None if limits is None else limits.rows(slice(at, at + step))
-            logits = self.logits(hidden[at : at + step], here)
-            picked = logits.gather(-1, tokens[at : at + step, None]).squeeze(-1)
-            parts.append(picked - logits.logsumexp(-1))
-        return torch.cat(parts) if parts else hidden.new_zeros(0)
+        return in_lots(self._log_probs, self.vocab_size, hidden, tokens, limits)
+
+    def log_probs_and_entropies(
+        self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`log_probs_of`, and the entropy of each state's distribution in nats: two (M,)."""
+
+        def both(hidden: Tensor, tokens: Tensor, limits: Limits | None) -> Tensor:
+            log_p = F.log_softmax(self.logits(hidden, limits), -1)
+            taken = log_p.gather(-1, tokens[:, None]).squeeze(-1)
+            return torch.stack([taken, -(log_p.exp() * log_p).sum(-1)], -1)
+
+        log_probs, entropies = in_lots(both, self.vocab_size, hidden, tokens, limits).unbind(-1)
+        return log_probs, entropies
+
+    def _log_probs(self, hidden: Tensor, tokens: Tensor, limits: Limits | None) -> Tensor:
+        logits = self.logits(hidden, limits)
+        return logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
     def log_probs(self, sequences: Sequences) -> Tensor:
         """Log-prob of every chosen token, (M,), in one pass over whole sequences; no gradient."""
@@ -236,11 +262,6 @@ class CausalLM:
             return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         # The same in one call of the backend, three times as fast.
         return list(backend.decode_batch(rows, skip_special_tokens=True))
-
-
-def logit_rows(vocab_size: int) -> int:
-    """How many rows of logits a no-gradient pass may hold at a time."""
-    return max(1, MAX_LOGITS_PER_PASS // vocab_size)
 
 
 def tokens_per_pass(device: torch.device) -> int:
@@ -318,11 +339,9 @@ def kl_to(
     hidden_p: Tensor, p: CausalLM, hidden_q: Tensor, q: CausalLM, limits: Limits | None = None
 ) -> Tensor:
     """Exact KL(p ‖ q) over the vocabulary in each state: two (M, d) -> (M,) nats, at least 0."""
-    out = []
-    step = logit_rows(p.vocab_size)
-    for at in range(0, len(hidden_p), step):
-        some = slice(at, at + step)
-        here = None if limits is None else limits.rows(some)
-        log_p = F.log_softmax(p.logits(hidden_p[some], here), -1)
-        out.append(exact_kl(log_p, F.log_softmax(q.logits(hidden_q[some], here), -1)))
-    return torch.cat(out) if out else hidden_p.new_zeros(0)
+
+    def work(hidden_p: Tensor, hidden_q: Tensor, limits: Limits | None) -> Tensor:
+        log_p = F.log_softmax(p.logits(hidden_p, limits), -1)
+        return exact_kl(log_p, F.log_softmax(q.logits(hidden_q, limits), -1))
+
+    return in_lots(work, p.vocab_size, hidden_p, hidden_q, limits)

@@ -170,6 +170,15 @@ def trunk(model: PreTrainedModel) -> nn.Module:
     return model.base_model
 
 
+def recompute_activations(model: PreTrainedModel, on: bool) -> None:
+    """Whether the backward pass of a model in training mode recomputes what it needs of a layer."""
+    # transformers is renaming its methods for it.
+    name = "enable" if on else "disable"
+    newer = getattr(model, f"activation_checkpointing_{name}", None)
+    switch = newer or getattr(model, f"gradient_checkpointing_{name}")
+    switch(*([{"use_reentrant": False}] if on else []))
+
+
 def load_causal_lm(
     name: str, *, revision: str | None = None, attn_implementation: str | None = None
 ) -> PreTrainedModel:

@@ -1,10 +1,13 @@
 """Whole responses drawn from a causal LM."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from rlhf_gym.decode import SlotDecoder, last_hidden, supports_slots
 from rlhf_gym.lm import CausalLM
+from rlhf_gym.precision import casts_kept
 from rlhf_gym.tokens import PAD, row_lengths
 
 # Dropping finished rows copies the cache, so it waits until this share of them is done.
@@ -49,6 +52,19 @@ def sample_responses(
     Returns:
         (N, T) int64, PAD after each response's end.
     """
+    with casts_kept(lm.device, lm.precision):
+        lm = replace(lm, reuse_casts=True)
+        return _sample(lm, prompts, max_new_tokens, stop_at_eos, deterministic, generator)
+
+
+def _sample(
+    lm: CausalLM,
+    prompts: Tensor,
+    max_new_tokens: int,
+    stop_at_eos: bool,
+    deterministic: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
     out = torch.full((len(prompts), max_new_tokens), PAD, device=prompts.device)
     eos = torch.tensor(lm.eos_ids if stop_at_eos else [], dtype=torch.int64, device=prompts.device)
     rows = torch.arange(len(prompts), device=prompts.device)  # where each live slot writes to

@@ -116,16 +116,9 @@ def test_the_penalty_in_the_loss_is_what_it_says(kl_loss):
             "k2": k2(log_p, log_q),
             "k3": k3(log_p, log_q),
         }[kl_loss]
-    arguments = (
-        batch.actions,
-        batch.old_log_prob,
-        batch.old_values,
-        batch.advantages,
-        batch.returns,
-    )
-    with_penalty = algorithm._terms(batch.observations, *arguments)["objective"]
+    with_penalty = algorithm._loss().terms(batch)["objective"]
     algorithm.kl_loss = None
-    without = algorithm._terms(batch.observations, *arguments)["objective"]
+    without = algorithm._loss().terms(batch)["objective"]
     torch.testing.assert_close(with_penalty, without - 0.4 * expected, atol=1e-5, rtol=1e-4)
 
 

@@ -22,7 +22,7 @@ from conftest import (
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from rlhf_gym import lm as lm_module
+from rlhf_gym import lots
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM, continuation_log_probs, kl_to, passes, shared_causal_lm
 from rlhf_gym.models import load_tokenizer
@@ -148,7 +148,7 @@ def test_passes_of_any_size_change_nothing(load_lm, monkeypatch):
     sequences = continuations(*some_rows(lm))
     whole = lm.log_probs(sequences)
     assert [len(part.tokens) for part, _ in passes(sequences, 1)] == [1] * 5
-    monkeypatch.setattr(lm_module, "MAX_LOGITS_PER_PASS", 3 * V)
+    monkeypatch.setattr(lots, "MAX_LOGITS", 3 * V)
     torch.testing.assert_close(lm.log_probs(sequences), whole, atol=1e-6, rtol=1e-6)
     with_gradient = lm.log_probs_of(lm.states(sequences), sequences.chosen())
     torch.testing.assert_close(with_gradient.detach(), whole, atol=1e-6, rtol=1e-6)

@@ -232,7 +232,7 @@ def test_exact_kl_in_the_loss_is_masked_too(make_vector_env):
     with torch.no_grad():
         hidden, limits = policy.core.states(sequences), policy.core.limits(sequences)
         flat = policy.core.log_probs_of(hidden, sequences.chosen(), limits)
-        found = learner._kl_to_reference(reference, sequences, hidden, flat, limits)
+        found = learner._loss().kl_to_reference(sequences, hidden, flat, limits)
         logits = [lm.logits(lm.states(sequences), limits) for lm in (policy.core, reference)]
     expected = []
     for ours, theirs in zip(*logits, strict=True):

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
+from torch import Tensor
 
 from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.checkpoint import CheckpointCallback, restore_latest
@@ -22,6 +24,8 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import own_memory, whole_folder
 from rlhf_gym.models import load_causal_lm
+
+ADAPTERS = "adapters.safetensors"
 
 
 class SB3Learner:
@@ -87,14 +91,16 @@ class SB3Learner:
     def start_from(self, directory: Path) -> None:
         """Take over the language model and the critic that `save` wrote."""
         policy = self.policy
-        saved = load_causal_lm(str(directory))
-        policy.lm.load_state_dict(saved.state_dict())
+        if policy.lora_rank:
+            _load_adapters(policy, directory / ADAPTERS)
+        else:
+            policy.lm.load_state_dict(load_causal_lm(str(directory)).state_dict())
         policy.value_head.load_state_dict(load_file(directory / "value_head.safetensors"))
         if policy.critic is not None:
             policy.critic_trunk.load_state_dict(load_file(directory / "critic.safetensors"))
 
     def save(self, directory: Path) -> None:
-        """Write the language model and tokenizer, and the critic beside them."""
+        """Write the language model (adapters merged into it) and tokenizer, the critic beside."""
         save_policy(self.policy, directory)
 
 
@@ -125,10 +131,27 @@ def stock_learner(
 def save_policy(policy: CausalLMPolicy, directory: Path) -> None:
     """Save for transformers' `from_pretrained`; `directory` is there whole or not at all."""
     with whole_folder(directory) as partial:
-        policy.core.save_pretrained(partial)
+        policy.plain().save_pretrained(partial)
+        if policy.lora_rank:
+            save_file(own_memory(_adapters(policy)), partial / ADAPTERS)
         save_file(own_memory(policy.value_head.state_dict()), partial / "value_head.safetensors")
         if policy.critic is not None:
             save_file(own_memory(policy.critic_trunk.state_dict()), partial / "critic.safetensors")
+
+
+def _adapters(policy: CausalLMPolicy) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in policy.lm.named_parameters() if p.requires_grad}
+
+
+def _load_adapters(policy: CausalLMPolicy, file: Path) -> None:
+    if not file.exists():
+        raise InputError(f"there is no {file}: the policy that was saved there had no adapters")
+    saved, ours = load_file(file), _adapters(policy)
+    if {name: p.shape for name, p in saved.items()} != {name: p.shape for name, p in ours.items()}:
+        raise InputError(f"the adapters in {file} are of another model or rank")
+    with torch.no_grad():
+        for name, parameter in ours.items():
+            parameter.copy_(saved[name])
 
 
 class _RunFormat(KVWriter):

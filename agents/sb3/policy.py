@@ -5,8 +5,9 @@ means whole sequences, one row of output a chosen token. Notation: N rows, L col
 tokens, d the trunk's width, V usable tokens.
 """
 
+import copy
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,10 @@ from transformers import AutoModel
 from rlhf_gym.decode import DecodeCache, last_hidden
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM, passes
+from rlhf_gym.lora import add_adapters, merged, twin
 from rlhf_gym.masks import NO_MASK, Limits, Mask
-from rlhf_gym.models import embedded, load_pretrained
+from rlhf_gym.models import embedded, load_pretrained, recompute_activations
+from rlhf_gym.precision import Precision
 from rlhf_gym.sampling import draw, sample_responses
 from rlhf_gym.tokens import Sequences
 
@@ -91,6 +94,13 @@ class CausalLMPolicy(ActorCriticPolicy):
             tokenizer) whose trunk bears the value head; None shares the policy's trunk.
         critic_lr_scale: The same for the critic's own trunk.
         mask: The environment's, which `follow` renews; it is kept when the policy is saved.
+        precision: "bf16" multiplies matrices in bfloat16, in sampling, scoring and the update
+            alike; weights, log-probs and the value head stay float32.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        lora_rank: Train adapters of this rank and the value head; 0 trains every weight.
+        lora_alpha: Scale of the adapters, times `lora_rank`; twice the rank if None.
+        base: A frozen model whose weights serve below the adapters; the policy loads its own if
+            None. `build` lends the environment's reference.
         **kwargs: As in `ActorCriticPolicy` (`optimizer_class`, `optimizer_kwargs`).
     """
 
@@ -110,24 +120,30 @@ class CausalLMPolicy(ActorCriticPolicy):
         critic: str | None = None,
         critic_lr_scale: float = 1.0,
         mask: Mask = NO_MASK,
+        precision: Precision = "fp32",
+        gradient_checkpointing: bool = False,
+        lora_rank: int = 0,
+        lora_alpha: int | None = None,
+        base: "Lent | None" = None,
         **kwargs: Any,
     ) -> None:
+        if precision not in get_args(Precision):
+            raise InputError(f"precision must be one of {get_args(Precision)}, not {precision!r}")
+        if lora_rank and critic is not None:
+            raise InputError(
+                "a critic of its own is a second model to train; with lora_rank take critic=shared"
+            )
         self.model_name, self.revision, self.tokenizer = model, revision, tokenizer
         self.temperature, self.entropy = temperature, entropy
         self.attn_implementation = attn_implementation
         self.value_lr_scale, self.critic_lr_scale = value_lr_scale, critic_lr_scale
         self.critic_name, self.mask = critic, mask
+        self.precision, self.gradient_checkpointing = precision, gradient_checkpointing
+        self.lora_rank, self.lora_alpha, self._base = lora_rank, lora_alpha, base
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.core = CausalLM.load(
-            self.model_name,
-            revision=self.revision,
-            tokenizer=self.tokenizer,
-            temperature=self.temperature,
-            attn_implementation=self.attn_implementation,
-        )
-        self.core = replace(self.core, mask=self.mask)
+        self.core = replace(self._load_core(), mask=self.mask, precision=self.precision)
         self.lm = self.core.model
         if not isinstance(self.action_space, spaces.Discrete):
             raise ValueError(f"CausalLMPolicy acts in Discrete(V), not in {self.action_space}")
@@ -137,7 +153,8 @@ class CausalLMPolicy(ActorCriticPolicy):
                 f"{self.action_space.n}; start the policy from the environment's reference"
             )
         width = self.core.model.get_output_embeddings().in_features
-        groups = [{"params": list(self.lm.parameters()), "lr_scale": 1.0}]
+        trained = [p for p in self.lm.parameters() if p.requires_grad]
+        groups = [{"params": trained, "lr_scale": 1.0}]
         self.critic: CausalLM | None = None
         self._critic_cache: DecodeCache | None = None
         if self.critic_name is not None:
@@ -147,6 +164,9 @@ class CausalLMPolicy(ActorCriticPolicy):
             width = self.critic_trunk.config.get_text_config().hidden_size
             trunk_parameters = list(self.critic_trunk.parameters())
             groups.append({"params": trunk_parameters, "lr_scale": self.critic_lr_scale})
+        if self.gradient_checkpointing:
+            for core in filter(None, (self.core, self.critic)):
+                recompute_activations(core.model, True)
         self.value_head = nn.Linear(width, 1)
         # The critic starts at exactly 0: the first advantages are the returns.
         nn.init.zeros_(self.value_head.weight)
@@ -160,6 +180,24 @@ class CausalLMPolicy(ActorCriticPolicy):
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
+
+    def _load_core(self) -> CausalLM:
+        lent = None if self._base is None else self._base.lm
+        if lent is not None:
+            core = replace(lent, model=twin(lent.model), guide=None)
+        else:
+            core = CausalLM.load(
+                self.model_name,
+                revision=self.revision,
+                tokenizer=self.tokenizer,
+                temperature=self.temperature,
+                attn_implementation=self.attn_implementation,
+            )
+        if self.lora_rank:
+            add_adapters(core.model, self.lora_rank, alpha=self.lora_alpha)
+            self.register_state_dict_post_hook(_leave_out_frozen)
+            self.register_load_state_dict_post_hook(_do_without_frozen)
+        return core
 
     def _load_critic(self, name: str) -> CausalLM:
         model = load_pretrained(AutoModel, name, attn_implementation=self.attn_implementation)
@@ -203,10 +241,10 @@ class CausalLMPolicy(ActorCriticPolicy):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """`evaluate_actions` from last hidden states, the policy's and the critic's, (M, d)."""
         values = self.value_head(value_hidden)
+        tokens = actions.long().flatten()
         if not self.entropy:
-            return values, self.core.log_probs_of(hidden, actions.long().flatten(), limits), None
-        distribution = self._distribution(hidden, limits)
-        return values, distribution.log_prob(actions), distribution.entropy()
+            return values, self.core.log_probs_of(hidden, tokens, limits), None
+        return values, *self.core.log_probs_and_entropies(hidden, tokens, limits)
 
     @torch.no_grad()
     def sample(self, prompts: Tensor, max_new_tokens: int, *, stop_at_eos: bool = True) -> Tensor:
@@ -244,6 +282,15 @@ class CausalLMPolicy(ActorCriticPolicy):
             limits = self._limits(tokens, hidden, chosen)
             found[~known] = self.core.log_probs_of(hidden, chosen, limits).cpu().numpy()
         return found
+
+    def snapshot(self) -> CausalLM:
+        """A copy of the language model as it is now; weights that do not learn are shared."""
+        frozen = {id(p): p for p in self.lm.parameters() if not p.requires_grad}
+        return replace(self.core, model=copy.deepcopy(self.lm, frozen).eval())
+
+    def plain(self) -> CausalLM:
+        """The language model without adapters: itself, or a copy that they are merged into."""
+        return replace(self.core, model=merged(self.lm)) if self.lora_rank else self.core
 
     def set_training_mode(self, mode: bool) -> None:
         """Switch between acting (keys and values remembered) and training (never)."""
@@ -331,9 +378,46 @@ class CausalLMPolicy(ActorCriticPolicy):
             "critic": self.critic_name,
             "critic_lr_scale": self.critic_lr_scale,
             "mask": self.core.mask,
+            "precision": self.precision,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
+
+
+class Lent:
+    """A model that a policy is to share with its owner: never copied, and left out of pickles.
+
+    Args:
+        lm: The model, frozen.
+    """
+
+    def __init__(self, lm: CausalLM | None) -> None:
+        self.lm = lm
+
+    def __reduce__(self) -> tuple[type["Lent"], tuple[None]]:
+        return Lent, (None,)
+
+
+def _leave_out_frozen(
+    policy: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object
+) -> None:
+    for name in _frozen(policy):
+        state.pop(prefix + name, None)
+
+
+def _do_without_frozen(policy: nn.Module, keys: Any) -> None:
+    frozen = _frozen(policy)
+    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
+
+
+def _frozen(policy: nn.Module) -> set[str]:
+    """Names of what does not learn."""
+    every = policy.named_parameters(remove_duplicate=False)
+    names = {name for name, parameter in every if not parameter.requires_grad}
+    return names | {name for name, _ in policy.named_buffers(remove_duplicate=False)}
 
 
 class _LastActions:

@@ -19,22 +19,20 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import RolloutBufferSamples, Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
 from agents.advantages import group_mean, leave_one_out, whiten
 from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.guards import check_finite
+from agents.sb3.loss import KLLoss, KLOld, Loss, rows_of
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.ptx import PretrainingMix
 from agents.sb3.watching import known_scale, rollout_figures
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.kl import KLController, exact_kl, k2, k3
-from rlhf_gym.lm import CausalLM, logit_rows, passes, tokens_per_pass
-from rlhf_gym.masks import Limits
+from rlhf_gym.kl import KLController
+from rlhf_gym.lm import CausalLM, passes, tokens_per_pass
 from rlhf_gym.tokens import Sequences, continuations, unflatten
 
-KLLoss = Literal["exact", "k2", "k3"]
 Baseline = Literal["critic", "leave_one_out", "group_mean"]
 
 EXTREMES: dict[str, Callable[[list[float]], float]] = {"ratio_min": min, "ratio_max": max}
@@ -58,7 +56,9 @@ class PPO(OnPolicyAlgorithm):
         clip_range: ε of the ratio's clip.
         clip_range_vf: How far a value may move from the rollout's before its loss is that of the
             clipped one, if larger; None never clips.
-        kl_old_coef: Weight of KL(π_old ‖ π_θ) in the loss, estimated by k3.
+        kl_old_coef: Weight of KL(π_old ‖ π_θ) in the loss.
+        kl_old: "k3" estimates that divergence from the chosen tokens; "exact" sums it over the
+            vocabulary, for a copy of what learns and a forward pass of it with each backward pass.
         vf_coef: Weight of the value loss.
         ent_coef: Weight of the entropy; never computed at 0.
         normalize_advantage: Whether advantages are whitened.
@@ -106,6 +106,7 @@ class PPO(OnPolicyAlgorithm):
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | None = None,
         kl_old_coef: float = 0.0,
+        kl_old: KLOld = "k3",
         vf_coef: float = 0.1,
         ent_coef: float = 0.0,
         normalize_advantage: bool = True,
@@ -135,7 +136,11 @@ class PPO(OnPolicyAlgorithm):
             raise InputError(f"normalize_over is minibatch or rollout, not {normalize_over!r}")
         if baseline not in get_args(Baseline):
             raise InputError(f"baseline must be one of {get_args(Baseline)}, not {baseline!r}")
-        self.kl_controller, self.kl_loss, self.ptx = kl_controller, kl_loss, ptx
+        if kl_old not in get_args(KLOld):
+            raise InputError(f"kl_old must be one of {get_args(KLOld)}, not {kl_old!r}")
+        self.kl_controller, self.kl_loss, self.kl_old = kl_controller, kl_loss, kl_old
+        self.ptx = ptx
+        self._old: CausalLM | None = None  # π_old while an update asks for it
         self.clip_range_vf, self.whiten_rewards = clip_range_vf, whiten_rewards
         self.normalize_over, self.baseline = normalize_over, baseline
         self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
@@ -310,6 +315,8 @@ class PPO(OnPolicyAlgorithm):
         """The update: `n_epochs` passes of `n_minibatches` optimiser steps."""
         begun = time.perf_counter()
         self.policy.set_training_mode(True)
+        self.policy.optimizer.zero_grad()
+        self._old = self.policy.snapshot() if self.kl_old == "exact" else None
         self._update_learning_rate(self.policy.optimizer)
         tokens = self.rollout_buffer.n_tokens
         batch_size = max(1, round(tokens / self.n_minibatches))
@@ -334,6 +341,7 @@ class PPO(OnPolicyAlgorithm):
             "train/explained_variance",
             explained_variance(self.rollout_buffer.values[mask], self.rollout_buffer.returns[mask]),
         )
+        self._old = None
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         ended = time.perf_counter()
         self._log_stage("update", ended - begun)
@@ -368,17 +376,10 @@ class PPO(OnPolicyAlgorithm):
         sequences = minibatch.observations
         assert isinstance(sequences, Sequences)
         self.policy.optimizer.zero_grad()
-        total = len(minibatch.actions)
+        loss, total = self._loss(), len(minibatch.actions)
         sums: dict[str, float] = {"gradient_norm": 0.0}
         for part, places in passes(sequences, self._microbatch_tokens()):
-            terms = self._terms(
-                part,
-                minibatch.actions[places],
-                minibatch.old_log_prob[places],
-                minibatch.old_values[places],
-                advantages[places],
-                minibatch.returns[places],
-            )
+            terms = loss.terms(rows_of(minibatch, part, places, advantages))
             # Weighted by the minibatch's token count, so that micro-batches change nothing.
             (terms.pop("objective").sum() / -total).backward()
             low, high = torch.stack(terms["ratio"].aminmax()).tolist()
@@ -393,71 +394,22 @@ class PPO(OnPolicyAlgorithm):
         return sums
 
     def _microbatch_tokens(self) -> int:
-        fits = 8 * logit_rows(self.policy.core.vocab_size)  # 1 GiB of float32 logits
-        return self.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14, fits)
+        return self.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14)
 
-    def _terms(
-        self,
-        sequences: Sequences,
-        actions: Tensor,
-        old_log_probs: Tensor,
-        old_values: Tensor,
-        advantages: Tensor,
-        returns: Tensor,
-    ) -> dict[str, Tensor]:
-        """Every term of the objective for each token, (M,) each."""
-        hidden = self.policy.core.states(sequences)
-        limits = self.policy.core.limits(sequences, hidden)
-        values, log_probs, entropy = self.policy.evaluate_hidden(
-            hidden, self.policy.value_states(sequences, hidden), actions, limits
+    def _loss(self) -> Loss:
+        env: TokenVectorEnv = self.get_env().get_attr("unwrapped")[0]  # type: ignore[union-attr]
+        return Loss(
+            self.policy,
+            clip_range=self.clip_range(self._current_progress_remaining),
+            clip_range_vf=self.clip_range_vf,
+            kl_old_coef=self.kl_old_coef,
+            vf_coef=self.vf_coef,
+            ent_coef=self.ent_coef,
+            kl_coef=self._kl_coef(env),
+            kl_loss=self.kl_loss,
+            reference=env.objective.reference,
+            old=self._old,
         )
-        epsilon = self.clip_range(self._current_progress_remaining)
-        ratio = (log_probs - old_log_probs).exp()
-        clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
-        surrogate = torch.minimum(ratio * advantages, clipped * advantages)
-        kl_old = k3(old_log_probs, log_probs)
-        value_loss = self._value_loss(values.flatten(), old_values, returns)
-        objective = surrogate - self.kl_old_coef * kl_old - self.vf_coef * value_loss
-        if entropy is not None:
-            objective = objective + self.ent_coef * entropy
-        if self.kl_loss is not None:
-            env: TokenVectorEnv = self.get_env().get_attr("unwrapped")[0]  # type: ignore[union-attr]
-            kl = self._kl_to_reference(
-                env.objective.reference, sequences, hidden, log_probs, limits
-            )
-            objective = objective - self._kl_coef(env) * kl
-        return {
-            "objective": objective,
-            "policy_loss": -surrogate.detach(),
-            "value_loss": value_loss.detach(),
-            "kl_old": kl_old.detach(),
-            "clip_fraction": ((ratio - 1).abs() > epsilon).float(),
-            "ratio": ratio.detach(),
-        }
-
-    def _value_loss(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:
-        loss = (values - returns) ** 2
-        if self.clip_range_vf is None:
-            return loss
-        near = old_values + (values - old_values).clamp(-self.clip_range_vf, self.clip_range_vf)
-        return torch.maximum(loss, (near - returns) ** 2)
-
-    def _kl_to_reference(
-        self,
-        reference: CausalLM,
-        sequences: Sequences,
-        hidden: Tensor,
-        log_probs: Tensor,
-        limits: Limits | None,
-    ) -> Tensor:
-        """The penalty of the loss at each chosen token, (M,), with a gradient."""
-        with torch.no_grad():
-            at_reference = reference.states(sequences)
-            ref_log_probs = reference.log_probs_of(at_reference, sequences.chosen(), limits)
-        if self.kl_loss == "exact":
-            log_p = torch.log_softmax(self.policy.core.logits(hidden, limits), -1)
-            return exact_kl(log_p, torch.log_softmax(reference.logits(at_reference, limits), -1))
-        return (k2 if self.kl_loss == "k2" else k3)(log_probs, ref_log_probs)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout_buffer", "ptx"]
+        return [*super()._excluded_save_params(), "rollout_buffer", "_old", "ptx"]

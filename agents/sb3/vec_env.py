@@ -5,11 +5,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.policy import CausalLMPolicy, Lent
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 
@@ -125,6 +127,14 @@ def policy_kwargs(env: TokenVectorEnv) -> dict[str, Any]:
     }
 
 
+def _lent(env: TokenVectorEnv, options: dict[str, Any], device: torch.device) -> Lent | None:
+    """The reference, if a policy with these options may share its weights."""
+    reference = env.objective.reference
+    same = all(options[key] == value for key, value in policy_kwargs(env).items())
+    plain = options.get("attn_implementation") is None
+    return Lent(reference) if same and plain and device == reference.device else None
+
+
 def build(
     algorithm: type[Algorithm],
     env: TokenVectorEnv,
@@ -146,6 +156,8 @@ def build(
     kwargs.setdefault("gamma", 1.0)
     rows = TokenSB3VecEnv(env)
     options = {**policy_kwargs(env), **(policy_options or {})}
+    if options.get("lora_rank"):
+        options["base"] = _lent(env, options, get_device(kwargs.get("device", "auto")))
     learner = algorithm(CausalLMPolicy, rows, policy_kwargs=options, **kwargs)
     policy = learner.policy
     assert isinstance(policy, CausalLMPolicy)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     EarlyStoppingCallback,
-    PreTrainedModel,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -20,6 +19,8 @@ from transformers.trainer_callback import PrinterCallback
 from rlhf_gym.choices import ChoiceSets, choice_loss
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import last_checkpoint
+from rlhf_gym.lora import add_adapters
+from rlhf_gym.models import recompute_activations
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import pad_rows
 from rlhf_gym.training.progress import RichProgress
@@ -207,7 +208,7 @@ def train_reward_model(
         return {"labels": torch.zeros(len(batch)), "parts": list(microbatches(batch, max_tokens))}
 
     if options.gradient_checkpointing:
-        _recompute(model.model, True)
+        recompute_activations(model.model, True)
     model.train()
     with RichProgress("reward model") as progress:
         callbacks: list[TrainerCallback] = [progress]
@@ -226,7 +227,7 @@ def train_reward_model(
         checkpoint = last_checkpoint(Path(checkpoint_dir)) if resume else None
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if options.gradient_checkpointing:
-        _recompute(model.model, False)
+        recompute_activations(model.model, False)
     if tuner is not None:
         tuner.merge_and_unload()
         model.requires_grad_(True)
@@ -279,27 +280,9 @@ def _arguments(
     return arguments
 
 
-def _recompute(model: PreTrainedModel, on: bool) -> None:
-    """Switch the recomputing of activations; transformers is renaming its methods for it."""
-    name = "enable" if on else "disable"
-    newer = getattr(model, f"activation_checkpointing_{name}", None)
-    switch = newer or getattr(model, f"gradient_checkpointing_{name}")
-    switch(*([{"use_reentrant": False}] if on else []))
-
-
 def _adapters(model: RewardModel, rank: int) -> Any:
     """Put LoRA adapters into the trunk's linear layers; they and the head alone are trained."""
-    try:
-        from peft import LoraConfig
-        from peft.tuners.lora import LoraModel
-    except ImportError as error:
-        raise InputError(
-            "lora_rank needs the package peft: pip install 'rlhf-gym[lora]'"
-        ) from error
     head = model.head
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="SEQ_CLS"
-    )
-    tuner = LoraModel(model.model, config, "default")
+    tuner = add_adapters(model.model, rank, task_type="SEQ_CLS")
     head.requires_grad_(True)  # weight, and bias where it has one
     return tuner
