@@ -15,9 +15,13 @@ from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import AdaptiveKL, FixedKL, KLController, LagrangianKL
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.models import is_causal, same_tokens
 from rlhf_gym.precision import Precision
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.training.sft_data import as_sequences, load_examples, prepare
+
+Critic = Literal["auto", "shared", "separate", "reward_model"]
 
 POLICY_OPTIONS = (
     "value_lr_scale",
@@ -50,7 +54,7 @@ OTHER_OPTIONS = (
 class Config:
     """Options of the flagship PPO."""
 
-    learning_rate: float = 3e-4
+    learning_rate: float = 1.5e-4
     """Learning rate at the start."""
     anneal: bool = True
     """Anneal the learning rate linearly to 0."""
@@ -58,12 +62,14 @@ class Config:
     """PyTorch's Adam, or TensorFlow 1's, whose ε is not corrected for bias."""
     adam_eps: float = 1e-5
     """ε of Adam."""
-    critic: Literal["shared", "separate", "reward_model"] = "shared"
-    """What bears the value head: the policy's trunk, one of its own that starts from the reference,
-    or one that starts from the environment's reward model. The head itself starts at 0."""
-    critic_lr_scale: float = 1.0
+    critic: Critic = "auto"
+    """What bears the value head: the policy's trunk (shared), one of its own that starts from the
+    reference (separate), or one that starts from the environment's reward model (reward_model).
+    auto is the last where it can serve, else separate; shared with lora_rank. The head starts at
+    0."""
+    critic_lr_scale: float = 6.0
     """The learning rate of a critic's own trunk is so many times the policy's."""
-    value_lr_scale: float = 30.0
+    value_lr_scale: float = 20.0
     """The value head's learning rate is so many times the policy's."""
     n_waves: int = 2
     """Waves an update; an update has n_waves × num_envs episodes."""
@@ -71,11 +77,11 @@ class Config:
     """Passes over the episodes of an update."""
     n_minibatches: int = 8
     """Optimiser steps a pass."""
-    gae_lambda: float = 0.98
+    gae_lambda: float = 0.95
     """λ of generalised advantage estimation."""
     critic_lambda: float | None = None
     """λ of the returns that the critic learns; gae_lambda if None. At 1 its own bias is out."""
-    critic_warmup: int = 0
+    critic_warmup: int = 2
     """In the first so many updates the critic learns alone."""
     clip_range: float = 0.2
     """ε of the ratio's clip."""
@@ -90,8 +96,8 @@ class Config:
     """Weight of the value loss."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
-    normalize_advantage: bool = True
-    """Whiten advantages."""
+    normalize_advantage: bool = False
+    """Whiten advantages. They vanish at the optimum, where whitening would blow up what is left."""
     normalize_over: Literal["minibatch", "rollout"] = "minibatch"
     """Over each minibatch, or once over the rollout."""
     whiten_rewards: bool = False
@@ -164,16 +170,25 @@ def critic_name(config: Config, env: TokenVectorEnv) -> str | None:
     Raises:
         InputError: The environment's reward is no model.
     """
-    if config.critic == "shared":
+    reference, reward = env.objective.reference, env.objective.reward
+    kind = config.critic
+    if kind == "auto":
+        serves = isinstance(reward, RewardModel) and _may_be_critic(reward, reference)
+        kind = "shared" if config.lora_rank else "reward_model" if serves else "separate"
+    if kind == "shared":
         return None
-    if config.critic == "separate":
-        return env.objective.reference.model.name_or_path
-    if not isinstance(env.objective.reward, RewardModel):
+    if kind == "separate":
+        return reference.model.name_or_path
+    if not isinstance(reward, RewardModel):
         raise InputError(
             "critic=reward_model needs an environment that pays by one reward model; take "
             "critic=separate"
         )
-    return env.objective.reward.model.name_or_path
+    return reward.model.name_or_path
+
+
+def _may_be_critic(reward: RewardModel, reference: CausalLM) -> bool:
+    return same_tokens(reward.tokenizer, reference.tokenizer) and is_causal(reward.model)
 
 
 def pretraining_mix(config: Config, env: TokenVectorEnv) -> PretrainingMix | None:

@@ -17,13 +17,16 @@ class Config(ppo.Config):
     """Options of Huang et al. (arXiv 2403.17031)."""
 
     learning_rate: float = 3e-6
-    critic: Literal["shared", "separate", "reward_model"] = "reward_model"
+    critic: ppo.Critic = "reward_model"
+    critic_lr_scale: float = 1.0
     value_lr_scale: float = 1.0
+    critic_warmup: int = 0
     n_waves: int = 2
     n_epochs: int = 4
     n_minibatches: int = 1
     gae_lambda: float = 0.95
     clip_range_vf: float | None = 0.2
     vf_coef: float = 0.05  # their 0.1 weighs half the squared error
+    normalize_advantage: bool = True
     normalize_over: Literal["minibatch", "rollout"] = "rollout"
     max_grad_norm: float = float("inf")

@@ -19,8 +19,10 @@ class Config(ppo.Config):
 
     learning_rate: float = 1e-6
     anneal: bool = False
-    critic: Literal["shared", "separate", "reward_model"] = "separate"
+    critic: ppo.Critic = "separate"
+    critic_lr_scale: float = 1.0
     value_lr_scale: float = 1.0
+    critic_warmup: int = 0
     n_waves: int = 1
     n_epochs: int = 5
     n_minibatches: int = 20
@@ -30,3 +32,4 @@ class Config(ppo.Config):
     kl_coef: float | None = 0.1
     kl_control: Literal["fixed", "adaptive", "lagrangian"] = "adaptive"
     kl_target: float = 24.0  # 0.5 nats a token, 48 tokens
+    normalize_advantage: bool = True

@@ -16,7 +16,10 @@ class Config(ppo.Config):
     """Options of the plain loss."""
 
     learning_rate: float = 1e-4
+    critic: ppo.Critic = "shared"
+    critic_lr_scale: float = 1.0
     value_lr_scale: float = 1.0
+    critic_warmup: int = 0
     n_epochs: int = 4
     gae_lambda: float = 0.95
     kl_old_coef: float = 0.1

@@ -18,13 +18,17 @@ class Config(ppo.Config):
 
     learning_rate: float = 1e-5
     adam: Literal["torch", "tf1"] = "tf1"
+    critic: ppo.Critic = "shared"
+    critic_lr_scale: float = 1.0
     value_lr_scale: float = 1.0
+    critic_warmup: int = 0
     n_waves: int = 2
     n_epochs: int = 4
     n_minibatches: int = 1
     gae_lambda: float = 0.95
     clip_range_vf: float | None = 0.2
     vf_coef: float = 0.05  # their 0.1 weighs half the squared error
+    normalize_advantage: bool = True
     normalize_over: Literal["minibatch", "rollout"] = "rollout"
     whiten_rewards: bool = True
     max_grad_norm: float = float("inf")

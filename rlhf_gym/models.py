@@ -179,6 +179,14 @@ def recompute_activations(model: PreTrainedModel, on: bool) -> None:
     switch(*([{"use_reentrant": False}] if on else []))
 
 
+@torch.no_grad()
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether a token's hidden state depends on nothing to its right (an encoder's does)."""
+    ids = torch.tensor([[0, 1, 0], [0, 1, 2]], device=model.device)
+    hidden = trunk(model)(input_ids=ids).last_hidden_state[:, :2]
+    return torch.allclose(hidden[0], hidden[1], atol=1e-4 * float(hidden.abs().max()))
+
+
 def load_causal_lm(
     name: str, *, revision: str | None = None, attn_implementation: str | None = None
 ) -> PreTrainedModel:

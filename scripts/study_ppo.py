@@ -49,32 +49,39 @@ class Variant:
 GROUPS = {"rows_per_prompt": 8}
 """Baselines of a group need several responses to a prompt."""
 
+SHARED = {"critic": "shared", "value_lr_scale": 60.0}
+"""The value head on the policy's trunk."""
+
 VARIANTS = (
     Variant("default"),
-    Variant("learning rate × 3", {"learning_rate": 9e-4}),
-    Variant("learning rate ÷ 3", {"learning_rate": 1e-4}),
+    Variant("learning rate × 3", {"learning_rate": 4.5e-4}),
+    Variant("learning rate ÷ 3", {"learning_rate": 5e-5}),
     Variant("no decay", {"anneal": False}),
     Variant("one wave", {"n_waves": 1}),
     Variant("four waves", {"n_waves": 4}),
     Variant("four epochs", {"n_epochs": 4}),
     Variant("one minibatch", {"n_minibatches": 1}),
-    Variant("λ 0.95", {"gae_lambda": 0.95}),
+    Variant("λ 0.9", {"gae_lambda": 0.9}),
     Variant("λ 1", {"gae_lambda": 1.0}),
+    Variant("critic λ 1", {"critic_lambda": 1.0}),
+    Variant("no warm-up of the critic", {"critic_warmup": 0}),
+    Variant("shared critic", SHARED),
+    Variant("critic from the reference", {"critic": "separate"}),
+    Variant("one learning rate", {"critic_lr_scale": 1.0, "value_lr_scale": 1.0}),
     Variant("leave one out", {"baseline": "leave_one_out"}, env=GROUPS),
     Variant("group mean", {"baseline": "group_mean"}, env=GROUPS),
-    Variant("separate critic", {"critic": "separate"}),
-    Variant("critic from the reward model", {"critic": "reward_model"}),
-    Variant("one learning rate", {"value_lr_scale": 1.0}),
     Variant("value weight 0.5", {"vf_coef": 0.5}),
     Variant("value clip", {"clip_range_vf": 0.2}),
-    Variant("advantages not whitened", {"normalize_advantage": False}),
-    Variant("whitened over the rollout", {"normalize_over": "rollout"}),
+    Variant("advantages whitened", {"normalize_advantage": True}),
+    Variant(
+        "whitened over the rollout", {"normalize_advantage": True, "normalize_over": "rollout"}
+    ),
     Variant("rewards whitened", {"whiten_rewards": True}),
     Variant("no clip", {"clip_range": 1e9}),
     Variant("KL to the last iterate", {"kl_old_coef": 0.1}),
     Variant("early stopping", {"n_epochs": 4, "target_kl": 0.01}),
     Variant("entropy bonus", {"ent_coef": 0.01}),
-    Variant("no gradient clip", {"max_grad_norm": float("inf")}),
+    Variant("no gradient clip", {"max_grad_norm": 1e9}),
     Variant("TF1 Adam", {"adam": "tf1"}),
     Variant("ε of Adam 1e-8", {"adam_eps": 1e-8}),
     Variant("KL in the loss, exact", {"kl_loss": "exact"}),
@@ -100,6 +107,8 @@ class Config:
     """Response tokens that each run samples."""
     num_envs: int = 256
     """Rows of the environment."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Options of the algorithm that differ from its defaults in every run, NAME VALUE …"""
     variants: tuple[str, ...] = tuple(v.name for v in VARIANTS)
     """Which of them; all unless given."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
@@ -156,7 +165,7 @@ def trained(config: Config, job: tuple[Variant, int]) -> Row:
     quiet()
     keywords = {"device": device(config.device), **parse_values(config.env_kwargs), **variant.env}
     algorithm = load_algorithm(variant.algorithm)
-    learner_options = algorithm.Config(**variant.changes)
+    learner_options = algorithm.Config(**{**parse_values(config.options), **variant.changes})
     folder = config.run_dir / "runs" / f"{variant.name}-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     figures = train_policy.train(

@@ -25,7 +25,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM, passes
 from rlhf_gym.lora import add_adapters, merged, twin
 from rlhf_gym.masks import NO_MASK, Limits, Mask
-from rlhf_gym.models import embedded, load_pretrained, recompute_activations
+from rlhf_gym.models import embedded, is_causal, load_pretrained, recompute_activations
 from rlhf_gym.precision import Precision
 from rlhf_gym.sampling import draw, sample_responses
 from rlhf_gym.tokens import Sequences
@@ -205,6 +205,11 @@ class CausalLMPolicy(ActorCriticPolicy):
             raise InputError(
                 f"the critic {name!r} embeds {embedded(model)} tokens, the policy has "
                 f"{self.core.vocab_size}; take a model with the policy's tokenizer"
+            )
+        if not is_causal(model):
+            raise InputError(
+                f"the critic {name!r} sees what comes later in a row, so that its values would "
+                "know the answer; take a causal model"
             )
         return replace(self.core, model=model)
 
