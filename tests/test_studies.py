@@ -116,3 +116,16 @@ def test_the_race_of_reward_trainers_is_counted_right(save_lm, tmp_path):
     assert row["tokens"] == 8 * 2 * 128
     assert row["trl"]["pairs_per_second"] == 4.0
     assert row["ratio"] == pytest.approx(2.0 / row["rlhf_gym"]["seconds"][0])
+
+
+def test_memory_is_measured_and_its_bound_kept(tmp_path):
+    file = tmp_path / "memory.json"
+    small = ("--vocabulary", 2000, "--episodes", 16, "--output", file, "--device", "cpu")
+    run("bench_memory.py", "--ways", "plain", "all", *small)
+    plain, every = json.loads(file.read_text())
+    assert every["trained_parameters"] < plain["trained_parameters"]
+    for row in (plain, every):
+        assert 0 < row["before_bytes"] <= row["peak_bytes"] < 6 * 2**30
+        assert 0 < max(row["largest_share"].values()) < 0.5
+    said = run("bench_memory.py", "--ways", "plain", "--bound-gib", 0.1, *small, code=1)
+    assert "plain takes" in said
