@@ -149,3 +149,16 @@ def test_the_study_of_adam_measures_both_forms(tmp_path):
     # The same weights, order and rollout: only the form of Adam differs, and it moves less.
     assert 0 < found["approx_kl"]["tf1"][0] < found["approx_kl"]["torch"][0]
     assert found["ratio_max"]["torch"][0] > 1 > found["ratio_min"]["torch"][0]
+
+
+def test_memory_is_measured_and_its_bound_kept(tmp_path):
+    file = tmp_path / "memory.json"
+    small = ("--vocabulary", 2000, "--episodes", 16, "--output", file, "--device", "cpu")
+    run("bench_memory.py", "--ways", "plain", "all", *small)
+    plain, every = json.loads(file.read_text())
+    assert every["trained_parameters"] < plain["trained_parameters"]
+    for row in (plain, every):
+        assert 0 < row["before_bytes"] <= row["peak_bytes"] < 6 * 2**30
+        assert 0 < max(row["largest_share"].values()) < 0.5
+    said = run("bench_memory.py", "--ways", "plain", "--bound-gib", 0.1, *small, code=1)
+    assert "plain takes" in said
