@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
 import agents
 from agents import ppo
@@ -21,7 +22,7 @@ from agents.sb3.learner import SB3Learner
 from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.models import trunk
+from rlhf_gym.models import is_causal, trunk
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import Sequences, pad_rows
 
@@ -187,14 +188,49 @@ def test_critic_of_the_reward_model_needs_one(make_vector_env):
         ppo.critic_name(ppo.Config(critic="reward_model"), make_vector_env(2))
 
 
+def test_the_critic_is_chosen_by_what_the_environment_pays_by(
+    make_vector_env, save_reward_model, load_lm
+):
+    auto = ppo.Config()
+    assert auto.critic == "auto"
+    by_function = make_vector_env(2)
+    reference = by_function.objective.reference.model.name_or_path
+    assert ppo.critic_name(auto, by_function) == reference
+    name = save_reward_model()
+    by_model = make_vector_env(2, reward=RewardModel.load(name, device="cpu"))
+    assert ppo.critic_name(auto, by_model) == name
+    assert ppo.critic_name(ppo.Config(critic="separate"), by_model) == reference
+    # Adapters are one model in memory, or nothing.
+    assert ppo.critic_name(ppo.Config(lora_rank=2), by_model) is None
+
+
+def test_a_critic_that_sees_the_future_is_refused(make_ppo, load_lm, tmp_path):
+    tokens = load_lm()
+    encoder = BertModel(
+        BertConfig(
+            vocab_size=tokens.vocab_size,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+        )
+    )
+    encoder.save_pretrained(tmp_path)
+    assert is_causal(tokens.model)
+    assert not is_causal(encoder)
+    with pytest.raises(InputError, match="sees what comes later"):
+        make_ppo(policy_options={"critic": str(tmp_path)})
+
+
 def test_options_reach_adam(make_vector_env):
     learner = ppo.make(ppo.Config(adam="tf1", adam_eps=1e-3), make_vector_env(2))
     optimizer = learner.policy.optimizer
     assert isinstance(optimizer, TF1Adam)
     assert {group["eps"] for group in optimizer.param_groups} == {1e-3}
-    assert learner.algorithm.lr_schedule(0.5) == pytest.approx(1.5e-4)
+    rate = ppo.Config().learning_rate
+    assert learner.algorithm.lr_schedule(0.5) == pytest.approx(rate / 2)
     constant = ppo.make(ppo.Config(anneal=False), make_vector_env(2))
-    assert constant.algorithm.lr_schedule(0.5) == pytest.approx(3e-4)
+    assert constant.algorithm.lr_schedule(0.5) == pytest.approx(rate)
 
 
 PRESETS = [m.name for m in pkgutil.iter_modules(agents.__path__) if m.name.startswith("ppo_")]
