@@ -82,7 +82,7 @@ class Config:
     critic_lambda: float | None = None
     """λ of the returns that the critic learns; gae_lambda if None. At 1 its own bias is out."""
     critic_warmup: int = 2
-    """In the first so many updates the critic learns alone."""
+    """In the first so many updates (at most a fifth of the training) the critic learns alone."""
     clip_range: float = 0.2
     """ε of the ratio's clip."""
     clip_range_vf: float | None = None
