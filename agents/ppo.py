@@ -65,8 +65,8 @@ class Config:
     critic: Critic = "auto"
     """What bears the value head: the policy's trunk (shared), one of its own that starts from the
     reference (separate), or one that starts from the environment's reward model (reward_model).
-    auto is the last where it can serve, else separate; shared with lora_rank. The head starts at
-    0."""
+    auto is the last where it can serve, else separate; shared with lora_rank or another baseline.
+    The head starts at 0."""
     critic_lr_scale: float = 6.0
     """The learning rate of a critic's own trunk is so many times the policy's."""
     value_lr_scale: float = 20.0
@@ -82,7 +82,8 @@ class Config:
     critic_lambda: float | None = None
     """λ of the returns that the critic learns; gae_lambda if None. At 1 its own bias is out."""
     critic_warmup: int = 2
-    """In the first so many updates (at most a fifth of the training) the critic learns alone."""
+    """In the first so many updates (at most a fifth of the training) the policy stands still; its
+    gradients already reach Adam's moments."""
     clip_range: float = 0.2
     """ε of the ratio's clip."""
     clip_range_vf: float | None = None
@@ -172,9 +173,11 @@ def critic_name(config: Config, env: TokenVectorEnv) -> str | None:
     """
     reference, reward = env.objective.reference, env.objective.reward
     kind = config.critic
-    if kind == "auto":
+    if kind == "auto" and (config.lora_rank or config.baseline != "critic"):
+        kind = "shared"  # one model in memory, or no critic that anyone asks
+    elif kind == "auto":
         serves = isinstance(reward, RewardModel) and _may_be_critic(reward, reference)
-        kind = "shared" if config.lora_rank else "reward_model" if serves else "separate"
+        kind = "reward_model" if serves else "separate"
     if kind == "shared":
         return None
     if kind == "separate":
@@ -188,7 +191,8 @@ def critic_name(config: Config, env: TokenVectorEnv) -> str | None:
 
 
 def _may_be_critic(reward: RewardModel, reference: CausalLM) -> bool:
-    return same_tokens(reward.tokenizer, reference.tokenizer) and is_causal(reward.model)
+    named = bool(reward.model.name_or_path)
+    return named and same_tokens(reward.tokenizer, reference.tokenizer) and is_causal(reward.model)
 
 
 def pretraining_mix(config: Config, env: TokenVectorEnv) -> PretrainingMix | None:

@@ -10,7 +10,7 @@ FLOORS = [
     ["errors", "figures", "progress"],
     ["devices", "files", "tokens", "choices"],
     ["masks"],
-    ["prompts", "kl", "human", "models"],
+    ["prompts", "kl", "human", "models", "lots", "lora", "precision"],
     ["lm", "preferences"],
     ["decode", "preference_formats"],
     ["preference_survey", "prefix"],

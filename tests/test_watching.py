@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from agents import ppo
 from agents.sb3 import PPO, build
 from agents.sb3.learner import SB3Learner
+from agents.sb3.loss import Loss
 from agents.sb3.samples import SampleCallback, token_texts
 from agents.sb3.watching import Scale, known_scale, rollout_figures
 from agents.training_run import TrainingRun
@@ -132,14 +133,14 @@ def test_ratios_are_those_of_every_token_of_the_update(make_vector_env, monkeypa
     options = {"n_epochs": 4, "n_minibatches": 1, "microbatch_tokens": 40}
     learner = build(PPO, env, seed=0, learning_rate=1e-2, **options)
     ratios: list[torch.Tensor] = []
-    terms = PPO._terms
+    terms = Loss.terms
 
-    def spied(self: PPO, *args: Any) -> dict[str, torch.Tensor]:
+    def spied(self: Loss, *args: Any) -> dict[str, torch.Tensor]:
         found = terms(self, *args)
         ratios.append(found["ratio"].clone())
         return found
 
-    monkeypatch.setattr(PPO, "_terms", spied)
+    monkeypatch.setattr(Loss, "terms", spied)
     learner.learn(1)
     logged, every = learner.logger.name_to_value, torch.cat(ratios)
     assert len(ratios) > 4, "several parts a minibatch, or nothing is tested"

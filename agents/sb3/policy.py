@@ -291,7 +291,8 @@ class CausalLMPolicy(ActorCriticPolicy):
     def snapshot(self) -> CausalLM:
         """A copy of the language model as it is now; weights that do not learn are shared."""
         frozen = {id(p): p for p in self.lm.parameters() if not p.requires_grad}
-        return replace(self.core, model=copy.deepcopy(self.lm, frozen).eval())
+        model = copy.deepcopy(self.lm, frozen).eval().requires_grad_(False)
+        return replace(self.core, model=model)
 
     def plain(self) -> CausalLM:
         """The language model without adapters: itself, or a copy that they are merged into."""

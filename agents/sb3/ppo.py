@@ -34,7 +34,7 @@ from rlhf_gym.lm import CausalLM, passes, tokens_per_pass
 from rlhf_gym.tokens import Sequences, continuations, unflatten
 
 MAX_WARMUP = 0.2
-"""Share of a training that the critic may learn alone."""
+"""Share of a training in which the policy may wait for its critic."""
 
 Baseline = Literal["critic", "leave_one_out", "group_mean"]
 
@@ -55,8 +55,8 @@ class PPO(OnPolicyAlgorithm):
         gae_lambda: λ of GAE; γ is 1.
         critic_lambda: λ of the returns that the critic learns; None takes `gae_lambda`. At 1 they
             are free of its own bias (VC-PPO: Yuan et al. 2025).
-        critic_warmup: In the first so many updates, but at most a fifth of the training, the critic
-            learns alone (VC-PPO).
+        critic_warmup: In the first so many updates, but at most a fifth of the training, the policy
+            stands still while its critic learns (VC-PPO); Adam's moments see its gradients already.
         clip_range: ε of the ratio's clip.
         clip_range_vf: How far a value may move from the rollout's before its loss is that of the
             clipped one, if larger; None never clips.
@@ -308,7 +308,8 @@ class PPO(OnPolicyAlgorithm):
     ) -> None:
         """One schedule, times each parameter group's scale; the policy waits for its critic."""
         super()._update_learning_rate(optimizers)
-        warms_up = self._n_updates < self.critic_warmup * self.n_epochs
+        early = self._n_updates < self.critic_warmup * self.n_epochs
+        warms_up = early and self.baseline == "critic"
         # A short training would else end before its policy has moved.
         waits = warms_up and self._current_progress_remaining > 1 - MAX_WARMUP
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
