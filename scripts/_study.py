@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 
 def read_rows(file: Path) -> list[dict[str, str]]:
     """The rows of results.csv, none where it is not there."""
-    return list(csv.DictReader(whole_lines(file))) if file.exists() else []
+    return list(csv.DictReader(whole_lines(file)))
 
 
 def run_jobs(

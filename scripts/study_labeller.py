@@ -8,7 +8,6 @@ Writes pool.jsonl, results.csv (a row a model; done rows are skipped when it is 
 labeller.json and labeller.png into the run folder.
 """
 
-import csv
 import dataclasses
 import tempfile
 import time
@@ -21,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from _encoder import make_encoder
-from _study import interval
+from _study import interval, read_rows
 from common import begin_run, check_same_run, device, make_env, progress_bar, run
 
 from rlhf_gym import human
 from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.errors import InputError
-from rlhf_gym.files import whole_lines, write_json
+from rlhf_gym.files import write_json
 from rlhf_gym.models import load_tokenizer
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.preferences import Comparison, write_comparisons
@@ -97,7 +96,7 @@ def main(config: Config) -> None:
         file.write_text(",".join(COLUMNS) + "\n")
     pool = sampled(config)
     backbone = config.backbone or pretrained(config, pool)
-    done = {(r["seed"], r["loss"], r["comparisons"]) for r in rows(file)}
+    done = {(r["seed"], r["loss"], r["comparisons"]) for r in read_rows(file)}
     for size in sorted(config.sizes):
         for seed in config.seeds:
             for loss in config.losses:
@@ -108,12 +107,7 @@ def main(config: Config) -> None:
                 with file.open("a") as out:
                     out.write(",".join(map(str, line)) + "\n")
                 print(dict(zip(COLUMNS, line, strict=True)))
-    summarise(config, rows(file))
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    """The rows of results.csv."""
-    return list(csv.DictReader(whole_lines(file)))
+    summarise(config, read_rows(file))
 
 
 def sampled(config: Config) -> list[Comparison]:

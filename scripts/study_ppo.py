@@ -209,14 +209,15 @@ def summarise(config: Config, ruler: Yardstick, found: list[dict[str, str]]) -> 
             row[name], row[f"{name}_interval"] = float(over.mean()), interval(over)
         row["lowest"] = min(values[variant.name, s]["optimality"] for s in seeds)
         both = [seed for seed in seeds if ("default", seed) in values]
-        gains = np.array(
-            [
-                values[variant.name, s]["optimality"] - values["default", s]["optimality"]
-                for s in both
-            ]
-        )
         if both and variant.name != "default":
-            row["gain"], row["gain_interval"] = float(gains.mean()), interval(gains)
+            ours, theirs = (
+                np.array([values[name, seed]["optimality"] for seed in both])
+                for name in (variant.name, "default")
+            )
+            row["gain"], row["gain_interval"] = (
+                float((ours - theirs).mean()),
+                interval(ours - theirs),
+            )
         table.append(row)
     options = {k: v for k, v in dataclasses.asdict(config).items() if k != "run_dir"}
     write_json(

@@ -297,3 +297,12 @@ def count_forwards(lm: CausalLM) -> Iterator[list[tuple[int, int]]]:
         yield shapes
     finally:
         handle.remove()
+
+
+def play_rollout(learner: Any) -> None:
+    """Let a flagship with a value head that is not 0 play one rollout, and learn nothing."""
+    torch.manual_seed(1)
+    torch.nn.init.normal_(learner.policy.value_head.weight, std=0.3)
+    _, callback = learner._setup_learn(1)
+    callback.on_training_start({}, {})
+    learner.collect_rollouts(learner.env, callback, learner.rollout_buffer, 0)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import BUDGET, V, count_forwards
+from conftest import BUDGET, V, count_forwards, play_rollout
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -58,11 +58,7 @@ def make_ppo(make_vector_env) -> Callable[..., PPO]:
             policy_options=policy_options,
             **{"n_waves": 2, "n_minibatches": 1, **options},
         )
-        torch.manual_seed(1)
-        torch.nn.init.normal_(learner.policy.value_head.weight, std=0.3)
-        _, callback = learner._setup_learn(1)
-        callback.on_training_start({}, {})
-        learner.collect_rollouts(learner.env, callback, learner.rollout_buffer, 0)
+        play_rollout(learner)
         if learner.kl_old == "exact":
             learner._old = learner.policy.snapshot()
         learner.policy.set_training_mode(True)

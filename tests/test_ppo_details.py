@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import play_rollout, prompt_dataset
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
@@ -43,11 +44,7 @@ def make_ppo(make_vector_env) -> Callable[..., PPO]:
             policy_options=policy_options,
             **{"n_waves": 2, "n_minibatches": 2, **options},
         )
-        torch.manual_seed(1)
-        torch.nn.init.normal_(learner.policy.value_head.weight, std=0.3)
-        _, callback = learner._setup_learn(1)
-        callback.on_training_start({}, {})
-        learner.collect_rollouts(learner.env, callback, learner.rollout_buffer, 0)
+        play_rollout(learner)
         return learner
 
     return make
@@ -108,8 +105,6 @@ def test_group_baselines_need_groups(make_ppo):
 
 
 def _prompts(objective: Any) -> Any:
-    from conftest import prompt_dataset
-
     return prompt_dataset(objective.reference)
 
 
