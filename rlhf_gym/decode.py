@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf_gym.lm import CausalLM, tokens_per_pass
+from rlhf_gym.models import cache_name
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)
@@ -169,7 +170,8 @@ class SlotDecoder:
         self._slots = _Slots(rows, width)
         layers = lm.model.config.get_text_config().num_hidden_layers
         self._layers = [_SlotLayer(self._slots) for _ in range(layers)]
-        self._cache = Cache(layers=self._layers)  # type: ignore[arg-type]
+        cache = Cache(layers=self._layers)  # type: ignore[arg-type]
+        self._cached = {cache_name(lm.model): cache}
 
     def prefill(self, rows: Tensor, tokens: Tensor) -> Tensor:
         """Put `tokens` (n, L) into the slots `rows` (n,); their last hidden states, (n, d)."""
@@ -207,7 +209,7 @@ class SlotDecoder:
         self._slots.rows = len(rows)
 
     def _forward(self, ids: Tensor, **inputs: Any) -> Tensor:
-        return self.lm.hidden_states(ids, past_key_values=self._cache, use_cache=True, **inputs)
+        return self.lm.hidden_states(ids, use_cache=True, **self._cached, **inputs)
 
 
 class DecodeCache:

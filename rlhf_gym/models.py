@@ -1,5 +1,6 @@
 """Models and tokenizers of transformers, loaded so that they are fit to be served."""
 
+import inspect
 from pathlib import Path
 from typing import Any, cast
 
@@ -177,6 +178,15 @@ def recompute_activations(model: PreTrainedModel, on: bool) -> None:
     newer = getattr(model, f"activation_checkpointing_{name}", None)
     switch = newer or getattr(model, f"gradient_checkpointing_{name}")
     switch(*([{"use_reentrant": False}] if on else []))
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What the trunk calls its cache: `cache` from transformers 5.24 on, before `past_key_values`.
+
+    Its inputs and its outputs have it under the same name.
+    """
+    parameters = inspect.signature(trunk(model).forward).parameters
+    return "cache" if "cache" in parameters else "past_key_values"
 
 
 @torch.no_grad()

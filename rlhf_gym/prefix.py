@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_gym.decode import looks_plain
-from rlhf_gym.models import embedded, trunk
+from rlhf_gym.models import cache_name, embedded, trunk
 from rlhf_gym.tokens import PAD, continuations, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ def last_states_after(
     prompts = prompts[:, : int(lengths.max())]
     candidates = candidates[:, : int(ends.max())]
     first = trunk(model)(input_ids=model_ids(prompts), use_cache=True)
-    cache = first.past_key_values
+    name = cache_name(model)
+    cache = first[name]
     cache.batch_select_indices(owners)
     columns = torch.arange(candidates.shape[1], device=candidates.device)
     # Behind a short prompt stands padding that no candidate may look at; its own padding is
@@ -52,7 +53,7 @@ def last_states_after(
     mask = torch.cat([(prompts != PAD)[owners], torch.ones_like(candidates, dtype=torch.bool)], 1)
     second = trunk(model)(
         input_ids=model_ids(candidates),
-        past_key_values=cache,
+        **{name: cache},
         attention_mask=mask.long(),  # (B, P + C)
         # (B, C); padding stays at the last position, for one beyond the context may not exist.
         position_ids=lengths[owners][:, None] + torch.minimum(columns, ends[:, None] - 1),
