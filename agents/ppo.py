@@ -5,6 +5,7 @@ from typing import Literal
 
 from stable_baselines3.common.utils import LinearSchedule
 from torch.optim import Adam
+from transformers import PreTrainedModel
 
 from agents.adam import TF1Adam
 from agents.sb3 import PPO, build
@@ -16,7 +17,7 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import AdaptiveKL, FixedKL, KLController, LagrangianKL
 from rlhf_gym.lm import CausalLM
-from rlhf_gym.models import is_causal, same_tokens
+from rlhf_gym.models import commit, is_causal, same_tokens
 from rlhf_gym.precision import Precision
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.training.sft_data import as_sequences, load_examples, prepare
@@ -82,8 +83,7 @@ class Config:
     critic_lambda: float | None = None
     """λ of the returns that the critic learns; gae_lambda if None. At 1 its own bias is out."""
     critic_warmup: int = 2
-    """In the first so many updates (at most a fifth of the training) the policy stands still; its
-    gradients already reach Adam's moments."""
+    """In the first so many updates (at most a fifth of the training) only the critic learns."""
     clip_range: float = 0.2
     """ε of the ratio's clip."""
     clip_range_vf: float | None = None
@@ -150,9 +150,11 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     options = dict(vars(config))
     last = 0.0 if config.anneal else config.learning_rate
     options["learning_rate"] = LinearSchedule(config.learning_rate, last, 1.0)
+    critic = critic_start(config, env)
     policy = {
         **{name: options.pop(name) for name in POLICY_OPTIONS},
-        "critic": critic_name(config, env),
+        "critic": None if critic is None else critic.name_or_path,
+        "critic_revision": None if critic is None else commit(critic),
         "optimizer_class": TF1Adam if config.adam == "tf1" else Adam,
         "optimizer_kwargs": {"eps": config.adam_eps},
     }
@@ -165,7 +167,7 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     return SB3Learner(algorithm, sample_every=config.sample_every)
 
 
-def critic_name(config: Config, env: TokenVectorEnv) -> str | None:
+def critic_start(config: Config, env: TokenVectorEnv) -> PreTrainedModel | None:
     """The model whose trunk the critic starts from; None shares the policy's.
 
     Raises:
@@ -181,13 +183,13 @@ def critic_name(config: Config, env: TokenVectorEnv) -> str | None:
     if kind == "shared":
         return None
     if kind == "separate":
-        return reference.model.name_or_path
+        return reference.model
     if not isinstance(reward, RewardModel):
         raise InputError(
             "critic=reward_model needs an environment that pays by one reward model; take "
             "critic=separate"
         )
-    return reward.model.name_or_path
+    return reward.model
 
 
 def _may_be_critic(reward: RewardModel, reference: CausalLM) -> bool:

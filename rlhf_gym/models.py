@@ -206,6 +206,12 @@ def load_causal_lm(
     )
 
 
+def commit(model: PreTrainedModel) -> str | None:
+    """The commit on the hub that a model was loaded at; None for a local one."""
+    found: str | None = getattr(model.config, "_commit_hash", None)
+    return found
+
+
 def weights_stamp(name: str) -> int:
     """When a local folder's weights were last written (0 for a hub name): part of a cache key."""
     return max((f.stat().st_mtime_ns for f in Path(name).glob("*.safetensors")), default=0)

@@ -23,7 +23,7 @@ from agents.sb3.learner import SB3Learner
 from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.models import is_causal, trunk
+from rlhf_gym.models import is_causal, load_pretrained, trunk
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import Sequences, pad_rows
 
@@ -126,7 +126,7 @@ def test_a_critic_of_its_own(make_vector_env, make_ppo, save_reward_model, save_
     reward = RewardModel.load(save_reward_model())
     env = make_vector_env(N, reward=reward)
     config = ppo.Config(critic=start)
-    name = ppo.critic_name(config, env)
+    name = ppo.critic_start(config, env).name_or_path
     assert name == (save_lm("llama") if start == "separate" else reward.model.name_or_path)
     learner = make_ppo(env, policy_options={"critic": name, "critic_lr_scale": 3.0})
     policy = learner.policy
@@ -180,7 +180,7 @@ def test_a_critic_with_another_vocabulary_is_refused(make_ppo, save_lm):
 
 def test_critic_of_the_reward_model_needs_one(make_vector_env):
     with pytest.raises(InputError, match="critic=separate"):
-        ppo.critic_name(ppo.Config(critic="reward_model"), make_vector_env(2))
+        ppo.critic_start(ppo.Config(critic="reward_model"), make_vector_env(2))
 
 
 def test_the_critic_is_chosen_by_what_the_environment_pays_by(
@@ -189,14 +189,15 @@ def test_the_critic_is_chosen_by_what_the_environment_pays_by(
     auto = ppo.Config()
     assert auto.critic == "auto"
     by_function = make_vector_env(2)
-    reference = by_function.objective.reference.model.name_or_path
-    assert ppo.critic_name(auto, by_function) == reference
+    assert ppo.critic_start(auto, by_function) is by_function.objective.reference.model
     name = save_reward_model()
-    by_model = make_vector_env(2, reward=RewardModel.load(name, device="cpu"))
-    assert ppo.critic_name(auto, by_model) == name
-    assert ppo.critic_name(ppo.Config(critic="separate"), by_model) == reference
+    reward = RewardModel.load(name, device="cpu")
+    by_model = make_vector_env(2, reward=reward)
+    assert ppo.critic_start(auto, by_model) is reward.model
+    reference = by_model.objective.reference.model
+    assert ppo.critic_start(ppo.Config(critic="separate"), by_model) is reference
     # Adapters are one model in memory, or nothing.
-    assert ppo.critic_name(ppo.Config(lora_rank=2), by_model) is None
+    assert ppo.critic_start(ppo.Config(lora_rank=2), by_model) is None
 
 
 def test_a_critic_that_sees_the_future_is_refused(make_ppo, load_lm, tmp_path):
@@ -334,21 +335,55 @@ def test_the_critic_learns_returns_of_its_own_lambda(make_ppo):
 @pytest.mark.parametrize("critic", ["shared", "separate"])
 @pytest.mark.parametrize(("tokens", "alone"), [(600, True), (120, False)])
 def test_the_critic_learns_alone_at_first_unless_the_training_is_short(
-    make_vector_env, monkeypatch, critic, tokens, alone
+    make_vector_env, make_ppo, monkeypatch, critic, tokens, alone
 ):
     env = make_vector_env(N)
     env.reset(seed=0)
-    learner = ppo.make(ppo.Config(critic_warmup=1, n_epochs=2, critic=critic), env)
-    policy, moved = learner.policy, []
+    options = {"kl_control": "adaptive", "kl_target": 0.5, "kl_old": "exact", "kl_old_coef": 0.1}
+    config = ppo.Config(critic_warmup=1, n_epochs=2, critic=critic, target_kl=1.0, **options)
+    learner = ppo.make(config, env)
+    policy, moved, weights = learner.policy, [], []
+    learner.algorithm.ptx = PretrainingMix(ptx_texts(make_ppo(make_vector_env(N))), 0.5)
     before = [p.clone() for p in policy.lm.parameters()]
     train = PPO.train
 
     def watched(self: PPO) -> None:
+        weights.append(self.kl_controller.kl_coef)
         train(self)
         same = all(torch.equal(p, q) for p, q in zip(before, policy.lm.parameters(), strict=True))
         moved.append(not same)
+        # Neither Adam's moments nor the gradient's norm have anything of the policy.
+        remembered = any(p in policy.optimizer.state for p in policy.lm.parameters())
+        assert remembered == (not same)
+        assert ("train/policy_loss" in self.logger.name_to_value) == (not same)
         assert policy.value_head.weight.any()
 
     monkeypatch.setattr(PPO, "train", watched)
     learner.learn(tokens)
     assert moved[:2] == [not alone, True]
+    # A KL of 0, where the policy cannot move, is nothing to steer by.
+    assert weights[0] == env.objective.kl_coef
+    assert weights[1] != env.objective.kl_coef
+
+
+def test_a_critic_that_was_taken_over_need_not_be_waited_for(make_vector_env, tmp_path):
+    learner = ppo.make(ppo.Config(critic_warmup=3), make_vector_env(N))
+    assert learner.algorithm._waits()
+    learner.save(tmp_path / "policy")
+    learner.start_from(tmp_path / "policy")
+    assert not learner.algorithm._waits()
+
+
+def test_a_pinned_critic_is_loaded_at_its_commit(make_vector_env, save_reward_model, monkeypatch):
+    reward = RewardModel.load(save_reward_model())
+    env = make_vector_env(N, reward=reward)
+    monkeypatch.setattr(reward.model.config, "_commit_hash", "abc123", raising=False)
+    asked = []
+
+    def load(kind, name, **options):
+        asked.append((name, options["revision"]))
+        return load_pretrained(kind, name)
+
+    monkeypatch.setattr("agents.sb3.policy.load_pretrained", load)
+    ppo.make(ppo.Config(), env)
+    assert asked == [(reward.model.name_or_path, "abc123")]

@@ -1,7 +1,9 @@
 """Stopped and resumed = never stopped: weights, optimiser, prompts, randomness and the record."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,24 +13,27 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 from agents.sb3 import PPO, build
 from agents.sb3.checkpoint import save_checkpoint
 from agents.sb3.learner import SB3Learner
+from agents.sb3.ptx import PretrainingMix
 from agents.training_run import TrainingRun
 from rlhf_gym.errors import InputError
+from rlhf_gym.kl import AdaptiveKL
+from rlhf_gym.tokens import Sequences
 
 TOTAL = 600
 
 
-def learner_on(env) -> SB3Learner:
+def learner_on(env, **options: Any) -> SB3Learner:
     set_random_seed(3)
     env.reset(seed=3)
     algorithm = build(
-        PPO, env, n_minibatches=2, n_epochs=2, learning_rate=LinearSchedule(1e-2, 0, 1)
+        PPO, env, n_minibatches=2, n_epochs=2, learning_rate=LinearSchedule(1e-2, 0, 1), **options
     )
     return SB3Learner(algorithm, checkpoint_seconds=0.0, sample_every=2)
 
 
-def finish(env, folder: Path) -> dict[str, torch.Tensor]:
+def finish(env, folder: Path, **options: Any) -> dict[str, torch.Tensor]:
     folder.mkdir(exist_ok=True)
-    learner = learner_on(env)
+    learner = learner_on(env, **options)
     with TrainingRun(folder, TOTAL, "test") as run:
         learner.learn(TOTAL, run)
     return {name: value.clone() for name, value in learner.policy.state_dict().items()}
@@ -52,11 +57,29 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_at", [1, 3])
+def everything(save_lm: Callable[..., str]) -> dict[str, Any]:
+    """Options that keep something from one update to the next, all of them at once."""
+    texts = torch.tensor([[3, 4, 5, 6], [4, 6, 3, 5], [5, 5, 4, 3]])
+    ones = torch.ones(3, dtype=torch.int64)
+    return {
+        "critic_warmup": 2,
+        "critic_lambda": 1.0,
+        "kl_old": "exact",
+        "kl_old_coef": 0.1,
+        "ptx": PretrainingMix(Sequences(texts, ones, 3 * ones), 0.5),
+        "kl_controller": AdaptiveKL(0.3, 0.5, 500.0),
+        "policy_options": {"critic": save_lm("llama", seed=4), "critic_lr_scale": 2.0},
+    }
+
+
+@pytest.mark.parametrize(("stop_at", "with_all"), [(1, False), (3, False), (1, True), (3, True)])
 def test_a_run_stopped_at_an_update_goes_on_bit_for_bit(
-    make_vector_env, tmp_path, monkeypatch, stop_at
+    make_vector_env, save_lm, tmp_path, monkeypatch, stop_at, with_all
 ):
-    whole = finish(make_vector_env(16), tmp_path / "whole")
+    def options() -> dict[str, Any]:
+        return everything(save_lm) if with_all else {}
+
+    whole = finish(make_vector_env(16), tmp_path / "whole", **options())
     updates = 0
     train = PPO.train
 
@@ -70,12 +93,12 @@ def test_a_run_stopped_at_an_update_goes_on_bit_for_bit(
     with monkeypatch.context() as patch:
         patch.setattr(PPO, "train", interrupted)
         with pytest.raises(Stopped):
-            finish(make_vector_env(16), tmp_path / "resumed")
+            finish(make_vector_env(16), tmp_path / "resumed", **options())
     with (tmp_path / "resumed" / "training_samples.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"update": 9, "tok')  # cut off midway, too
     torch.manual_seed(99)
     np.random.seed(99)
-    resumed = finish(make_vector_env(16), tmp_path / "resumed")
+    resumed = finish(make_vector_env(16), tmp_path / "resumed", **options())
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert record(tmp_path / "whole") == record(tmp_path / "resumed")
     assert len(record(tmp_path / "whole")) > stop_at + 1

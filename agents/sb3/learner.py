@@ -98,6 +98,8 @@ class SB3Learner:
         policy.value_head.load_state_dict(load_file(directory / "value_head.safetensors"))
         if policy.critic is not None:
             policy.critic_trunk.load_state_dict(load_file(directory / "critic.safetensors"))
+        if isinstance(self.algorithm, PPO):
+            self.algorithm.critic_warmup = 0  # nobody need wait for a critic that has learned
 
     def save(self, directory: Path) -> None:
         """Write the language model (adapters merged into it) and tokenizer, the critic beside."""

@@ -118,6 +118,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         attn_implementation: str | None = None,
         value_lr_scale: float = 1.0,
         critic: str | None = None,
+        critic_revision: str | None = None,
         critic_lr_scale: float = 1.0,
         mask: Mask = NO_MASK,
         precision: Precision = "fp32",
@@ -137,7 +138,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.temperature, self.entropy = temperature, entropy
         self.attn_implementation = attn_implementation
         self.value_lr_scale, self.critic_lr_scale = value_lr_scale, critic_lr_scale
-        self.critic_name, self.mask = critic, mask
+        self.critic_name, self.critic_revision, self.mask = critic, critic_revision, mask
         self.precision, self.gradient_checkpointing = precision, gradient_checkpointing
         self.lora_rank, self.lora_alpha, self._base = lora_rank, lora_alpha, base
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
@@ -200,7 +201,12 @@ class CausalLMPolicy(ActorCriticPolicy):
         return core
 
     def _load_critic(self, name: str) -> CausalLM:
-        model = load_pretrained(AutoModel, name, attn_implementation=self.attn_implementation)
+        model = load_pretrained(
+            AutoModel,
+            name,
+            revision=self.critic_revision,
+            attn_implementation=self.attn_implementation,
+        )
         if embedded(model) < self.core.vocab_size:
             raise InputError(
                 f"the critic {name!r} embeds {embedded(model)} tokens, the policy has "
@@ -382,6 +388,7 @@ class CausalLMPolicy(ActorCriticPolicy):
             "attn_implementation": self.attn_implementation,
             "value_lr_scale": self.value_lr_scale,
             "critic": self.critic_name,
+            "critic_revision": self.critic_revision,
             "critic_lr_scale": self.critic_lr_scale,
             "mask": self.core.mask,
             "precision": self.precision,

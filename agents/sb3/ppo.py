@@ -55,8 +55,8 @@ class PPO(OnPolicyAlgorithm):
         gae_lambda: λ of GAE; γ is 1.
         critic_lambda: λ of the returns that the critic learns; None takes `gae_lambda`. At 1 they
             are free of its own bias (VC-PPO: Yuan et al. 2025).
-        critic_warmup: In the first so many updates, but at most a fifth of the training, the policy
-            stands still while its critic learns (VC-PPO); Adam's moments see its gradients already.
+        critic_warmup: In the first so many updates, but at most a fifth of the training, only the
+            critic learns (VC-PPO): its trunk and value head, or the head alone on a shared trunk.
         clip_range: ε of the ratio's clip.
         clip_range_vf: How far a value may move from the rollout's before its loss is that of the
             clipped one, if larger; None never clips.
@@ -201,7 +201,7 @@ class PPO(OnPolicyAlgorithm):
                 return False
         self._judge(rollout_buffer, token_env.rows_per_prompt)
         self._log_waves(waves, token_env)
-        if self.kl_controller is not None:
+        if self.kl_controller is not None and not self._waits():
             kl_sums = np.concatenate([wave["kl_sum"] for wave in waves])
             self.kl_controller.update(float(kl_sums.mean()), len(kl_sums))
         callback.on_rollout_end()
@@ -306,33 +306,38 @@ class PPO(OnPolicyAlgorithm):
     def _update_learning_rate(
         self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
     ) -> None:
-        """One schedule, times each parameter group's scale; the policy waits for its critic."""
+        """One schedule, times each parameter group's scale."""
         super()._update_learning_rate(optimizers)
-        early = self._n_updates < self.critic_warmup * self.n_epochs
-        warms_up = early and self.baseline == "critic"
-        # A short training would else end before its policy has moved.
-        waits = warms_up and self._current_progress_remaining > 1 - MAX_WARMUP
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            policy, *critic = optimizer.param_groups
-            policy["lr"] *= 0.0 if waits else policy["lr_scale"]
-            for group in critic:
+            for group in optimizer.param_groups:
                 group["lr"] *= group["lr_scale"]
+
+    def _waits(self) -> bool:
+        """Whether the policy stands still while its critic learns."""
+        early = self._n_updates < self.critic_warmup * self.n_epochs
+        # A short training would else end before its policy has moved.
+        soon = self._current_progress_remaining > 1 - MAX_WARMUP
+        return early and soon and self.baseline == "critic"
 
     def train(self) -> None:
         """The update: `n_epochs` passes of `n_minibatches` optimiser steps."""
         begun = time.perf_counter()
         self.policy.set_training_mode(True)
         self.policy.optimizer.zero_grad()
-        self._old = self.policy.snapshot() if self.kl_old == "exact" else None
+        waits = self._waits()
+        self._old = self.policy.snapshot() if self.kl_old == "exact" and not waits else None
         self._update_learning_rate(self.policy.optimizer)
         tokens = self.rollout_buffer.n_tokens
         batch_size = max(1, round(tokens / self.n_minibatches))
         logged: list[dict[str, float]] = []
         for _ in range(self.n_epochs):
             for minibatch in self.rollout_buffer.get(batch_size):
-                statistics = self._gradient(minibatch)
+                statistics = (
+                    self._critic_gradient(minibatch) if waits else self._gradient(minibatch)
+                )
                 logged.append(statistics)
-                if self.target_kl is not None and statistics["kl_old"] > 1.5 * self.target_kl:
+                moved = statistics.get("kl_old", 0.0)
+                if self.target_kl is not None and moved > 1.5 * self.target_kl:
                     break
                 self._step(statistics, minibatch)
             else:
@@ -342,7 +347,8 @@ class PPO(OnPolicyAlgorithm):
         for name in logged[0]:
             over = EXTREMES.get(name, np.mean)
             self.logger.record(f"train/{name}", over([row[name] for row in logged]))
-        self.logger.record("train/ratio_first_max_error", logged[0]["ratio_max_error"])
+        if not waits:
+            self.logger.record("train/ratio_first_max_error", logged[0]["ratio_max_error"])
         mask = self.rollout_buffer.actions >= 0
         self.logger.record(
             "train/explained_variance",
@@ -380,25 +386,46 @@ class PPO(OnPolicyAlgorithm):
         each = self.normalize_advantage and self.normalize_over == "minibatch"
         if each and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        extremes = {"ratio_min": float("inf"), "ratio_max": -float("inf")}
+
+        def watched(terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            low, high = torch.stack(terms["ratio"].aminmax()).tolist()
+            extremes["ratio_min"] = min(extremes["ratio_min"], low)
+            extremes["ratio_max"] = max(extremes["ratio_max"], high)
+            return terms
+
+        loss = self._loss()
+        means = self._accumulate(minibatch, advantages, lambda rows: watched(loss.terms(rows)))
+        means |= extremes
+        means["ratio_max_error"] = max(means["ratio_max"] - 1, 1 - means["ratio_min"])
+        if self.ptx is not None:
+            total, at_most = len(minibatch.actions), self._microbatch_tokens()
+            means["ptx_loss"] = self.ptx.backward(self.policy.core, total, at_most)
+        return means
+
+    def _critic_gradient(self, minibatch: RolloutBufferSamples) -> dict[str, float]:
+        """The same of the critic's loss alone."""
+        return self._accumulate(minibatch, minibatch.advantages, self._loss().critic_terms)
+
+    def _accumulate(
+        self,
+        minibatch: RolloutBufferSamples,
+        advantages: torch.Tensor,
+        terms_of: Callable[[RolloutBufferSamples], dict[str, torch.Tensor]],
+    ) -> dict[str, float]:
+        """Backward passes over the micro-batches of a minibatch; the mean of each term."""
         sequences = minibatch.observations
         assert isinstance(sequences, Sequences)
         self.policy.optimizer.zero_grad()
-        loss, total = self._loss(), len(minibatch.actions)
-        sums: dict[str, float] = {"gradient_norm": 0.0}
+        total = len(minibatch.actions)
+        means: dict[str, float] = {"gradient_norm": 0.0}
         for part, places in passes(sequences, self._microbatch_tokens()):
-            terms = loss.terms(rows_of(minibatch, part, places, advantages))
+            terms = terms_of(rows_of(minibatch, part, places, advantages))
             # Weighted by the minibatch's token count, so that micro-batches change nothing.
             (terms.pop("objective").sum() / -total).backward()
-            low, high = torch.stack(terms["ratio"].aminmax()).tolist()
-            sums["ratio_min"] = min(sums.get("ratio_min", low), low)
-            sums["ratio_max"] = max(sums.get("ratio_max", high), high)
-            sums["ratio_max_error"] = max(sums["ratio_max"] - 1, 1 - sums["ratio_min"])
             for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(value.sum()) / total
-        if self.ptx is not None:
-            at_most = self._microbatch_tokens()
-            sums["ptx_loss"] = self.ptx.backward(self.policy.core, total, at_most)
-        return sums
+                means[name] = means.get(name, 0.0) + float(value.sum()) / total
+        return means
 
     def _microbatch_tokens(self) -> int:
         return self.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14)

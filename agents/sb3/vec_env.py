@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.sb3.policy import CausalLMPolicy, Lent
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.models import commit
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
@@ -116,11 +117,10 @@ def _row(infos: dict[str, Any], i: int) -> dict[str, Any]:
 def policy_kwargs(env: TokenVectorEnv) -> dict[str, Any]:
     """What a `CausalLMPolicy` must share with its environment: model, temperature, mask."""
     reference = env.objective.reference
-    revision = getattr(reference.model.config, "_commit_hash", None)
     model, tokenizer = reference.model.name_or_path, reference.tokenizer.name_or_path
     return {
         "model": model,
-        "revision": revision,
+        "revision": commit(reference.model),
         "tokenizer": tokenizer if tokenizer not in ("", model) else None,
         "temperature": reference.temperature,
         "mask": reference.mask,
