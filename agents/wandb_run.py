@@ -35,7 +35,7 @@ def begin_wandb(run_dir: Path) -> Any:
         write_text(id_file, secrets.token_hex(8))
     return wandb.init(
         project="rlhf_gym",
-        name=str(run_dir),
+        name=run_dir.resolve().name,
         id=id_file.read_text(encoding="utf-8").strip(),
         resume="allow",
         dir=str(run_dir),

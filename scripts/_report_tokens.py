@@ -108,7 +108,7 @@ class Scale:
 
 def inspector(rows: Sequence[Sample]) -> str:
     """The section on rows of training_samples.jsonl: last and first update; empty without rows."""
-    rows = [row for row in rows if isinstance(row.get("pieces"), list) and row["pieces"]]
+    rows = [row for row in rows if _has_pieces(row)]
     if not rows:
         return ""
     updates = list(dict.fromkeys(row.get("update") for row in rows))
@@ -128,6 +128,12 @@ def inspector(rows: Sequence[Sample]) -> str:
         ),
         f'<div class="inspector">{"".join(body)}</div>',
     )
+
+
+def _has_pieces(row: Sample) -> bool:
+    pieces = row.get("pieces")
+    sound = isinstance(pieces, list) and all(isinstance(piece, dict) for piece in pieces)
+    return sound and bool(pieces)
 
 
 def _known(pieces: Iterable[dict[str, Any]], key: str) -> list[float]:

@@ -49,6 +49,10 @@ def run_jobs(
         file: A CSV file to append to.
         columns: Its columns.
         workers: How many processes.
+
+    Raises:
+        Exception: What the first job to fail raised, once the rows of those beside it are written;
+            no further one is begun.
     """
     if not file.exists():
         file.write_text(",".join(columns) + "\n")
@@ -60,8 +64,16 @@ def run_jobs(
         progress_bar("runs", len(jobs)) as advance,
     ):
         running = [pool.submit(work, job) for job in jobs]
+        failure: BaseException | None = None
         try:
             for done in as_completed(running):
+                if done.cancelled():
+                    continue
+                if error := done.exception():
+                    failure = failure or error
+                    for job in running:
+                        job.cancel()
+                    continue
                 row = done.result()
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
                 with file.open("a", newline="") as out:
@@ -70,6 +82,8 @@ def run_jobs(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    if failure is not None:
+        raise failure
 
 
 def _prepare(threads: int) -> None:

@@ -30,20 +30,22 @@ from rlhf_gym.files import write_json
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "critic": {"critic": "reference"},
     "bf16": {"precision": "bf16"},
     "recompute": {"gradient_checkpointing": True},
     "lora": {"lora_rank": 8},
     "all": {"precision": "bf16", "gradient_checkpointing": True, "lora_rank": 8},
 }
-"""Options of the policy."""
+"""Options of the policy; a critic of its own starts from the reference."""
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of the script."""
 
-    ways: tuple[str, ...] = ("plain", "bf16", "recompute", "lora", "all")
-    """Which: plain, bf16, recompute (gradient checkpointing), lora (of rank 8), all three."""
+    ways: tuple[str, ...] = tuple(WAYS)
+    """Which: plain, critic (with a trunk of its own), bf16, recompute (gradient checkpointing),
+    lora (of rank 8), all (the last three)."""
     vocabulary: int = 50257
     """V."""
     episodes: int = 64
@@ -95,13 +97,16 @@ def measure(way: str, shape: Shape, on: str) -> dict[str, Any]:
     tokens = shape.episodes * shape.response
     with tempfile.TemporaryDirectory() as folder:
         env = make_env(shape, Path(folder), on)
+        options = dict(WAYS[way])
+        if "critic" in options:
+            options["critic"] = env.objective.reference.model.name_or_path
         learner = build(
             PPO,
             env,
             n_epochs=shape.epochs,
             n_minibatches=shape.minibatches,
             device=on,
-            policy_options=WAYS[way],
+            policy_options=options,
         )
     largest: dict[str, float] = {}
 

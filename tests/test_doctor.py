@@ -54,6 +54,21 @@ def test_the_healthy_are_let_go_as_they_came(keywords):
     assert all(torch.equal(t, before[name]) for name, t in policy.state_dict().items())
 
 
+@pytest.mark.parametrize(("off_by", "faults"), [(0.0, set()), (0.02, {"ratio"}), (0.2, {"ratio"})])
+def test_a_ratio_of_bfloat16_is_held_to_its_mean(monkeypatch, off_by, faults):
+    env = gymnasium.make_vec("rlhf_gym/Exact-v0", device="cpu").unwrapped
+    space = env.single_observation_space, env.single_action_space, ConstantSchedule(0.0)
+    policy = CausalLMPolicy(*space, precision="bf16", **policy_kwargs(env))
+    evaluate = CausalLMPolicy.evaluate_actions
+
+    def shifted(self, obs, actions):
+        values, log_probs, entropy = evaluate(self, obs, actions)
+        return values, log_probs + off_by * torch.is_grad_enabled(), entropy
+
+    monkeypatch.setattr(CausalLMPolicy, "evaluate_actions", shifted)
+    assert found(env, policy) == faults
+
+
 def test_a_trained_policy_is_healthy_unless_it_should_be_the_reference():
     env, policy = healthy()
     with torch.no_grad():

@@ -160,6 +160,7 @@ def make_training_samples() -> str:
         row(11, piece(" passed over", 9.0)),
         row(21, piece(EVIL, 0.25), piece("", -0.75), piece("a\n", None), piece(" up", 0.75)),
         {"update": 21},
+        {"update": 21, "pieces": ["not", 1, "object"]},
     ]
     return "".join(f"{json.dumps(row)}\n" for row in rows)
 

@@ -27,6 +27,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from agents.sb3 import PPO, CausalLMPolicy, SequenceRolloutBuffer, TokenSB3VecEnv, build
+from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
@@ -654,6 +655,9 @@ def test_a_wrong_starting_model_is_refused(make_vector_env, save_lm, algorithm):
 @pytest.mark.parametrize("algorithm", [PPO, StockPPO])
 def test_loaded_is_saved(make_learner, make_vector_env, tmp_path, algorithm):
     options = {} if algorithm is PPO else stock_options(algorithm, BUDGET)
+    if algorithm is PPO:
+        texts = Sequences(torch.tensor([[3, 4, 5]]), torch.tensor([1]), torch.tensor([2]))
+        options["ptx"] = PretrainingMix(texts, 0.5)
     if algorithm is StockPPO:
         options["rollout_buffer_class"] = SequenceRolloutBuffer
     learner = make_learner(algorithm, **options)
@@ -678,6 +682,8 @@ def test_loaded_is_saved(make_learner, make_vector_env, tmp_path, algorithm):
     env.bind_actor(loaded.policy)
     loaded.learn(1)
     assert digest(loaded.policy) != digest(learner.policy), "it goes on learning"
+    if algorithm is PPO:
+        assert loaded.logger.name_to_value["train/ptx_loss"] > 0, "from its texts, too"
 
 
 def test_a_saved_policy_loads_by_itself(make_learner, tmp_path):

@@ -2,10 +2,11 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import pytest
-from test_scripts import run
+from test_scripts import SCRIPTS, run
 
 pytestmark = pytest.mark.smoke
 
@@ -155,10 +156,32 @@ def test_the_study_of_adam_measures_both_forms(tmp_path):
 def test_memory_is_measured_and_its_bound_kept(tmp_path):
     file = tmp_path / "memory.json"
     small = ("--vocabulary", 2000, "--episodes", 16, "--bound-gib", 0.1, "--device", "cpu")
-    said = run("bench_memory.py", "--ways", "plain", "all", *small, "--output", file, code=1)
+    ways = ("plain", "critic", "all")
+    said = run("bench_memory.py", "--ways", *ways, *small, "--output", file, code=1)
     assert "plain takes" in said
-    plain, every = json.loads(file.read_text())
+    plain, critic, every = json.loads(file.read_text())
+    assert critic["trained_parameters"] > 1.5 * plain["trained_parameters"]
     assert every["trained_parameters"] < plain["trained_parameters"]
-    for row in (plain, every):
+    for row in (plain, critic, every):
         assert 0.1 * 2**30 < row["before_bytes"] <= row["peak_bytes"] < 6 * 2**30
         assert 0 < max(row["largest_share"].values()) < 0.5
+
+
+def odd_job(n: int) -> dict[str, int]:
+    if n == 1:
+        raise ValueError("one is odd")
+    time.sleep(1.0 if n == 0 else 0.0)
+    return {"n": n}
+
+
+def test_a_job_that_fails_takes_no_other_with_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    from _study import read_rows, run_jobs
+
+    file = tmp_path / "results.csv"
+    with pytest.raises(ValueError, match="one is odd"):
+        run_jobs(range(40), odd_job, file, ("n",), workers=2)
+    done = [int(row["n"]) for row in read_rows(file)]
+    # The one beside it is written; most of the others were not begun.
+    assert 0 in done
+    assert len(done) < 30

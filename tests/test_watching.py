@@ -304,6 +304,7 @@ def test_wandb_gets_the_rows_and_one_id_for_a_resumed_run(tmp_path, monkeypatch)
     assert first == second
     assert first["config"] == {"seed": 3}
     assert first["resume"] == "allow"
+    assert first["name"] == tmp_path.name, "a run is called by its folder, wherever that lies"
 
 
 def test_wandb_that_is_not_installed_is_an_input_error(monkeypatch):

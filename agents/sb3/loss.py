@@ -79,17 +79,13 @@ class Loss:
 
     def critic_terms(self, batch: RolloutBufferSamples) -> dict[str, Tensor]:
         """The critic's term alone, (M,) each: nothing has a gradient at the language model."""
-        sequences = batch.observations
+        sequences, policy = batch.observations, self.policy
         assert isinstance(sequences, Sequences)
-        values_from = self.policy.value_states(sequences, self.hidden_for_values(sequences))
-        values = self.policy.value_head(values_from).flatten()
+        with torch.no_grad():
+            hidden = policy.core.states(sequences) if policy.critic is None else None
+        values = policy.value_head(policy.value_states(sequences, hidden)).flatten()
         value_loss = self.value_loss(values, batch.old_values, batch.returns)
         return {"objective": -self.vf_coef * value_loss, "value_loss": value_loss.detach()}
-
-    @torch.no_grad()
-    def hidden_for_values(self, sequences: Sequences) -> Tensor | None:
-        """The shared trunk's states (M, d), without gradients; None where the critic has its own."""
-        return self.policy.core.states(sequences) if self.policy.critic is None else None
 
     def value_loss(self, values: Tensor, old_values: Tensor, returns: Tensor) -> Tensor:
         """(M,) squared errors, or those of the clipped values where they are larger."""

@@ -325,6 +325,7 @@ class PPO(OnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self.policy.optimizer.zero_grad()
         waits = self._waits()
+        gradient = self._critic_gradient if waits else self._gradient
         self._old = self.policy.snapshot() if self.kl_old == "exact" and not waits else None
         self._update_learning_rate(self.policy.optimizer)
         tokens = self.rollout_buffer.n_tokens
@@ -332,9 +333,7 @@ class PPO(OnPolicyAlgorithm):
         logged: list[dict[str, float]] = []
         for _ in range(self.n_epochs):
             for minibatch in self.rollout_buffer.get(batch_size):
-                statistics = (
-                    self._critic_gradient(minibatch) if waits else self._gradient(minibatch)
-                )
+                statistics = gradient(minibatch)
                 logged.append(statistics)
                 moved = statistics.get("kl_old", 0.0)
                 if self.target_kl is not None and moved > 1.5 * self.target_kl:
@@ -446,4 +445,4 @@ class PPO(OnPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout_buffer", "_old", "ptx"]
+        return [*super()._excluded_save_params(), "rollout_buffer", "_old"]
