@@ -1,7 +1,7 @@
 """The flagship: PPO on whole responses (`agents.sb3.PPO`). ``--algorithm ppo``."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from stable_baselines3.common.utils import LinearSchedule
 from torch.optim import Adam
@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 
 from agents.adam import TF1Adam
 from agents.sb3 import PPO, build
+from agents.sb3.judging import Baseline
 from agents.sb3.learner import SB3Learner
 from agents.sb3.loss import KLLoss, KLOld
-from agents.sb3.ppo import Baseline
+from agents.sb3.ppo import MeanOver
 from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -47,6 +48,7 @@ OTHER_OPTIONS = (
     "ptx_coef",
     "ptx_data",
     "sample_every",
+    "samples_per_prompt",
 )
 """Options that are keywords neither of the policy nor of `agents.sb3.PPO`."""
 
@@ -104,8 +106,14 @@ class Config:
     whiten_rewards: bool = False
     """Give the rollout's rewards variance 1, their mean kept."""
     baseline: Baseline = "critic"
-    """What advantages are taken against: the critic (GAE), or the other responses to the prompt, in
-    an environment with rows_per_prompt above 1 (leave_one_out, group_mean)."""
+    """What advantages are taken against: the critic (GAE); the other responses to the prompt
+    (leave_one_out, group_mean; see samples_per_prompt); none: the rewards to come alone."""
+    samples_per_prompt: int | None = None
+    """Responses to each prompt in a wave; None leaves the environment's rows_per_prompt."""
+    scale_by_std: bool = True
+    """Whether group_mean divides by the group's standard deviation."""
+    mean_over: MeanOver = "token"
+    """The loss is a mean over a minibatch's tokens, or over its responses of their means."""
     max_grad_norm: float = 1.0
     """Clip of the gradient's norm."""
     target_kl: float | None = None
@@ -143,8 +151,17 @@ class Config:
     """Updates between two records of sample responses in training_samples.jsonl; 0 writes none."""
 
 
-def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
-    """Build the learner on `env`."""
+def make(
+    config: Config, env: TokenVectorEnv, algorithm: type[PPO] = PPO, **more: Any
+) -> SB3Learner:
+    """Build the learner on `env`.
+
+    Args:
+        config: The options.
+        env: The environment.
+        algorithm: The flagship, or a class of it that learns in its own way from the same rollout.
+        **more: That class's own keywords.
+    """
     if config.sample_every < 0:
         raise InputError(f"sample_every must be 0 or more updates, not {config.sample_every}")
     options = dict(vars(config))
@@ -163,8 +180,10 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     options["ptx"] = pretraining_mix(config, env)
     options["kl_controller"] = kl_controller(config, env.objective.kl_coef)
     device = env.objective.reference.device
-    algorithm = build(PPO, env, policy_options=policy, device=device, **options)
-    return SB3Learner(algorithm, sample_every=config.sample_every)
+    if config.samples_per_prompt is not None:
+        env.group_rows(config.samples_per_prompt)
+    learner = build(algorithm, env, policy_options=policy, device=device, **options, **more)
+    return SB3Learner(learner, sample_every=config.sample_every)
 
 
 def critic_start(config: Config, env: TokenVectorEnv) -> PreTrainedModel | None:

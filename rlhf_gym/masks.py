@@ -9,13 +9,15 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.tokens import PAD
+from rlhf_gym.tokens import PAD, pad_rows
 
 # The logit of a token that may not be chosen. Its probability is exactly 0, but unlike -inf it
 # leaves p · log p and differences of log-probs finite.
@@ -31,13 +33,16 @@ class Limits(NamedTuple):
     """What may be chosen in each of M states, besides what a mask allows nowhere.
 
     Attributes:
-        only: (M, k) int64, the ids allowed in each state, PAD behind the end of a list; None if
-            nothing but `no_eos` is limited.
+        only: (M, k) int64, the ids allowed in each state, PAD behind the end of a list; an empty
+            list allows all. None if no state has such a list.
         no_eos: (M,) bool, whether the response may not end here; None if it always may.
+        barred: (M, j) int64, ids that are not allowed in each state, PAD behind the end of a list;
+            None if there are none.
     """
 
     only: Tensor | None
     no_eos: Tensor | None
+    barred: Tensor | None = None
 
     def rows(self, which: Tensor | slice) -> "Limits":
         """The limits of some of the states."""
@@ -46,14 +51,40 @@ class Limits(NamedTuple):
     @staticmethod
     def joined(parts: list["Limits"]) -> "Limits":
         """The limits of several lots of states as one."""
-        only = no_eos = None
-        if parts[0].only is not None:
-            lists = [part.only for part in parts if part.only is not None]
-            k = max(ids.shape[1] for ids in lists)
-            only = torch.cat([F.pad(ids, (0, k - ids.shape[1]), value=PAD) for ids in lists])
+        no_eos = None
         if parts[0].no_eos is not None:
             no_eos = torch.cat([part.no_eos for part in parts if part.no_eos is not None])
-        return Limits(only, no_eos)
+        only, barred = (_joined([getattr(p, name) for p in parts]) for name in ("only", "barred"))
+        return Limits(only, no_eos, barred)
+
+    @staticmethod
+    def of(masks: list[npt.NDArray[np.int64] | None], barred: list[bool]) -> "Limits":
+        """From a list of ids for each of M states.
+
+        Args:
+            masks: The ids; None where all may be chosen.
+            barred: Whether the ids of a state are those that may not be chosen there.
+        """
+        none = np.zeros(0, dtype=np.int64)
+        rows = [(none if ids is None else ids, out) for ids, out in zip(masks, barred, strict=True)]
+        only, never = (
+            torch.from_numpy(pad_rows([ids if out == side else none for ids, out in rows]))
+            for side in (False, True)
+        )
+        return Limits(only if only.shape[1] else None, None, never if never.shape[1] else None)
+
+    def to(self, device: torch.device | str) -> "Limits":
+        """The same limits on another device."""
+        return Limits(*(None if part is None else part.to(device) for part in self))
+
+
+def _joined(lists: list[Tensor | None]) -> Tensor | None:
+    """Lists of ids of several lots of states as one."""
+    there = [ids for ids in lists if ids is not None]
+    if not there:
+        return None
+    k = max(ids.shape[1] for ids in there)
+    return torch.cat([F.pad(ids, (0, k - ids.shape[1]), value=PAD) for ids in there])
 
 
 @dataclass(frozen=True)
@@ -115,7 +146,12 @@ class Mask:
             width = logits.shape[-1] + 1
             within = torch.zeros(len(logits), width, dtype=torch.bool, device=logits.device)
             within.scatter_(1, limits.only % width, True)
+            within |= limits.only[:, :1] == PAD
             logits.masked_fill_(~within[:, :-1], NEVER)
+        if limits is not None and limits.barred is not None:
+            width = logits.shape[-1] + 1
+            out = torch.zeros(len(logits), width, dtype=torch.bool, device=logits.device)
+            logits.masked_fill_(out.scatter_(1, limits.barred % width, True)[:, :-1], NEVER)
         return logits
 
     def limits(

@@ -5,20 +5,26 @@ is there already is not done again.
 """
 
 import csv
+import dataclasses
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from common import progress_bar
+import train_policy
+from common import progress_bar, quiet
 
+from agents.algorithm import load_algorithm
 from rlhf_gym.enumeration import Enumeration, listable
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation import draw_responses
 from rlhf_gym.files import whole_lines
 from rlhf_gym.lm import CausalLM
@@ -86,9 +92,58 @@ def run_jobs(
         raise failure
 
 
+def train_and_measure(
+    ruler: "Yardstick",
+    algorithm: str,
+    options: dict[str, Any],
+    env: TokenVectorEnv,
+    folder: Path,
+    *,
+    total_tokens: int,
+    seed: int,
+) -> Row:
+    """Train one policy and measure it; of its run folder only the metrics are kept.
+
+    Args:
+        ruler: Measures the policy.
+        algorithm: A module under `agents`, or a dotted path.
+        options: Options of its `Config` that differ from its defaults.
+        env: Where it trains.
+        folder: Its run folder.
+        total_tokens: Response tokens to sample.
+        seed: Seed of training and measurement.
+
+    Raises:
+        InputError: The algorithm has no such option.
+    """
+    quiet()
+    kind = load_algorithm(algorithm).Config
+    unknown = options.keys() - {field.name for field in dataclasses.fields(kind)}
+    if unknown:
+        raise InputError(f"{algorithm} has no options {sorted(unknown)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = train_policy.train(
+        env, algorithm, kind(**options), total_tokens=total_tokens, run_dir=folder, seed=seed
+    )
+    policy = CausalLM.load(str(folder / "policy"), device=env.objective.reference.device)
+    row = ruler.measure(policy, seed)
+    for name in ("policy", "reference", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return {**row, "tokens": int(figures["tokens"]), "seconds": figures["seconds"]}
+
+
 def _prepare(threads: int) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose study was killed would else train on for nobody."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 class Yardstick:
@@ -108,7 +163,7 @@ class Yardstick:
     def __init__(
         self, env: TokenVectorEnv, file: Path, n_prompts: int, n_reference: int, n_policy: int
     ) -> None:
-        self._objective, self._n_policy = env.objective, n_policy
+        self._objective, self._gold, self._n_policy = env.objective, env.gold, n_policy
         self._limits: dict[str, Any] = {
             "max_new_tokens": env.max_new_tokens,
             "stop_at_eos": env.stop_at_eos,
@@ -127,7 +182,11 @@ class Yardstick:
         self.ess = float(found.ess.mean())
 
     def measure(self, policy: CausalLM, seed: int) -> Row:
-        """Optimality, objective, score and KL (nats a sequence) of a policy."""
+        """Optimality, objective, score, KL (nats a sequence) and gold score of a policy.
+
+        `gold` is None without a gold scorer, and where the figures are exact.
+        """
+        gold = None
         policy = policy.following(self._objective.reference)
         if self._task is not None:
             exact = self._task.value(self._task.log_probs(policy))
@@ -139,9 +198,11 @@ class Yardstick:
                 self._objective,
                 self._ids,
                 self._n_policy,
+                gold=self._gold,
                 generator=torch.Generator(policy.device).manual_seed(seed),
                 **self._limits,
             )
+            gold = None if drawn.gold is None else float(drawn.gold.mean())
             score, kl = drawn.scores, drawn.kl
             value = (score - self._objective.kl_coef * kl).mean(1)
         return {
@@ -149,6 +210,7 @@ class Yardstick:
             "objective": float(value.mean()),
             "score": float(score.mean()),
             "kl": float(kl.mean()),
+            "gold": gold,
         }
 
     def share(self, value: Floats) -> float:
@@ -160,6 +222,12 @@ class Yardstick:
         if self._task is not None:
             return self.share(self._task.best_of_n(n).objective)
         return self.share(best_of_n(self._scores, n, self._objective.kl_coef))
+
+    def best_deterministic(self) -> float | None:
+        """Optimality of the best deterministic policy; None where it is unknown."""
+        if self._task is None:
+            return None
+        return self.share(self._task.best_deterministic.objective)
 
     def _reference_scores(self, file: Path, n: int) -> Floats:
         if not file.exists():

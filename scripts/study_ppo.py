@@ -8,7 +8,6 @@ skipped when it is run again), study.json and study.md into the run folder.
 """
 
 import dataclasses
-import shutil
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,14 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import train_policy
-from _study import Row, Yardstick, interval, read_rows, run_jobs
-from common import begin_run, check_same_run, device, make_env, parse_values, quiet, run
+from _study import Row, Yardstick, interval, read_rows, run_jobs, train_and_measure
+from common import begin_run, check_same_run, device, make_env, parse_values, run
 
-from agents.algorithm import load_algorithm
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import write_json, write_text
-from rlhf_gym.lm import CausalLM
 
 COLUMNS = ("variant", "seed", "optimality", "objective", "score", "kl", "tokens", "seconds")
 
@@ -162,31 +158,17 @@ def yardstick(config: Config) -> Yardstick:
 def trained(config: Config, job: tuple[Variant, int]) -> Row:
     """Train one variant with one seed, measure it, and keep its metrics.csv."""
     variant, seed = job
-    quiet()
     keywords = {"device": device(config.device), **parse_values(config.env_kwargs), **variant.env}
-    algorithm = load_algorithm(variant.algorithm)
-    learner_options = algorithm.Config(**{**parse_values(config.options), **variant.changes})
-    folder = config.run_dir / "runs" / f"{variant.name}-{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = train_policy.train(
-        make_env(config.env, config.num_envs, keywords),
+    row = train_and_measure(
+        yardstick(config),
         variant.algorithm,
-        learner_options,
+        {**parse_values(config.options), **variant.changes},
+        make_env(config.env, config.num_envs, keywords),
+        config.run_dir / "runs" / f"{variant.name}-{seed}",
         total_tokens=config.total_tokens,
-        run_dir=folder,
         seed=seed,
     )
-    policy = CausalLM.load(str(folder / "policy"), device=device(config.device))
-    measured = yardstick(config).measure(policy, seed)
-    for name in ("policy", "reference", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    return {
-        "variant": variant.name,
-        "seed": seed,
-        **measured,
-        "tokens": int(figures["tokens"]),
-        "seconds": figures["seconds"],
-    }
+    return {"variant": variant.name, "seed": seed, **{c: row[c] for c in COLUMNS[2:]}}
 
 
 def summarise(config: Config, ruler: Yardstick, found: list[dict[str, str]]) -> None:

@@ -250,7 +250,8 @@ def test_there_are_the_presets_of_the_literature():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("normalize_over", "all"), ("baseline", "none"), ("kl_loss", "k1")]
+    ("option", "value"),
+    [("normalize_over", "all"), ("baseline", "mean"), ("kl_loss", "k1"), ("mean_over", "row")],
 )
 def test_bad_options_are_refused(make_vector_env, option, value):
     with pytest.raises(InputError, match=option):

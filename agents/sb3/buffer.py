@@ -1,15 +1,49 @@
 """A rollout buffer that hands out whole sequences: one forward an episode, not one a token."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor
 
 from rlhf_gym.tokens import PAD, Sequences, pad_rows
+
+QUANTITIES = ("values", "log_probs", "advantages", "returns", "ref_log_probs")
+"""What is kept of each token and handed out, in the order of `SequenceSamples`."""
+
+
+class SequenceSamples(NamedTuple):
+    """A minibatch of whole sequences, named as SB3's own (`RolloutBufferSamples`).
+
+    Attributes:
+        observations: The sequences, M chosen tokens in all.
+        actions: (M,) those tokens.
+        old_values: (M,) values at the rollout.
+        old_log_prob: (M,) log π at the rollout.
+        advantages: (M,).
+        returns: (M,).
+        ref_log_prob: (M,) log π_ref, where the rollout had it; else 0.
+    """
+
+    observations: Sequences
+    actions: Tensor
+    old_values: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    returns: Tensor
+    ref_log_prob: Tensor
+
+    def rows(self, part: Sequences, places: Tensor) -> "SequenceSamples":
+        """The part of it that some of its sequences are.
+
+        Args:
+            part: Some of the sequences.
+            places: Where their chosen tokens are among all M.
+        """
+        return SequenceSamples(part, *(flat[places] for flat in self[1:]))
 
 
 class SequenceRolloutBuffer(RolloutBuffer):
@@ -21,11 +55,13 @@ class SequenceRolloutBuffer(RolloutBuffer):
     minibatch holds whole segments. Memory grows with tokens, not with tokens × context.
     """
 
+    ref_log_probs: npt.NDArray[np.float32]
+
     def reset(self) -> None:
         """Empty the grid."""
         shape = (self.buffer_size, self.n_envs)
         self.actions = np.full(shape, PAD, dtype=np.int64)
-        for name in ("rewards", "returns", "values", "log_probs", "advantages"):
+        for name in (*QUANTITIES, "rewards"):
             setattr(self, name, np.zeros(shape, dtype=np.float32))
         self.episode_starts = np.ones(shape, dtype=np.float32)
         # (step, environment) of each segment's start -> the row of tokens it starts from
@@ -62,6 +98,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         rewards: npt.NDArray[np.floating],
         values: npt.NDArray[np.floating],
         log_probs: npt.NDArray[np.floating],
+        ref_log_probs: npt.NDArray[np.floating] | None = None,
     ) -> None:
         """Add one whole response of every environment: prompts (N, P), the rest (N, T).
 
@@ -77,6 +114,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.rewards[block] = np.where(mask, rewards.T, 0)
         self.values[block] = np.where(mask, values.T, 0)
         self.log_probs[block] = np.where(mask, log_probs.T, 0)
+        if ref_log_probs is not None:
+            self.ref_log_probs[block] = np.where(mask, ref_log_probs.T, 0)
         self.episode_starts[block] = ~mask
         self.episode_starts[self.pos] = 1
         self.pos += steps
@@ -87,18 +126,26 @@ class SequenceRolloutBuffer(RolloutBuffer):
         tokens: list[int] = self._prefixes[step, env].tolist()
         return tokens
 
-    def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:  # type: ignore[override]
-        """Shuffled minibatches of whole segments, of about `batch_size` tokens each."""
+    def get(self, batch_size: int | None = None, together: int = 1) -> Iterator[SequenceSamples]:  # type: ignore[override]
+        """Shuffled minibatches of whole segments, of about `batch_size` tokens each.
+
+        Args:
+            batch_size: Tokens; None takes all at once.
+            together: Segments of so many environments in turn that start at the same step stay in
+                one minibatch, one after the other.
+        """
         assert self.full, "the buffer is not full yet"
         starts, environments, lengths, sequences = self._segments()
-        order = np.random.permutation(len(starts))
+        order = _shuffled(starts, environments, together)
         total = int(lengths.sum())
         parts = 1 if batch_size is None else max(1, round(total / batch_size))
         # Cut where the running count of tokens passes k/parts of all.
-        running = np.cumsum(lengths[order]) - lengths[order] / 2
+        blocks = order.reshape(-1, together)
+        sizes = lengths[blocks].sum(1)
+        running = np.cumsum(sizes) - sizes / 2
         group = np.minimum((running * parts / total).astype(int), parts - 1)
         for k in range(parts):
-            rows = order[group == k]
+            rows = blocks[group == k].flatten()
             if len(rows):
                 yield self._minibatch(
                     starts[rows], environments[rows], sequences.rows(torch.from_numpy(rows))
@@ -135,20 +182,25 @@ class SequenceRolloutBuffer(RolloutBuffer):
         starts: npt.NDArray[np.int64],
         environments: npt.NDArray[np.int64],
         sequences: Sequences,
-    ) -> RolloutBufferSamples:
+    ) -> SequenceSamples:
         rows, columns = (part.numpy() for part in sequences.cells())
         steps = starts[rows] + columns - sequences.starts.numpy()[rows]
         cells = steps, environments[rows]
         # Trailing padding that no row of this minibatch needs costs compute in every layer.
         sequences = sequences._replace(tokens=sequences.tokens[:, : sequences.width])
-        quantities = (
-            self.actions[cells],
-            self.values[cells],
-            self.log_probs[cells],
-            self.advantages[cells],
-            self.returns[cells],
+        grids = (self.actions, *(getattr(self, name) for name in QUANTITIES))
+        return SequenceSamples(
+            sequences.to(self.device), *(self.to_torch(grid[cells]) for grid in grids)
         )
-        return RolloutBufferSamples(
-            sequences.to(self.device),  # type: ignore[arg-type]  # the policy takes both
-            *(self.to_torch(q) for q in quantities),
-        )
+
+
+def _shuffled(
+    starts: npt.NDArray[np.int64], environments: npt.NDArray[np.int64], together: int
+) -> npt.NDArray[np.int64]:
+    """A random order of segments in which those that belong together follow each other."""
+    if together == 1:
+        return np.random.permutation(len(starts))
+    in_turn = np.lexsort((environments, starts))  # by step, then by environment
+    blocks = in_turn.reshape(-1, together)
+    order: npt.NDArray[np.int64] = blocks[np.random.permutation(len(blocks))].flatten()
+    return order

@@ -58,7 +58,7 @@ class SB3Learner:
         if run is None:
             self.algorithm.learn(total_tokens, log_interval=1)
             return
-        self.algorithm.set_logger(Logger(None, [_RunFormat(run)]))
+        self.algorithm.set_logger(Logger(None, [RunFormat(run)]))
         fresh = not isinstance(self.algorithm, PPO) or not restore_latest(self.algorithm, run)
         if fresh:
             run.rewind(0)
@@ -107,14 +107,23 @@ class SB3Learner:
 
 
 def stock_learner(
-    algorithm: type[OnPolicyAlgorithm], config: Any, env: TokenVectorEnv
+    algorithm: type[OnPolicyAlgorithm],
+    config: Any,
+    env: TokenVectorEnv,
+    *,
+    policy_class: type[CausalLMPolicy] = CausalLMPolicy,
+    policy_options: dict[str, Any] | None = None,
+    buffer: type[SequenceRolloutBuffer] = SequenceRolloutBuffer,
 ) -> SB3Learner:
     """An algorithm of Stable-Baselines3, unedited, on whole sequences; its rate annealed to 0.
 
     Args:
         algorithm: The class.
-        config: A dataclass of its keywords, `learning_rate` and `ent_coef` among them.
+        config: A dataclass of its keywords, `learning_rate` among them.
         env: The environment.
+        policy_class: `CausalLMPolicy` or a class of it.
+        policy_options: Further keywords of the policy.
+        buffer: The rollout buffer.
     """
     options = dict(vars(config))
     options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
@@ -122,8 +131,9 @@ def stock_learner(
         build(
             algorithm,
             env,
-            rollout_buffer_class=SequenceRolloutBuffer,
-            policy_options={"entropy": config.ent_coef != 0},
+            rollout_buffer_class=buffer,
+            policy_class=policy_class,
+            policy_options={"entropy": options.get("ent_coef", 0) != 0, **(policy_options or {})},
             device=env.objective.reference.device,
             **options,
         )
@@ -156,7 +166,7 @@ def _load_adapters(policy: CausalLMPolicy, file: Path) -> None:
             parameter.copy_(saved[name])
 
 
-class _RunFormat(KVWriter):
+class RunFormat(KVWriter):
     """SB3's logger, writing to a `TrainingRun`."""
 
     def __init__(self, run: TrainingRun) -> None:
@@ -168,8 +178,9 @@ class _RunFormat(KVWriter):
         key_excluded: dict[str, tuple[str, ...]],
         step: int = 0,
     ) -> None:
+        """Add a row of what are numbers."""
         numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, int | float)}
         self._run.record(step, numbers)
 
     def close(self) -> None:
-        pass
+        """Nothing is open."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor
 
+from agents.sb3.buffer import SequenceSamples
 from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.kl import k2, k3
 from rlhf_gym.lm import CausalLM, kl_to
@@ -48,10 +48,9 @@ class Loss:
     reference: CausalLM | None = None
     old: CausalLM | None = None
 
-    def terms(self, batch: RolloutBufferSamples) -> dict[str, Tensor]:
+    def terms(self, batch: SequenceSamples) -> dict[str, Tensor]:
         """Every term for each token of a micro-batch, (M,) each; "objective" has the gradient."""
         sequences = batch.observations
-        assert isinstance(sequences, Sequences)
         hidden = self.policy.core.states(sequences)
         limits = self.policy.core.limits(sequences, hidden)
         values, log_probs, entropy = self.policy.evaluate_hidden(
@@ -66,7 +65,7 @@ class Loss:
         if entropy is not None:
             objective = objective + self.ent_coef * entropy
         if self.kl_loss is not None:
-            kl = self.kl_to_reference(sequences, hidden, log_probs, limits)
+            kl = self.kl_to_reference(batch, hidden, log_probs, limits)
             objective = objective - self.kl_coef * kl
         return {
             "objective": objective,
@@ -77,10 +76,9 @@ class Loss:
             "ratio": ratio.detach(),
         }
 
-    def critic_terms(self, batch: RolloutBufferSamples) -> dict[str, Tensor]:
+    def critic_terms(self, batch: SequenceSamples) -> dict[str, Tensor]:
         """The critic's term alone, (M,) each: nothing has a gradient at the language model."""
         sequences, policy = batch.observations, self.policy
-        assert isinstance(sequences, Sequences)
         with torch.no_grad():
             hidden = policy.core.states(sequences) if policy.critic is None else None
         values = policy.value_head(policy.value_states(sequences, hidden)).flatten()
@@ -111,35 +109,12 @@ class Loss:
         return kl_to(at_old, self.old, hidden, self.policy.core, limits)
 
     def kl_to_reference(
-        self, sequences: Sequences, hidden: Tensor, log_probs: Tensor, limits: Limits | None
+        self, batch: SequenceSamples, hidden: Tensor, log_probs: Tensor, limits: Limits | None
     ) -> Tensor:
         """The penalty of the loss at each chosen token, (M,)."""
+        if self.kl_loss != "exact":
+            return (k2 if self.kl_loss == "k2" else k3)(log_probs, batch.ref_log_prob)
         assert self.reference is not None
         with torch.no_grad():
-            at_reference = self.reference.states(sequences)
-            chosen = sequences.chosen()
-            ref_log_probs = self.reference.log_probs_of(at_reference, chosen, limits)
-        if self.kl_loss == "exact":
-            return kl_to(hidden, self.policy.core, at_reference, self.reference, limits)
-        return (k2 if self.kl_loss == "k2" else k3)(log_probs, ref_log_probs)
-
-
-def rows_of(
-    batch: RolloutBufferSamples, part: Sequences, places: Tensor, advantages: Tensor
-) -> RolloutBufferSamples:
-    """The micro-batch of some of a minibatch's sequences.
-
-    Args:
-        batch: The minibatch, M tokens.
-        part: Some of its sequences.
-        places: Where their chosen tokens are among all M.
-        advantages: (M,) in place of the batch's.
-    """
-    return RolloutBufferSamples(
-        part,  # type: ignore[arg-type]  # the policy takes both
-        batch.actions[places],
-        batch.old_values[places],
-        batch.old_log_prob[places],
-        advantages[places],
-        batch.returns[places],
-    )
+            at_reference = self.reference.states(batch.observations)
+        return kl_to(hidden, self.policy.core, at_reference, self.reference, limits)

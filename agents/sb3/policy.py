@@ -17,6 +17,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
+from torch.distributions import Categorical
 from torch.nn import functional as F
 from transformers import AutoModel
 
@@ -39,6 +40,15 @@ class TokenDistribution(Distribution):
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
         self.log_p = F.log_softmax(logits, -1)
+
+    @property
+    def distribution(self) -> Categorical:
+        """As PyTorch's own, for algorithms that ask for a divergence."""
+        return Categorical(logits=self.log_p, validate_args=False)
+
+    @distribution.setter
+    def distribution(self, value: Any) -> None:
+        pass  # SB3's base class declares it without a value
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
         """Not used: the language model's head is the net."""

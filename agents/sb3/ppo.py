@@ -16,14 +16,14 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import RolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.advantages import group_mean, leave_one_out, whiten
-from agents.sb3.buffer import SequenceRolloutBuffer
+from agents.sb3.buffer import SequenceRolloutBuffer, SequenceSamples
 from agents.sb3.guards import check_finite
-from agents.sb3.loss import KLLoss, KLOld, Loss, rows_of
+from agents.sb3.judging import Baseline, Judge
+from agents.sb3.loss import KLLoss, KLOld, Loss
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.ptx import PretrainingMix
 from agents.sb3.watching import known_scale, rollout_figures
@@ -31,12 +31,12 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import KLController
 from rlhf_gym.lm import CausalLM, passes, tokens_per_pass
-from rlhf_gym.tokens import Sequences, continuations, unflatten
+from rlhf_gym.tokens import continuations, unflatten
 
 MAX_WARMUP = 0.2
 """Share of a training in which the policy may wait for its critic."""
 
-Baseline = Literal["critic", "leave_one_out", "group_mean"]
+MeanOver = Literal["token", "response"]
 
 EXTREMES: dict[str, Callable[[list[float]], float]] = {"ratio_min": min, "ratio_max": max}
 """Statistics of a minibatch whose mean over an update's minibatches says little."""
@@ -68,9 +68,14 @@ class PPO(OnPolicyAlgorithm):
         normalize_advantage: Whether advantages are whitened.
         normalize_over: Over each "minibatch", or once over the "rollout".
         whiten_rewards: Whether the rollout's rewards are given variance 1, their mean kept.
-        baseline: What advantages are taken against: the "critic" (GAE), or, in an environment with
+        baseline: What advantages are taken against: the "critic" (GAE); in an environment with
             `rows_per_prompt` above 1, the group of a prompt ("leave_one_out", "group_mean"; the
-            advantage is the whole response's).
+            advantage is the whole response's); or "none": the rewards to come. Only the first
+            trains a critic.
+        scale_by_std: Whether "group_mean" divides by the group's standard deviation (GRPO), or not
+            (Dr. GRPO).
+        mean_over: The loss is a mean over all tokens of a minibatch, or over its responses of their
+            means (GRPO), in which a token of a long response counts less.
         max_grad_norm: Clip of the gradient's norm.
         target_kl: SB3's early stopping: no further step once k3 exceeds 1.5 times this.
         kl_controller: Chooses the weight of the penalty against the reference, in place of the
@@ -117,6 +122,8 @@ class PPO(OnPolicyAlgorithm):
         normalize_over: Literal["minibatch", "rollout"] = "minibatch",
         whiten_rewards: bool = False,
         baseline: Baseline = "critic",
+        scale_by_std: bool = True,
+        mean_over: MeanOver = "token",
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
         kl_controller: KLController | None = None,
@@ -140,6 +147,8 @@ class PPO(OnPolicyAlgorithm):
             raise InputError(f"normalize_over is minibatch or rollout, not {normalize_over!r}")
         if baseline not in get_args(Baseline):
             raise InputError(f"baseline must be one of {get_args(Baseline)}, not {baseline!r}")
+        if mean_over not in get_args(MeanOver):
+            raise InputError(f"mean_over must be one of {get_args(MeanOver)}, not {mean_over!r}")
         if kl_old not in get_args(KLOld):
             raise InputError(f"kl_old must be one of {get_args(KLOld)}, not {kl_old!r}")
         self.kl_controller, self.kl_loss, self.kl_old = kl_controller, kl_loss, kl_old
@@ -147,6 +156,7 @@ class PPO(OnPolicyAlgorithm):
         self._old: CausalLM | None = None  # π_old while an update asks for it
         self.clip_range_vf, self.whiten_rewards = clip_range_vf, whiten_rewards
         self.normalize_over, self.baseline = normalize_over, baseline
+        self.scale_by_std, self.mean_over = scale_by_std, mean_over
         self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
         self.critic_lambda, self.critic_warmup = critic_lambda, critic_warmup
         self.kl_old_coef, self.normalize_advantage = kl_old_coef, normalize_advantage
@@ -209,66 +219,40 @@ class PPO(OnPolicyAlgorithm):
 
     def _judge(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
         """Advantages and returns of the rollout, by the options."""
-        taken = buffer.actions >= 0
-
-        def whitened(values: np.ndarray, *, shift_mean: bool) -> np.ndarray:
-            return whiten(torch.from_numpy(values[taken]), shift_mean=shift_mean).numpy()
-
-        if self.whiten_rewards:
-            buffer.rewards[taken] = whitened(buffer.rewards, shift_mean=False)
-        self._estimate(buffer)
-        if self.baseline != "critic":
-            if rows_per_prompt < 2:
-                raise InputError(
-                    f"baseline={self.baseline!r} compares responses to one prompt: make the "
-                    "environment with rows_per_prompt of at least 2"
-                )
-            responses = buffer.rewards.reshape(self.n_waves, -1, self.n_envs).sum(1)
-            groups = torch.from_numpy(responses.reshape(-1, rows_per_prompt))
-            against = (
-                leave_one_out(groups) if self.baseline == "leave_one_out" else group_mean(groups)
-            )
-            rows = against.numpy().reshape(self.n_waves, 1, self.n_envs)
-            steps = buffer.buffer_size // self.n_waves
-            buffer.advantages = np.where(taken, np.repeat(rows, steps, 1).reshape(taken.shape), 0)
-        if self.normalize_advantage and self.normalize_over == "rollout":
-            buffer.advantages[taken] = whitened(buffer.advantages, shift_mean=True)
-
-    def _estimate(self, buffer: SequenceRolloutBuffer) -> None:
-        """GAE by SB3's own loop, and the critic's returns by its own λ."""
-        ended = torch.zeros(self.n_envs), np.ones(self.n_envs)
-        returns = None
-        if self.critic_lambda is not None:
-            buffer.gae_lambda = self.critic_lambda
-            buffer.compute_returns_and_advantage(*ended)
-            returns = buffer.returns
-        buffer.gae_lambda = self.gae_lambda
-        buffer.compute_returns_and_advantage(*ended)
-        buffer.returns = buffer.returns if returns is None else returns
+        critic_lambda = self.gae_lambda if self.critic_lambda is None else self.critic_lambda
+        Judge(
+            self.baseline,
+            self.gae_lambda,
+            critic_lambda,
+            self.scale_by_std,
+            self.whiten_rewards,
+            self.normalize_advantage and self.normalize_over == "rollout",
+        ).judge(buffer, self.n_waves, rows_per_prompt)
 
     def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
         assert self._last_obs is not None
         prompts = np.asarray(self._last_obs)[:, : env.prompts.max_tokens]
         begun = time.perf_counter()
         on_device = torch.from_numpy(prompts).to(self.device)
-        responses = self.policy.sample(on_device, env.max_new_tokens, stop_at_eos=env.stop_at_eos)
+        responses = self._sample(on_device, env)
         sampled = time.perf_counter()
         sequences = continuations(on_device, responses)
         values, log_probs = self.policy.score(sequences)
-        grids = [
+        value_grid, log_prob_grid = (
             unflatten(flat, sequences.lengths, env.max_new_tokens).cpu().numpy()
             for flat in (values, log_probs)
-        ]
+        )
         check_finite("log π", log_probs, sequences, log_probs=log_probs, values=values)
         check_finite("the value", values, sequences, log_probs=log_probs, values=values)
         scored = time.perf_counter()
         actions = responses.cpu().numpy()
-        rewards, infos, self._last_obs = env.play(actions, grids[1])
+        rewards, infos, self._last_obs = env.play(actions, log_prob_grid)
         flat = torch.from_numpy(rewards[actions >= 0]).to(log_probs.device)
         check_finite("the reward", flat, sequences, rewards=flat, log_probs=log_probs)
         # What the environment took off at its β, the agent takes off at its own.
         rewards = rewards + (env.objective.kl_coef - self._reward_kl_coef(env)) * infos["kl"]
-        buffer.add_responses(prompts, actions, rewards, *grids)
+        ref_log_probs = infos["ref_log_prob"]
+        buffer.add_responses(prompts, actions, rewards, value_grid, log_prob_grid, ref_log_probs)
         settled = time.perf_counter()
         lengths = sequences.lengths.cpu().numpy()
         self.num_timesteps += int(lengths.sum())
@@ -280,6 +264,10 @@ class PPO(OnPolicyAlgorithm):
         infos["length"] = lengths
         infos["log_prob_mean"] = float(log_probs.double().mean())
         return infos
+
+    def _sample(self, prompts: torch.Tensor, env: TokenVectorEnv) -> torch.Tensor:
+        """Whole responses to prompts (N, P): (N, T)."""
+        return self.policy.sample(prompts, env.max_new_tokens, stop_at_eos=env.stop_at_eos)
 
     def _kl_coef(self, env: TokenVectorEnv) -> float:
         """The agent's weight of the penalty against the reference."""
@@ -332,7 +320,7 @@ class PPO(OnPolicyAlgorithm):
         batch_size = max(1, round(tokens / self.n_minibatches))
         logged: list[dict[str, float]] = []
         for _ in range(self.n_epochs):
-            for minibatch in self.rollout_buffer.get(batch_size):
+            for minibatch in self.rollout_buffer.get(batch_size, self._together()):
                 statistics = gradient(minibatch)
                 logged.append(statistics)
                 moved = statistics.get("kl_old", 0.0)
@@ -348,11 +336,10 @@ class PPO(OnPolicyAlgorithm):
             self.logger.record(f"train/{name}", over([row[name] for row in logged]))
         if not waits:
             self.logger.record("train/ratio_first_max_error", logged[0]["ratio_max_error"])
-        mask = self.rollout_buffer.actions >= 0
-        self.logger.record(
-            "train/explained_variance",
-            explained_variance(self.rollout_buffer.values[mask], self.rollout_buffer.returns[mask]),
-        )
+        if self.baseline == "critic":
+            mask = self.rollout_buffer.actions >= 0
+            seen, came = self.rollout_buffer.values[mask], self.rollout_buffer.returns[mask]
+            self.logger.record("train/explained_variance", explained_variance(seen, came))
         self._old = None
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         ended = time.perf_counter()
@@ -360,7 +347,7 @@ class PPO(OnPolicyAlgorithm):
         # Of all that the iteration took: callbacks and logs are in no stage.
         self.logger.record("time/tokens_per_second", tokens / (ended - self._begun))
 
-    def _step(self, statistics: dict[str, float], minibatch: RolloutBufferSamples) -> None:
+    def _step(self, statistics: dict[str, float], minibatch: SequenceSamples) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         known = {
             "old_log_probs": minibatch.old_log_prob,
@@ -369,7 +356,6 @@ class PPO(OnPolicyAlgorithm):
             "returns": minibatch.returns,
         }
         sequences = minibatch.observations
-        assert isinstance(sequences, Sequences)
         losses = [
             statistics[k] for k in ("policy_loss", "value_loss", "ptx_loss") if k in statistics
         ]
@@ -379,7 +365,7 @@ class PPO(OnPolicyAlgorithm):
         statistics["gradient_norm"] = float(norm)
         self.policy.optimizer.step()
 
-    def _gradient(self, minibatch: RolloutBufferSamples) -> dict[str, float]:
+    def _gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
         """Accumulate the gradient of one minibatch over micro-batches; mean statistics."""
         advantages = minibatch.advantages
         each = self.normalize_advantage and self.normalize_over == "minibatch"
@@ -394,7 +380,8 @@ class PPO(OnPolicyAlgorithm):
             return terms
 
         loss = self._loss()
-        means = self._accumulate(minibatch, advantages, lambda rows: watched(loss.terms(rows)))
+        minibatch = minibatch._replace(advantages=advantages)
+        means = self._accumulate(minibatch, lambda rows: watched(loss.terms(rows)))
         means |= extremes
         means["ratio_max_error"] = max(means["ratio_max"] - 1, 1 - means["ratio_min"])
         if self.ptx is not None:
@@ -402,29 +389,34 @@ class PPO(OnPolicyAlgorithm):
             means["ptx_loss"] = self.ptx.backward(self.policy.core, total, at_most)
         return means
 
-    def _critic_gradient(self, minibatch: RolloutBufferSamples) -> dict[str, float]:
+    def _critic_gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
         """The same of the critic's loss alone."""
-        return self._accumulate(minibatch, minibatch.advantages, self._loss().critic_terms)
+        return self._accumulate(minibatch, self._loss().critic_terms)
 
     def _accumulate(
         self,
-        minibatch: RolloutBufferSamples,
-        advantages: torch.Tensor,
-        terms_of: Callable[[RolloutBufferSamples], dict[str, torch.Tensor]],
+        minibatch: SequenceSamples,
+        terms_of: Callable[[SequenceSamples], dict[str, torch.Tensor]],
     ) -> dict[str, float]:
         """Backward passes over the micro-batches of a minibatch; the mean of each term."""
-        sequences = minibatch.observations
-        assert isinstance(sequences, Sequences)
+        sequences, total = minibatch.observations, len(minibatch.actions)
         self.policy.optimizer.zero_grad()
-        total = len(minibatch.actions)
+        weights = minibatch.advantages.new_ones(total)
+        if self.mean_over == "response":
+            rows, lengths = len(sequences.lengths), sequences.lengths
+            weights = (total / (rows * lengths)).repeat_interleave(lengths).to(weights.dtype)
         means: dict[str, float] = {"gradient_norm": 0.0}
         for part, places in passes(sequences, self._microbatch_tokens()):
-            terms = terms_of(rows_of(minibatch, part, places, advantages))
+            terms = terms_of(minibatch.rows(part, places))
             # Weighted by the minibatch's token count, so that micro-batches change nothing.
-            (terms.pop("objective").sum() / -total).backward()
+            ((terms.pop("objective") * weights[places]).sum() / -total).backward()
             for name, value in terms.items():
                 means[name] = means.get(name, 0.0) + float(value.sum()) / total
         return means
+
+    def _together(self) -> int:
+        """Responses in turn that must stay in one minibatch."""
+        return 1
 
     def _microbatch_tokens(self) -> int:
         return self.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14)
@@ -436,7 +428,7 @@ class PPO(OnPolicyAlgorithm):
             clip_range=self.clip_range(self._current_progress_remaining),
             clip_range_vf=self.clip_range_vf,
             kl_old_coef=self.kl_old_coef,
-            vf_coef=self.vf_coef,
+            vf_coef=self.vf_coef if self.baseline == "critic" else 0.0,
             ent_coef=self.ent_coef,
             kl_coef=self._kl_coef(env),
             kl_loss=self.kl_loss,

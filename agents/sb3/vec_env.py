@@ -140,6 +140,7 @@ def build(
     env: TokenVectorEnv,
     *,
     policy_options: dict[str, Any] | None = None,
+    policy_class: type[CausalLMPolicy] = CausalLMPolicy,
     **kwargs: Any,
 ) -> Algorithm:
     """Make an SB3 algorithm on `env` with a `CausalLMPolicy`, bound to it as its actor.
@@ -147,7 +148,8 @@ def build(
     Args:
         algorithm: An on-policy algorithm of Stable-Baselines3, or the flagship `PPO`.
         env: The environment.
-        policy_options: Further keywords of `CausalLMPolicy`.
+        policy_options: Further keywords of the policy.
+        policy_class: `CausalLMPolicy` or a class of it.
         **kwargs: Keywords of the algorithm. γ = 1 unless given.
 
     Returns:
@@ -158,7 +160,7 @@ def build(
     options = {**policy_kwargs(env), **(policy_options or {})}
     if options.get("lora_rank"):
         options["base"] = _lent(env, options, get_device(kwargs.get("device", "auto")))
-    learner = algorithm(CausalLMPolicy, rows, policy_kwargs=options, **kwargs)
+    learner = algorithm(policy_class, rows, policy_kwargs=options, **kwargs)
     policy = learner.policy
     assert isinstance(policy, CausalLMPolicy)
     policy.follow(env.objective.reference)

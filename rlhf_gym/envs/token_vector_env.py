@@ -57,15 +57,10 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
     ) -> None:
         if num_envs < 1 or max_new_tokens < 1:
             raise InputError("num_envs and max_new_tokens must be at least 1")
-        if rows_per_prompt < 1 or num_envs % rows_per_prompt:
-            raise InputError(
-                f"rows_per_prompt must divide num_envs = {num_envs}, not be {rows_per_prompt}"
-            )
         self.objective = objective
         self.prompts = prompts
         self.num_envs = num_envs
         self.max_new_tokens = max_new_tokens
-        self.rows_per_prompt = rows_per_prompt
         self.stop_at_eos = stop_at_eos
         self.gold = gold
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
@@ -80,7 +75,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._eos = np.array(objective.reference.eos_ids if stop_at_eos else [], dtype=np.int64)
         self._binding = ActorBinding()
         self._rngs = [np_random()[0] for _ in range(num_envs)]
-        self._groups = [PromptGroup() for _ in range(num_envs // rows_per_prompt)]
+        self.group_rows(rows_per_prompt)
         self._tokens: Ints = np.full((num_envs, width), PAD, dtype=np.int64)
         self._prompt_lengths: Ints = np.zeros(num_envs, dtype=np.int64)
         self._kl_sums: Floats = np.zeros(num_envs)
@@ -96,6 +91,21 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
     def bind_actor(self, actor: Actor | None) -> None:
         """Learn log π from `actor` from now on (weakly held); None unbinds."""
         self._binding = ActorBinding(actor)
+
+    def group_rows(self, rows_per_prompt: int) -> None:
+        """Let k rows in turn play the same prompts, from the next `reset` of all rows.
+
+        J does not depend on it, so an agent that compares responses may choose it.
+
+        Raises:
+            InputError: It does not divide the number of rows.
+        """
+        if rows_per_prompt < 1 or self.num_envs % rows_per_prompt:
+            raise InputError(
+                f"rows_per_prompt must divide num_envs = {self.num_envs}, not be {rows_per_prompt}"
+            )
+        self.rows_per_prompt = rows_per_prompt
+        self._groups = [PromptGroup() for _ in range(self.num_envs // rows_per_prompt)]
 
     def reset(
         self,

@@ -1,0 +1,94 @@
+"""NLPO: PPO that may only choose what a lagged copy of itself finds likely. ``--algorithm nlpo``.
+
+Ramamurthy et al. 2023, "Is Reinforcement Learning (Not) for Natural Language Processing?". The mask
+is the top-p set of a copy of the policy, which is renewed every so many updates. It restricts what
+is sampled in training and every log-prob there; the policy that is saved has no mask.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents import ppo
+from agents.sb3.learner import SB3Learner
+from agents.sb3.ppo import PPO
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm import CausalLM
+
+
+@dataclass(frozen=True)
+class Config(ppo.Config):
+    """Options of NLPO."""
+
+    top_p: float = 0.95
+    """Probability mass of the lagged policy's likeliest tokens that may be chosen."""
+    mask_every: int = 5
+    """Updates between two renewals of the lagged policy."""
+
+
+class NLPO(PPO):
+    """PPO under the top-p set of a lagged copy of the policy.
+
+    Args:
+        *args: As in `PPO`.
+        top_p: Mass of the set.
+        mask_every: Updates between two renewals of the copy.
+        **options: As in `PPO`.
+    """
+
+    def __init__(
+        self, *args: Any, top_p: float = 0.95, mask_every: int = 5, **options: Any
+    ) -> None:
+        if mask_every < 1:
+            raise InputError(f"mask_every must be at least 1 update, not {mask_every}")
+        self.top_p, self.mask_every = top_p, mask_every
+        self._lagged: CausalLM | None = None
+        self._rollouts = 0
+        super().__init__(*args, **options)
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Renew the mask when its time has come, then play."""
+        if self._lagged is None or self._rollouts % self.mask_every == 0:
+            self._renew(env.get_attr("unwrapped")[0].objective.reference)
+        self._rollouts += 1
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def learn(self, *args: Any, **options: Any) -> "NLPO":
+        """Learn; afterwards the policy is without its mask, under the environment's alone."""
+        try:
+            super().learn(*args, **options)
+        finally:
+            self._lagged = None
+            self.policy.follow(self.env.get_attr("objective")[0].reference)  # type: ignore[union-attr]
+        return self
+
+    def _renew(self, reference: CausalLM) -> None:
+        if reference.mask.follows_reference:
+            raise InputError(
+                "nlpo restricts the policy to its own top-p set; the environment has a top_k or "
+                "top_p of the reference already: leave one of the two out"
+            )
+        policy = self.policy
+        mask = replace(reference.mask, top_p=self.top_p)
+        self._lagged = replace(policy.snapshot(), mask=mask, guide=None)
+        policy.follow(replace(self._lagged, temperature=reference.temperature))
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_lagged"]
+
+
+def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
+    """Build the learner on `env`."""
+    own = {name: getattr(config, name) for name in ("top_p", "mask_every")}
+    shared = {k: v for k, v in vars(config).items() if k not in own}
+    return ppo.make(ppo.Config(**shared), env, NLPO, **own)

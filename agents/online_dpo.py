@@ -1,0 +1,74 @@
+"""Online DPO: the policy's own responses, compared by the score. ``--algorithm online_dpo``."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from agents.group_options import GroupConfig, make_group_learner
+from agents.sb3.groups import GroupLearner, Groups
+from agents.sb3.learner import SB3Learner
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+
+Labels = Literal["soft", "hard"]
+
+
+@dataclass(frozen=True)
+class Config(GroupConfig):
+    """Options of online DPO."""
+
+    beta: float | None = None
+    """β of the loss; the environment's if None. With soft labels the optimum is then π*."""
+    labels: Labels = "soft"
+    """hard: the higher score is preferred. soft: with the probability σ(difference of scores), by
+    which a Bradley–Terry labeller would prefer it."""
+
+
+class OnlineDPO(GroupLearner):
+    """−log σ(β · difference of log π/π_ref) over all pairs of responses to a prompt.
+
+    Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback", on the loss of
+    Rafailov et al. 2023.
+
+    Args:
+        *args: As in `PPO`.
+        beta: β of the loss; the environment's if None.
+        labels: "soft" or "hard".
+        **options: As in `PPO`.
+    """
+
+    def __init__(
+        self, *args: Any, beta: float | None = None, labels: Labels = "soft", **options: Any
+    ) -> None:
+        if labels not in get_args(Labels):
+            raise InputError(f"labels must be one of {get_args(Labels)}, not {labels!r}")
+        self.beta, self.labels = beta, labels
+        super().__init__(*args, **options)
+
+    def loss(self, groups: Groups) -> Tensor:
+        """A mean over pairs; pairs of equal scores say nothing where labels are hard."""
+        beta = self.beta
+        if beta is None:
+            beta = self.env.get_attr("objective")[0].kl_coef  # type: ignore[union-attr]
+        return dpo_loss(groups, beta, self.labels)
+
+
+def dpo_loss(groups: Groups, beta: float, labels: Labels) -> Tensor:
+    """The loss of all pairs (i, j), i < j, of responses to a prompt, a mean over pairs."""
+    implied = beta * (groups.log_probs - groups.ref_log_probs)
+    k = implied.shape[1]
+    i, j = torch.triu_indices(k, k, offset=1, device=implied.device)
+    margin = implied[:, i] - implied[:, j]
+    difference = groups.scores[:, i] - groups.scores[:, j]
+    if labels == "soft":
+        return F.binary_cross_entropy_with_logits(margin, difference.sigmoid())
+    losses = F.softplus(-margin * difference.sign()) * (difference != 0)
+    return losses.mean()
+
+
+def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
+    """Build the learner on `env`."""
+    return make_group_learner(OnlineDPO, config, env)

@@ -1,0 +1,128 @@
+"""Learning from whole responses, some to each prompt, by a loss of their log-probs.
+
+Notation: G prompts, k responses to each; a response's log-prob is the sum over its tokens, nats.
+"""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.sb3.buffer import SequenceRolloutBuffer, SequenceSamples
+from agents.sb3.ppo import PPO
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.kl import k3
+from rlhf_gym.lm import passes
+from rlhf_gym.tokens import row_sums
+
+
+class Groups(NamedTuple):
+    """A minibatch of responses, (G, k) each.
+
+    Attributes:
+        log_probs: log π_θ(y|x), float64; the loss's gradient goes through it.
+        old_log_probs: The same of the policy at the rollout.
+        ref_log_probs: The same of the reference.
+        scores: R(x, y), the KL penalty not taken off.
+        lengths: Tokens of each response.
+    """
+
+    log_probs: Tensor
+    old_log_probs: Tensor
+    ref_log_probs: Tensor
+    scores: Tensor
+    lengths: Tensor
+
+
+class GroupLearner(PPO):
+    """The flagship's rollout, and in the place of PPO's update a loss of whole responses.
+
+    A subclass says what `loss` is. There is no critic. The gradient of a minibatch does not depend
+    on how it is cut into passes: where it takes several, its log-probs are computed once without
+    and once with gradients.
+
+    Args:
+        *args: As in `PPO`.
+        least: Responses to a prompt that the loss needs.
+        **options: As in `PPO`.
+    """
+
+    least = 2
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{**options, "baseline": "none", "normalize_advantage": False})
+
+    @abstractmethod
+    def loss(self, groups: Groups) -> Tensor:
+        """What is minimised, a mean over the minibatch."""
+
+    def _judge(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
+        if rows_per_prompt < self.least:
+            raise InputError(
+                f"{type(self).__name__} compares responses to one prompt: make the environment "
+                f"with rows_per_prompt of at least {self.least}, or give samples_per_prompt"
+            )
+        # Every token bears its whole response's score.
+        by_wave = buffer.rewards.reshape(self.n_waves, -1, self.n_envs)
+        whole = np.broadcast_to(by_wave.sum(1, keepdims=True), by_wave.shape)
+        taken = buffer.actions >= 0
+        buffer.returns = np.where(taken, whole.reshape(taken.shape), 0).astype(np.float32)
+
+    def _reward_kl_coef(self, env: TokenVectorEnv) -> float:
+        return 0.0  # the score alone; the loss knows the reference's log-probs
+
+    def _together(self) -> int:
+        rows: int = self.env.get_attr("rows_per_prompt")[0]  # type: ignore[union-attr]
+        return rows
+
+    def _gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
+        """The gradient of `loss` on one minibatch, and what its tokens' ratios are."""
+        sequences, core = minibatch.observations, self.policy.core
+        lengths = sequences.lengths
+        self.policy.optimizer.zero_grad()
+        parts = list(passes(sequences, self._microbatch_tokens()))
+        whole = self._log_probs(minibatch) if len(parts) == 1 else core.log_probs(sequences)
+        leaf = row_sums(whole.detach(), lengths).requires_grad_()
+        loss = self.loss(self._groups(minibatch, leaf))
+        loss.backward()
+        assert leaf.grad is not None
+        # d loss / d log π of each token is that of its response.
+        weights = leaf.grad.repeat_interleave(lengths).to(whole.dtype)
+        if len(parts) == 1:
+            (whole * weights).sum().backward()
+        else:
+            for part, places in parts:
+                log_probs = self._log_probs(minibatch.rows(part, places))
+                (log_probs * weights[places]).sum().backward()
+        now = whole.detach()
+        ratio = (now - minibatch.old_log_prob).exp()
+        low, high = torch.stack(ratio.aminmax()).tolist()
+        return {
+            "gradient_norm": 0.0,
+            "policy_loss": loss.item(),
+            "kl_old": float(k3(minibatch.old_log_prob, now).mean()),
+            "ratio_min": low,
+            "ratio_max": high,
+            "ratio_max_error": max(high - 1, 1 - low),
+        }
+
+    def _log_probs(self, rows: SequenceSamples) -> Tensor:
+        """Log π_θ of each chosen token, (M,), with gradients."""
+        core, sequences = self.policy.core, rows.observations
+        hidden = core.states(sequences)
+        return core.log_probs_of(hidden, rows.actions.long(), core.limits(sequences, hidden))
+
+    def _groups(self, minibatch: SequenceSamples, log_probs: Tensor) -> Groups:
+        k, lengths = self._together(), minibatch.observations.lengths
+        last = torch.cumsum(lengths, 0) - 1
+        rows = (
+            log_probs,
+            row_sums(minibatch.old_log_prob, lengths),
+            row_sums(minibatch.ref_log_prob, lengths),
+            minibatch.returns[last].double(),
+            lengths,
+        )
+        return Groups(*(row.reshape(-1, k) for row in rows))

@@ -1,0 +1,101 @@
+"""From rewards to advantages and returns, once a rollout is whole.
+
+Notation: N rows of the environment, T the token budget, W waves, k responses to a prompt.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from agents.advantages import group_mean, leave_one_out, whiten
+from agents.sb3.buffer import SequenceRolloutBuffer
+from rlhf_gym.errors import InputError
+
+Baseline = Literal["critic", "leave_one_out", "group_mean", "none"]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a token's advantage is.
+
+    Attributes:
+        baseline: What advantages are taken against: the "critic" (GAE); the other responses to the
+            prompt ("leave_one_out", "group_mean": the advantage is the whole response's, at each
+            of its tokens); or "none", the rewards to come alone.
+        gae_lambda: λ of GAE.
+        critic_lambda: λ of the returns that the critic learns.
+        scale_by_std: Whether "group_mean" divides by the group's standard deviation.
+        whiten_rewards: Whether rewards are given variance 1 first, their mean kept.
+        whiten_advantages: Whether advantages are whitened over the rollout.
+    """
+
+    baseline: Baseline
+    gae_lambda: float
+    critic_lambda: float
+    scale_by_std: bool
+    whiten_rewards: bool
+    whiten_advantages: bool
+
+    def judge(self, buffer: SequenceRolloutBuffer, waves: int, rows_per_prompt: int) -> None:
+        """Fill in a buffer's advantages and returns from its rewards and values.
+
+        Args:
+            buffer: Holds `waves` whole waves.
+            waves: W.
+            rows_per_prompt: k.
+
+        Raises:
+            InputError: The baseline compares responses to a prompt, and there is but one.
+        """
+        taken = buffer.actions >= 0
+        if self.whiten_rewards:
+            buffer.rewards[taken] = _whitened(buffer.rewards[taken], shift_mean=False)
+        self._estimate(buffer)
+        if self.baseline == "none":
+            by_wave = buffer.rewards.reshape(waves, -1, buffer.n_envs)
+            to_come = by_wave[:, ::-1].cumsum(1)[:, ::-1].reshape(taken.shape)
+            buffer.advantages = np.where(taken, to_come, 0)
+        elif self.baseline != "critic":
+            if rows_per_prompt < 2:
+                raise InputError(
+                    f"baseline={self.baseline!r} compares responses to one prompt: make the "
+                    "environment with rows_per_prompt of at least 2, or give samples_per_prompt"
+                )
+            buffer.advantages = np.where(taken, self._compared(buffer, waves, rows_per_prompt), 0)
+        if self.whiten_advantages:
+            buffer.advantages[taken] = _whitened(buffer.advantages[taken], shift_mean=True)
+
+    def _estimate(self, buffer: SequenceRolloutBuffer) -> None:
+        """GAE by SB3's own loop, and the critic's returns by its own λ."""
+        ended = torch.zeros(buffer.n_envs), np.ones(buffer.n_envs)
+        buffer.gae_lambda = self.critic_lambda
+        buffer.compute_returns_and_advantage(*ended)
+        returns = buffer.returns
+        if self.gae_lambda != self.critic_lambda:
+            buffer.gae_lambda = self.gae_lambda
+            buffer.compute_returns_and_advantage(*ended)
+            buffer.returns = returns
+
+    def _compared(
+        self, buffer: SequenceRolloutBuffer, waves: int, rows_per_prompt: int
+    ) -> npt.NDArray[np.floating]:
+        """Each response against the others to its prompt, on the grid (W · T, N)."""
+        responses = buffer.rewards.reshape(waves, -1, buffer.n_envs).sum(1)
+        groups = torch.from_numpy(responses.reshape(-1, rows_per_prompt))
+        if self.baseline == "leave_one_out":
+            against = leave_one_out(groups)
+        else:
+            against = group_mean(groups, scale=self.scale_by_std)
+        steps = buffer.buffer_size // waves
+        rows = against.numpy().reshape(waves, 1, buffer.n_envs)
+        grid: npt.NDArray[np.floating] = np.repeat(rows, steps, 1).reshape(buffer.rewards.shape)
+        return grid
+
+
+def _whitened(values: npt.NDArray[np.floating], *, shift_mean: bool) -> npt.NDArray[np.floating]:
+    white: npt.NDArray[np.floating]
+    white = whiten(torch.from_numpy(values), shift_mean=shift_mean).numpy()
+    return white

@@ -1,0 +1,119 @@
+"""What sb3-contrib's MaskablePPO needs: a policy that takes masks, and a buffer that keeps them.
+
+A mask is kept as the shorter of two lists, the ids it allows or those it bars, and nothing at all
+where it allows what the policy's static mask does. Notation: N rows, M chosen tokens, V tokens.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from torch import Tensor
+
+from agents.sb3.buffer import SequenceRolloutBuffer
+from agents.sb3.policy import CausalLMPolicy, Observations
+from rlhf_gym.masks import Limits
+from rlhf_gym.tokens import Sequences
+
+Bools = npt.NDArray[np.bool_]
+
+
+class MaskedSamples(NamedTuple):
+    """A minibatch as MaskablePPO reads it; see `agents.sb3.buffer.SequenceSamples`."""
+
+    observations: Sequences
+    actions: Tensor
+    old_values: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    returns: Tensor
+    action_masks: Limits
+
+
+class MaskableCausalLMPolicy(CausalLMPolicy):
+    """A `CausalLMPolicy` that is told in each state what it may choose."""
+
+    def forward(
+        self,
+        obs: Tensor,
+        deterministic: bool = False,
+        action_masks: Bools | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Act in each state, masks (N, V): tokens (N,), values (N, 1), log-probs (N,)."""
+        self._told = None if action_masks is None else limits_of(action_masks).to(self.device)
+        try:
+            return super().forward(obs, deterministic)
+        finally:
+            self._told = None
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Observations, actions: Tensor, action_masks: Limits | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As `CausalLMPolicy`'s, in states with these masks."""
+        self._told = action_masks
+        try:
+            return super().evaluate_actions(obs, actions)
+        finally:
+            self._told = None
+
+    def _limits(
+        self, obs: Observations, hidden: Tensor, chosen: Tensor | None = None
+    ) -> Limits | None:
+        told: Limits | None = getattr(self, "_told", None)
+        return super()._limits(obs, hidden, chosen) if told is None else told
+
+
+# MaskablePPO asks for this class by name, and uses nothing of it that is not above.
+MaskableActorCriticPolicy.register(MaskableCausalLMPolicy)
+
+
+class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer):
+    """A `SequenceRolloutBuffer` that keeps each state's mask as a list of ids."""
+
+    def reset(self) -> None:
+        """Empty the grid."""
+        super().reset()
+        self._lists: dict[tuple[int, int], tuple[npt.NDArray[np.int64], bool]] = {}
+
+    def add(self, *args: Any, action_masks: Bools | None = None, **kwargs: Any) -> None:
+        """Add one step of every environment, masks (N, V)."""
+        if action_masks is not None:
+            for env, mask in enumerate(action_masks):
+                ids, barred = shorter(mask)
+                if len(ids):
+                    self._lists[self.pos, env] = ids, barred
+        super().add(*args, **kwargs)
+
+    def get(self, batch_size: int | None = None, together: int = 1) -> Iterator[MaskedSamples]:  # type: ignore[override]
+        """Shuffled minibatches of whole segments, of about `batch_size` tokens each."""
+        yield from super().get(batch_size, together)  # type: ignore[misc]  # from _minibatch
+
+    def _minibatch(  # type: ignore[override]
+        self,
+        starts: npt.NDArray[np.int64],
+        environments: npt.NDArray[np.int64],
+        sequences: Sequences,
+    ) -> MaskedSamples:
+        batch = super()._minibatch(starts, environments, sequences)
+        rows, columns = (part.numpy() for part in sequences.cells())
+        steps = starts[rows] + columns - sequences.starts.numpy()[rows]
+        nothing = np.zeros(0, dtype=np.int64), True
+        places = zip(steps.tolist(), environments[rows].tolist(), strict=True)
+        lists = [self._lists.get(place, nothing) for place in places]
+        limits = Limits.of([ids for ids, _ in lists], [barred for _, barred in lists])
+        return MaskedSamples(*batch[:6], limits.to(self.device))
+
+
+def shorter(mask: Bools) -> tuple[npt.NDArray[np.int64], bool]:
+    """The ids that a mask (V,) allows, or those it bars if they are fewer; and which of the two."""
+    barred = 2 * int(mask.sum()) > len(mask)
+    return np.flatnonzero(~mask if barred else mask), barred
+
+
+def limits_of(masks: Bools) -> Limits:
+    """Masks (N, V) as limits."""
+    lists = [shorter(np.asarray(mask, dtype=np.bool_)) for mask in masks]
+    return Limits.of([ids for ids, _ in lists], [barred for _, barred in lists])

@@ -1,0 +1,232 @@
+"""`python scripts/compare.py --algorithms ppo rloo grpo --run-dir DIR` compares algorithms.
+
+Every algorithm gets the same tokens in the same environments, and the same effort in tuning: with
+--rates, it is first trained once for each multiple of its own default learning rate, and measured
+on training prompts; the best multiple goes into the comparison. That is over --seeds seeds and on
+held-out prompts, with intervals by stratified bootstrap over seeds (rliable). Runs go in parallel
+processes (--workers). Writes results.csv (a row a run; done rows are skipped when it is run again),
+compare.json, compare.md, compare.png and compare.html.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from _compare_report import write_report
+from _study import Row, Yardstick, read_rows, run_jobs, train_and_measure
+from common import begin_run, check_same_run, device, make_env, parse_values, run
+
+from agents.algorithm import load_algorithm
+from rlhf_gym.errors import InputError
+
+COLUMNS = "env,algorithm,tuning,rate,seed,optimality,objective,score,kl,gold,tokens,seconds".split(
+    ","
+)
+
+FIRST_TUNING_SEED = 1000
+"""Seeds from here on are for tuning, so that the comparison has seen none of its own."""
+
+BEST_OF = (4, 16)
+"""Best-of-n of the reference, which costs nothing to train and n times as much to sample."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the script."""
+
+    algorithms: tuple[str, ...]
+    """Modules under `agents`, or dotted paths; the first is what the others are held against."""
+    envs: tuple[str, ...] = ("rlhf_gym/Exact-v0",)
+    """Environment ids."""
+    env_kwargs: dict[str, str] = field(default_factory=dict)
+    """Keywords of all environments, KEY VALUE …; values are parsed as JSON, else taken as text."""
+    total_tokens: tuple[int, ...] = (260_000,)
+    """Response tokens of each run: one number, or one for each environment."""
+    seeds: int = 10
+    """Seeds 0 to n − 1."""
+    rates: tuple[float, ...] = ()
+    """Multiples of the default learning rate to try first; none takes the default."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Options that differ from an algorithm's defaults, ALGORITHM.NAME VALUE …"""
+    num_envs: int = 256
+    """Rows of the environment."""
+    prompts: int = 64
+    """Prompts in an evaluation."""
+    reference_samples: int = 1024
+    """Responses of the reference to each of them, drawn once for all runs."""
+    policy_samples: int = 64
+    """Responses of each policy to each of them."""
+    workers: int = 1
+    """Processes; they share the cores out."""
+    run_dir: Path = Path("runs/compare")
+    """Folder to write to."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda."""
+
+
+class Job(NamedTuple):
+    """One training.
+
+    Attributes:
+        env: Environment id.
+        algorithm: Its name.
+        tuning: Whether it is one of the trials that choose the learning rate.
+        rate: Multiple of the default learning rate.
+        seed: The seed.
+    """
+
+    env: str
+    algorithm: str
+    tuning: bool
+    rate: float
+    seed: int
+
+    @property
+    def split(self) -> str:
+        """Whose prompts it is measured on."""
+        return "train" if self.tuning else "held_out"
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        kind = "tuning" if self.tuning else "seed"
+        parts = (self.env.split("/")[-1], self.algorithm, f"{kind}-{self.rate:g}-{self.seed}")
+        return "-".join(parts)
+
+
+def main(config: Config) -> None:
+    """Tune, compare, and write what came out."""
+    check_options(config)
+    plain = dataclasses.asdict(config)
+    # More algorithms, environments and seeds may be added to a comparison later.
+    growing = ("algorithms", "envs", "total_tokens", "seeds", "options", "workers")
+    fixed = {k: v for k, v in plain.items() if k not in growing}
+    check_same_run(config.run_dir, fixed, resume=True)
+    begin_run(config.run_dir, fixed)
+    file = config.run_dir / "results.csv"
+    pairs = [(env, algorithm) for env in config.envs for algorithm in config.algorithms]
+    for split in ("train", "held_out") if config.rates else ("held_out",):
+        for env in config.envs:
+            yardstick(config, env, split)  # drawn before the processes need it
+    trials = [
+        Job(env, algorithm, True, rate, FIRST_TUNING_SEED)
+        for rate in config.rates
+        for env, algorithm in pairs
+    ]
+    do(config, trials, file)
+    chosen = best_rates(read_rows(file), pairs)
+    jobs = [
+        Job(env, algorithm, False, chosen[env, algorithm], seed)
+        for seed in range(config.seeds)
+        for env, algorithm in pairs
+    ]
+    do(config, jobs, file)
+    scales = {env: scale(yardstick(config, env, "held_out")) for env in config.envs}
+    rows = [row for row in read_rows(file) if row["tuning"] == "0"]
+    rows = [row for row in rows if (row["env"], row["algorithm"]) in set(pairs)]
+    options = {k: v for k, v in plain.items() if k not in ("run_dir", "workers")}
+    write_report(config.run_dir, options, rows, scales, chosen)
+
+
+def check_options(config: Config) -> None:
+    """Raise an InputError before hours are spent."""
+    if len(config.total_tokens) not in (1, len(config.envs)):
+        raise InputError(
+            f"--total-tokens takes one number or one for each of the {len(config.envs)} "
+            f"environments, not {len(config.total_tokens)}"
+        )
+    for name in config.options:
+        algorithm, _, option = name.rpartition(".")
+        if algorithm not in config.algorithms:
+            raise InputError(
+                f"--options {name}: say ALGORITHM.NAME with one of {list(config.algorithms)}"
+            )
+        known = {f.name for f in dataclasses.fields(load_algorithm(algorithm).Config)}
+        if option not in known:
+            raise InputError(f"--options {name}: {algorithm} has no option {option!r}")
+    if config.rates:
+        for algorithm in config.algorithms:
+            if not hasattr(load_algorithm(algorithm).Config(), "learning_rate"):
+                raise InputError(f"--rates: {algorithm} has no option learning_rate")
+
+
+def do(config: Config, jobs: list[Job], file: Path) -> None:
+    """Train whatever of `jobs` has no row yet."""
+    done = {
+        (r["env"], r["algorithm"], r["tuning"], float(r["rate"]), int(r["seed"]))
+        for r in read_rows(file)
+    }
+    left = [job for job in jobs if job._replace(tuning=str(int(job.tuning))) not in done]  # type: ignore[arg-type]
+    run_jobs(left, partial(trained, config), file, COLUMNS, config.workers)
+
+
+def trained(config: Config, job: Job) -> Row:
+    """Train and measure."""
+    algorithm = load_algorithm(job.algorithm)
+    prefix = f"{job.algorithm}."
+    texts = {k[len(prefix) :]: v for k, v in config.options.items() if k.startswith(prefix)}
+    options = parse_values(texts)
+    if config.rates:
+        default = options.get("learning_rate", algorithm.Config().learning_rate)
+        options["learning_rate"] = job.rate * default
+    budgets = config.total_tokens * (len(config.envs) // len(config.total_tokens))
+    row = train_and_measure(
+        yardstick(config, job.env, job.split),
+        job.algorithm,
+        options,
+        make_env(job.env, config.num_envs, keywords(config)),
+        config.run_dir / "runs" / job.folder,
+        total_tokens=budgets[config.envs.index(job.env)],
+        seed=job.seed,
+    )
+    return {**job._asdict(), "tuning": int(job.tuning), **row}
+
+
+def keywords(config: Config) -> dict[str, Any]:
+    """Keywords of every environment."""
+    return {"device": device(config.device), **parse_values(config.env_kwargs)}
+
+
+def yardstick(config: Config, env_id: str, split: str) -> Yardstick:
+    """What all runs in an environment are measured by."""
+    name = env_id.replace("/", "_")
+    return Yardstick(
+        make_env(env_id, 1, {"split": split, **keywords(config)}),
+        config.run_dir / f"reference_{name}_{split}.npz",
+        config.prompts,
+        config.reference_samples,
+        config.policy_samples,
+    )
+
+
+def scale(ruler: Yardstick) -> dict[str, Any]:
+    """What an environment's figures are held against."""
+    return {
+        "objective_reference": float(ruler.before.mean()),
+        "objective_optimum": float(ruler.best.mean()),
+        "effective_sample_size": ruler.ess if np.isfinite(ruler.ess) else None,
+        "best_of_n_optimality": {str(n): ruler.best_of(n) for n in BEST_OF},
+        "best_deterministic_optimality": ruler.best_deterministic(),
+    }
+
+
+def best_rates(
+    rows: list[dict[str, str]], pairs: list[tuple[str, str]]
+) -> dict[tuple[str, str], float]:
+    """The multiple of the learning rate with the highest optimality on training prompts."""
+    chosen = {}
+    for env, algorithm in pairs:
+        found = {
+            float(r["rate"]): float(r["optimality"])
+            for r in rows
+            if r["tuning"] == "1" and (r["env"], r["algorithm"]) == (env, algorithm)
+        }
+        chosen[env, algorithm] = max(found, key=found.__getitem__, default=1.0)
+    return chosen
+
+
+if __name__ == "__main__":
+    run(main, Config, __doc__)
