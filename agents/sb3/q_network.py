@@ -97,8 +97,8 @@ class TokenQNetwork(BasePolicy):
 
     def greedy(self) -> CausalLM:
         """A language model that is as good as certain of the token with the highest value."""
-        model = copy.deepcopy(self.core.model)
-        head = model.get_output_embeddings()
+        model: Any = copy.deepcopy(self.core.model)
+        head: Any = model.get_output_embeddings()
         if head.weight is model.get_input_embeddings().weight:
             model.config.tie_word_embeddings = False
             head.weight = nn.Parameter(head.weight.detach().clone())
