@@ -55,4 +55,4 @@ class ExpertIteration(GroupLearner):
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
-    return make_group_learner(ExpertIteration, config, env)
+    return make_group_learner(ExpertIteration, config, env, best_by=config.best_by)

@@ -45,16 +45,16 @@ class GroupConfig:
 
 
 def make_group_learner(
-    algorithm: type[GroupLearner], config: GroupConfig, env: TokenVectorEnv
+    algorithm: type[GroupLearner], config: GroupConfig, env: TokenVectorEnv, **own: Any
 ) -> SB3Learner:
-    """Build a learner; options that `GroupConfig` lacks are keywords of its class.
+    """Build a learner.
 
     Args:
         algorithm: The class.
-        config: The options.
+        config: The options, of which those of `GroupConfig` are read.
         env: The environment.
+        **own: Keywords of the class; or of `GroupConfig`, in place of the options'.
     """
-    shared = {f.name for f in fields(GroupConfig)}
-    options: dict[str, Any] = {name: getattr(config, name) for name in shared}
-    own = {name: value for name, value in vars(config).items() if name not in shared}
-    return ppo.make(ppo.Config(critic="shared", **options), env, algorithm, **own)
+    names = [field.name for field in fields(GroupConfig)]
+    shared = {name: own.pop(name, getattr(config, name)) for name in names}
+    return ppo.make(ppo.Config(critic="shared", **shared), env, algorithm, **own)

@@ -71,4 +71,4 @@ def dpo_loss(groups: Groups, beta: float, labels: Labels) -> Tensor:
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
-    return make_group_learner(OnlineDPO, config, env)
+    return make_group_learner(OnlineDPO, config, env, beta=config.beta, labels=config.labels)

@@ -14,7 +14,7 @@ class Config:
 
     learning_rate: float = 3e-4
     """Learning rate, annealed linearly to 0."""
-    n_steps: int = 64
+    n_steps: int = 8
     """Tokens that each row samples between updates."""
     gae_lambda: float = 0.95
     """λ of generalised advantage estimation."""

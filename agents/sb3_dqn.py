@@ -17,7 +17,7 @@ from rlhf_gym.envs import TokenVectorEnv
 class Config:
     """Options of Stable-Baselines3's DQN."""
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Learning rate."""
     buffer_size: int = 100_000
     """Transitions that the replay buffer holds."""

@@ -1,0 +1,137 @@
+"""Offline DPO, the baseline that everybody asks for. ``--algorithm dpo``.
+
+Rafailov et al. 2023. Without `data` the responses are the reference's, drawn afresh each update and
+compared by the environment's score: the data that a collection of comparisons would be, at the same
+price in tokens as the other algorithms. With `data` they are a file's.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from agents.group_options import GroupConfig, make_group_learner
+from agents.online_dpo import Labels, OnlineDPO
+from agents.sb3.buffer import SequenceRolloutBuffer
+from agents.sb3.learner import SB3Learner
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.preference_formats import read_comparisons
+from rlhf_gym.sampling import sample_responses
+from rlhf_gym.tokens import continuations, pad_rows, unflatten
+
+
+@dataclass(frozen=True)
+class Config(GroupConfig):
+    """Options of offline DPO."""
+
+    beta: float | None = None
+    """β of the loss; the environment's if None."""
+    labels: Labels = "soft"
+    """Without `data`. hard: the higher score is preferred. soft: with the probability σ(difference
+    of scores), by which a Bradley–Terry labeller would prefer it."""
+    data: str | None = None
+    """Comparisons: a file in any of the formats that scripts/convert_preferences.py knows, or a
+    dataset; every pair that a row implies counts once. None samples from the reference."""
+
+
+class Pair(NamedTuple):
+    """A prompt and two responses to it as token ids, the preferred one first."""
+
+    prompt: Sequence[int]
+    winner: Sequence[int]
+    loser: Sequence[int]
+
+
+class OfflineDPO(OnlineDPO):
+    """DPO on responses that the policy did not choose itself.
+
+    Its log has no figures of the policy's own responses, since it has none: evaluate the policy
+    that it saves.
+
+    Args:
+        *args: As in `PPO`.
+        pairs: Draw from these; None draws responses of the reference.
+        **options: As in `OnlineDPO`.
+    """
+
+    def __init__(self, *args: Any, pairs: Sequence[Pair] | None = None, **options: Any) -> None:
+        self.pairs = pairs
+        super().__init__(*args, **options)
+
+    def _sample(self, prompts: Tensor, env: TokenVectorEnv) -> Tensor:
+        reference = env.objective.reference
+        return sample_responses(reference, prompts, env.max_new_tokens, stop_at_eos=env.stop_at_eos)
+
+    def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
+        if self.pairs is None:
+            return super()._play_wave(env, buffer)
+        begun = time.perf_counter()
+        drawn = [self.pairs[i] for i in np.random.randint(len(self.pairs), size=self.n_envs // 2)]
+        prompts = pad_rows([pair.prompt for pair in drawn for _ in range(2)])
+        responses = [r for pair in drawn for r in (pair.winner, pair.loser)]
+        actions = pad_rows(responses, env.max_new_tokens)
+        sequences = continuations(torch.from_numpy(prompts), torch.from_numpy(actions))
+        sequences = sequences.to(self.device)
+        _, log_probs = self.policy.score(sequences)
+        ref_log_probs = env.objective.reference.log_probs(sequences)
+        scores = np.zeros(actions.shape)
+        scores[::2, 0] = 1.0  # every token bears the sum: the preferred one's is 1
+        ours, theirs = (
+            unflatten(flat, sequences.lengths, env.max_new_tokens).cpu().numpy()
+            for flat in (log_probs, ref_log_probs)
+        )
+        buffer.add_responses(prompts, actions, scores, np.zeros(actions.shape), ours, theirs)
+        self.num_timesteps += len(log_probs)
+        seconds = {"score": time.perf_counter() - begun}
+        return {"seconds": seconds, "kl_sum": (ours - theirs).sum(1)}
+
+    def _log_waves(self, waves: list[dict[str, Any]], env: TokenVectorEnv) -> None:
+        if self.pairs is None:
+            scores = np.concatenate([wave["score"] for wave in waves])
+            self.logger.record("data/score", float(scores.mean()))
+        for stage in waves[0]["seconds"]:
+            self._log_stage(stage, sum(wave["seconds"][stage] for wave in waves))
+
+
+def load_pairs(source: str, env: TokenVectorEnv) -> list[Pair]:
+    """Every pair of a file of comparisons that fits the environment.
+
+    Raises:
+        InputError: It cannot be read, or no pair fits.
+    """
+    tokenizer = env.objective.reference.tokenizer
+    pairs, seen = [], 0
+    for comparison in read_comparisons(source, tokenizer=tokenizer):
+        prompt, candidates = comparison.encode(tokenizer)
+        for winner, loser in comparison.preferred:
+            seen += 1
+            longest = max(len(candidates[winner]), len(candidates[loser]))
+            shortest = min(len(candidates[winner]), len(candidates[loser]))
+            fits = 0 < len(prompt) <= env.prompts.max_tokens
+            if fits and 0 < shortest and longest <= env.max_new_tokens:
+                pairs.append(Pair(prompt, candidates[winner], candidates[loser]))
+    if not pairs:
+        raise InputError(
+            f"none of the {seen} pairs in {source} fits into {env.prompts.max_tokens} tokens of "
+            f"prompt and {env.max_new_tokens} of response; make the environment with a larger "
+            "max_prompt_tokens or max_new_tokens"
+        )
+    if len(pairs) < seen:
+        print(f"{len(pairs)} of {seen} pairs in {source} fit the environment; the others are left")
+    return pairs
+
+
+def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
+    """Build the learner on `env`."""
+    own: dict[str, Any] = {"beta": config.beta, "labels": config.labels, "sample_every": 0}
+    if config.data is not None:
+        if env.num_envs % 2:
+            raise InputError(f"pairs take two rows each: num_envs must be even, not {env.num_envs}")
+        pairs = load_pairs(config.data, env)
+        own |= {"labels": "hard", "pairs": pairs, "samples_per_prompt": 2}
+    return make_group_learner(OfflineDPO, config, env, **own)
