@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium
 import pytest
+from test_scripts import run
 
 import rlhf_gym  # noqa: F401 (registers the ids)
 from rlhf_gym.enumeration import Enumeration
@@ -49,3 +50,21 @@ def test_every_environment_has_a_page_with_gymnasiums_headings(name):
     found = re.findall(r"^## (.*)$", page, re.MULTILINE)
     assert [heading for heading in found if heading in HEADINGS] == list(HEADINGS)
     assert page.startswith(f"# {name}\n")
+
+
+def test_an_algorithm_of_ones_own_takes_one_module(tmp_path):
+    (code,) = blocks("algorithms.md")
+    assert len(code.splitlines()) < 60
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "my_reinforce.py").write_text(code, encoding="utf-8")
+    said = run(
+        *("train_policy.py", "--env", "rlhf_gym/Exact-v0", "--algorithm", "mine.my_reinforce"),
+        *("--total-tokens", 12_000, "--learning-rate", 3e-3, "--num-envs", 128),
+        *("--run-dir", tmp_path / "run", "--device", "cpu"),
+        path=tmp_path,
+    )
+    assert "100 %" in said
+    env = gymnasium.make_vec("rlhf_gym/Exact-v0", num_envs=1, device="cpu").unwrapped
+    task = Enumeration(env.objective, env.prompts.ids, max_new_tokens=env.max_new_tokens)
+    policy = CausalLM.load(str(tmp_path / "run" / "policy"))
+    assert task.optimality(task.value(task.log_probs(policy)).objective) > 0.3

@@ -14,13 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def run(script: str, *arguments: object, code: int = 0) -> str:
+def run(script: str, *arguments: object, code: int = 0, path: Path | None = None) -> str:
+    """A script's output; `path` is where Python may find modules of a user's own."""
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / script), *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(path)} if path else {}),
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr

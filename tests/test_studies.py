@@ -185,3 +185,48 @@ def test_a_job_that_fails_takes_no_other_with_it(tmp_path, monkeypatch):
     # The one beside it is written; most of the others were not begun.
     assert 0 in done
     assert len(done) < 30
+
+
+def test_a_comparison_tunes_compares_and_goes_on(tmp_path):
+    folder = tmp_path / "compare"
+    small = ("--total-tokens", 600, "--num-envs", 32, "--rates", 1, 10, "--device", "cpu")
+    command = ["compare.py", "--algorithms", "ppo", "rloo", *small, "--run-dir", folder]
+    said = run(*command, "--seeds", 2, "--options", "rloo.n_waves", 1)
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    trials = [r for r in rows if r["tuning"] == "1"]
+    assert {(r["algorithm"], r["rate"], r["seed"]) for r in trials} == {
+        (a, rate, "1000") for a in ("ppo", "rloo") for rate in ("1.0", "10.0")
+    }
+    final = [r for r in rows if r["tuning"] == "0"]
+    assert sorted((r["algorithm"], r["seed"]) for r in final) == [
+        (a, s) for a in ("ppo", "rloo") for s in ("0", "1")
+    ]
+    for r in final:  # with the multiple that did best in tuning
+        ours = [t for t in trials if t["algorithm"] == r["algorithm"]]
+        assert r["rate"] == max(ours, key=lambda t: float(t["optimality"]))["rate"]
+    found = json.loads((folder / "compare.json").read_text())
+    ppo, rloo = found["over_environments"]
+    low, high = rloo["better_interval"]
+    assert 0 <= low <= rloo["better_than_first"] <= high <= 1
+    assert ppo["iqm_interval"][0] <= ppo["iqm"] <= ppo["iqm_interval"][1]
+    scale = found["environments"]["rlhf_gym/Exact-v0"]
+    assert scale["best_deterministic_optimality"] < scale["best_of_n_optimality"]["4"] < 1
+    assert "P(better than ppo)" in said
+    assert (folder / "compare.png").stat().st_size > 10_000
+    page = (folder / "compare.html").read_text()
+    assert "rloo" in page
+    assert 'src="http' not in page, "one file, no network"
+    # One more seed: what is done is kept.
+    before = (folder / "results.csv").read_text()
+    run(*command, "--seeds", 3, "--options", "rloo.n_waves", 1)
+    after = (folder / "results.csv").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == len(before.splitlines()) + 2
+
+
+def test_a_comparison_says_what_is_wrong_before_hours_are_spent(tmp_path):
+    command = ["compare.py", "--algorithms", "ppo", "--run-dir", tmp_path, "--device", "cpu"]
+    assert "ppo has no option 'gamme'" in run(*command, "--options", "ppo.gamme", 1, code=2)
+    assert "say ALGORITHM.NAME" in run(*command, "--options", "gamma", 1, code=2)
+    assert "one for each" in run(*command, "--total-tokens", 1, 2, code=2)
