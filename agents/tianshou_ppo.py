@@ -1,0 +1,251 @@
+"""Tianshou's PPO through its public interface. ``--algorithm tianshou_ppo``.
+
+Needs ``pip install 'rlhf-gym[tianshou]'``. Tianshou's collector steps the batched environment as
+its own kind of vector environment, one token a step; its buffer keeps a row a token. The policy is
+bound as the environment's actor, so the rewards are whole.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from transformers import AutoModel
+
+from agents.training_run import TrainingRun
+from rlhf_gym.decode import DecodeCache, last_hidden
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.models import load_pretrained
+
+try:
+    from tianshou.algorithm import PPO
+    from tianshou.algorithm.modelfree.reinforce import ProbabilisticActorPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory
+    from tianshou.data import Collector, VectorReplayBuffer
+    from tianshou.env import BaseVectorEnv
+    from tianshou.trainer import OnPolicyTrainerParams
+except ImportError as error:
+    raise InputError(
+        f"tianshou_ppo needs tianshou ({error}): pip install 'rlhf-gym[tianshou]'"
+    ) from error
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of Tianshou's PPO."""
+
+    learning_rate: float = 3e-4
+    """Learning rate of policy and critic."""
+    n_steps: int = 8
+    """Tokens that each row samples between updates."""
+    batch_size: int = 256
+    """Tokens of a minibatch."""
+    n_epochs: int = 1
+    """Passes over the tokens of an update."""
+    gae_lambda: float = 0.95
+    """λ of generalised advantage estimation."""
+    clip_range: float = 0.2
+    """ε of the ratio's clip."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 1.0
+    """Clip of the gradient's norm."""
+
+
+class Actor(nn.Module):
+    """Next-token logits of a causal LM, as Tianshou asks for them and as the environment does."""
+
+    def __init__(self, core: CausalLM) -> None:
+        super().__init__()
+        self.core, self.lm = core, core.model
+        self._cache = DecodeCache(core)
+        self._last: tuple[npt.NDArray[np.int64], Tensor] | None = None
+
+    def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:
+        """Logits (N, V) of observations (N, L)."""
+        tokens = torch.as_tensor(obs, device=self.core.device).long()
+        if torch.is_grad_enabled():
+            return self.core.logits(last_hidden(self.core, tokens)), state
+        logits = self.core.logits(self._cache.last_hidden(tokens))
+        self._last = tokens.cpu().numpy(), logits
+        return logits, state
+
+    @torch.no_grad()
+    def log_prob(
+        self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Log π of actions (N,), from the pass that chose them where it is the last one."""
+        known = self._last is not None and np.array_equal(self._last[0], observations)
+        logits = self._last[1] if known else self(observations)[0]  # type: ignore[index]
+        log_p = torch.log_softmax(logits, -1)
+        chosen = torch.as_tensor(actions, device=log_p.device)
+        found: npt.NDArray[np.float32] = log_p.gather(1, chosen[:, None])[:, 0].cpu().numpy()
+        return found
+
+
+class Critic(nn.Module):
+    """A trunk that starts as the reference's, under a linear head that starts at 0."""
+
+    def __init__(self, reference: CausalLM) -> None:
+        super().__init__()
+        self.trunk = load_pretrained(AutoModel, str(reference.model.name_or_path))
+        self.trunk.to(reference.device)  # type: ignore[arg-type]  # decorated in transformers
+        self.head = nn.Linear(self.trunk.config.get_text_config().hidden_size, 1)
+        self.head.to(reference.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.core = CausalLM(
+            self.trunk, reference.tokenizer, 1.0, reference.vocab_size, reference.eos_ids
+        )
+
+    def forward(self, obs: Any, **_: Any) -> Tensor:
+        """Values (N, 1) of observations (N, L)."""
+        tokens = torch.as_tensor(obs, device=self.core.device).long()
+        values: Tensor = self.head(last_hidden(self.core, tokens))
+        return values
+
+
+class TianshouVectorEnv(BaseVectorEnv):
+    """The batched environment as Tianshou's kind of vector environment, without workers.
+
+    Args:
+        env: With autoreset_mode "Disabled": Tianshou resets the rows itself.
+    """
+
+    def __init__(self, env: TokenVectorEnv) -> None:
+        self._env, self.env_num = env, env.num_envs
+        self.is_async, self.is_closed = False, False
+        self.workers: list[Any] = []
+        self.waiting_id: list[int] = []
+        self.ready_id = list(range(env.num_envs))
+        self.finished: list[dict[str, Any]] = []  # infos of episodes since they were last taken
+
+    def get_env_attr(self, key: str, id: Any = None) -> list[Any]:
+        """An attribute of each row; spaces are those of a single one."""
+        name = f"single_{key}" if key in ("action_space", "observation_space") else key
+        return [getattr(self._env, name)] * len(self._wrap_id(id))
+
+    def reset(self, env_id: Any = None, **kwargs: Any) -> tuple[Any, Any]:
+        """New prompts in some rows."""
+        rows = np.asarray(self._wrap_id(env_id))
+        mask = np.zeros(self.env_num, dtype=np.bool_)
+        mask[rows] = True
+        observations, _ = self._env.reset(options={"reset_mask": mask})
+        return observations[rows], np.array([{} for _ in rows], dtype=object)
+
+    def step(self, action: Any, id: Any = None) -> tuple[Any, Any, Any, Any, Any]:
+        """One token in every row."""
+        if len(self._wrap_id(id)) != self.env_num:
+            raise InputError("all rows step together: collect by steps, not by episodes")
+        observations, rewards, ended, cut, infos = self._env.step(np.asarray(action))
+        rows = [{"env_id": i} for i in range(self.env_num)]
+        self.finished += [
+            {"score": infos["score"][i], "kl_sum": infos["kl_sum"][i]}
+            for i in np.flatnonzero(ended)
+        ]
+        return observations, rewards, ended, cut, np.array(rows, dtype=object)
+
+    @property
+    def episodes(self) -> int:
+        """Responses finished so far."""
+        return self._env.episodes
+
+    def close(self) -> None:
+        """Nothing to close."""
+        self.is_closed = True
+
+    def seed(self, seed: Any = None) -> list[Any]:
+        """Seeded already, with the environment that this one is made of."""
+        return [None] * self.env_num
+
+
+class TianshouLearner:
+    """Tianshou's PPO on an environment.
+
+    Args:
+        config: The options.
+        env: The environment; its objective and prompts are played in one that resets by request.
+    """
+
+    def __init__(self, config: Config, env: TokenVectorEnv) -> None:
+        reference = env.objective.reference
+        if not reference.mask.is_static:
+            raise InputError("tianshou_ppo knows only masks that are the same in every state")
+        self.config, self._given = config, env
+        core = CausalLM.load(str(reference.model.name_or_path), device=reference.device)
+        self.policy = core.following(reference)
+        self.actor = Actor(self.policy)
+        own = TokenVectorEnv(
+            env.objective,
+            env.prompts,
+            num_envs=env.num_envs,
+            max_new_tokens=env.max_new_tokens,
+            stop_at_eos=env.stop_at_eos,
+            autoreset_mode="Disabled",
+        )
+        own.reset(seed=int(np.random.randint(2**31)))
+        own.bind_actor(self.actor)
+        self.env = TianshouVectorEnv(own)
+        policy = ProbabilisticActorPolicy(
+            actor=self.actor,
+            dist_fn=lambda logits: Categorical(logits=logits, validate_args=False),
+            action_space=own.single_action_space,
+            observation_space=own.single_observation_space,
+            action_scaling=False,
+            action_bound_method=None,
+        )
+        self.algorithm = PPO(
+            policy=policy,
+            critic=Critic(reference),
+            optim=AdamOptimizerFactory(lr=config.learning_rate, eps=1e-5),
+            eps_clip=config.clip_range,
+            vf_coef=config.vf_coef,
+            ent_coef=0.0,
+            max_grad_norm=config.max_grad_norm,
+            gae_lambda=config.gae_lambda,
+            gamma=1.0,
+        )
+
+    def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
+        """Sample about `total_tokens` tokens and learn from them."""
+        per_update = self.config.n_steps * self.env.env_num
+        buffer = VectorReplayBuffer(per_update, self.env.env_num)
+        if run is not None:
+            run.rewind(0)
+
+        def record(epoch: int, tokens: int) -> None:
+            finished, self.env.finished = self.env.finished, []
+            if run is not None and finished:
+                score, kl = (
+                    float(np.mean([x[key] for x in finished])) for key in ("score", "kl_sum")
+                )
+                run.record(tokens, {"rollout/score": score, "rollout/kl_per_sequence": kl})
+
+        self.algorithm.run_training(
+            OnPolicyTrainerParams(
+                training_collector=Collector(self.algorithm, self.env, buffer),
+                max_epochs=1,
+                epoch_num_steps=total_tokens,
+                collection_step_num_env_steps=per_update,
+                batch_size=self.config.batch_size,
+                update_step_num_repetitions=self.config.n_epochs,
+                training_fn=record,
+                verbose=False,
+                show_progress=False,
+            )
+        )
+        record(1, total_tokens)
+        self._given.episodes += self.env.episodes
+
+    def save(self, directory: Path) -> None:
+        """Write the policy for transformers' `from_pretrained`."""
+        self.policy.save_pretrained(directory)
+
+
+make = TianshouLearner
