@@ -41,6 +41,10 @@ def test_tianshou_learns_the_enumerable_task(tmp_path):
     assert 0.3 < learned("tianshou_ppo", tmp_path / "policy", 8000, learning_rate=1e-3) <= 1
 
 
+def test_rllib_learns_the_enumerable_task(tmp_path):
+    assert 0.2 < learned("rllib_ppo", tmp_path / "policy", 4096, learning_rate=1e-3) <= 1
+
+
 def test_tianshou_is_paid_what_the_environment_pays_a_bound_actor():
     pytest.importorskip("tianshou")
     from agents import tianshou_ppo
