@@ -1,7 +1,8 @@
 """TRL's RLOO or GRPO on what bench_groups.py wrote; runs in TRL's own environment.
 
 `python scripts/_trl_groups.py FOLDER` reads options.json, prompts.json, reference/ and
-reward_model/ from the folder, trains, and prints a JSON line: seconds of each iteration but the first, versions.
+reward_model/ from the folder, trains, and prints a JSON line: seconds of each iteration but the
+first, versions.
 """
 
 import json
