@@ -2,8 +2,9 @@
 
 Shao et al. 2024, "DeepSeekMath": scores of a group, less their mean, over their standard deviation;
 the penalty against the reference in the loss, by k3; a mean over responses of means over their
-tokens. `scale_by_std` False and `mean_over` token is Dr. GRPO (Liu et al. 2025) but for a constant;
-`kl_loss` None puts the penalty back into the reward, where its gradient is that of J.
+tokens. `mean_over` token is a mean over all tokens of a minibatch (as in DAPO: Yu et al. 2025), and
+`scale_by_std` False leaves the group's scale alone (as in Dr. GRPO: Liu et al. 2025); `kl_loss`
+None puts the penalty back into the reward, where its gradient is that of J.
 """
 
 from dataclasses import dataclass

@@ -8,9 +8,8 @@ is sampled in training and every log-prob there; the policy that is saved has no
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
+import torch
+from torch import Tensor
 
 from agents import ppo
 from agents.sb3.learner import SB3Learner
@@ -18,6 +17,8 @@ from agents.sb3.ppo import PPO
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
+
+ROLLOUTS = "rollouts"
 
 
 @dataclass(frozen=True)
@@ -50,18 +51,11 @@ class NLPO(PPO):
         self._rollouts = 0
         super().__init__(*args, **options)
 
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: RolloutBuffer,
-        n_rollout_steps: int,
-    ) -> bool:
-        """Renew the mask when its time has come, then play."""
+    def _prepare_rollout(self) -> None:
+        """Renew the mask when its time has come."""
         if self._lagged is None or self._rollouts % self.mask_every == 0:
-            self._renew(env.get_attr("unwrapped")[0].objective.reference)
+            self._follow(self.policy.snapshot())
         self._rollouts += 1
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def learn(self, *args: Any, **options: Any) -> "NLPO":
         """Learn; afterwards the policy is without its mask, under the environment's alone."""
@@ -72,16 +66,30 @@ class NLPO(PPO):
             self.policy.follow(self.env.get_attr("objective")[0].reference)  # type: ignore[union-attr]
         return self
 
-    def _renew(self, reference: CausalLM) -> None:
+    def extra_state(self) -> dict[str, Tensor]:
+        """The lagged policy's weights, and how many rollouts there were."""
+        lagged = {} if self._lagged is None else self._lagged.model.state_dict()
+        return {**lagged, ROLLOUTS: torch.tensor(self._rollouts)}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Go on under the same mask."""
+        self._rollouts = int(state.pop(ROLLOUTS))
+        if state:
+            lagged = self.policy.snapshot()
+            lagged.model.load_state_dict(state)
+            self._follow(lagged)
+
+    def _follow(self, lagged: CausalLM) -> None:
+        """Restrict the policy to what `lagged` finds likely."""
+        reference: CausalLM = self.env.get_attr("objective")[0].reference  # type: ignore[union-attr]
         if reference.mask.follows_reference:
             raise InputError(
                 "nlpo restricts the policy to its own top-p set; the environment has a top_k or "
                 "top_p of the reference already: leave one of the two out"
             )
-        policy = self.policy
         mask = replace(reference.mask, top_p=self.top_p)
-        self._lagged = replace(policy.snapshot(), mask=mask, guide=None)
-        policy.follow(replace(self._lagged, temperature=reference.temperature))
+        self._lagged = replace(lagged, mask=mask, guide=None)
+        self.policy.follow(self._lagged)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_lagged"]

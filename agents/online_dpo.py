@@ -45,14 +45,14 @@ class OnlineDPO(GroupLearner):
     ) -> None:
         if labels not in get_args(Labels):
             raise InputError(f"labels must be one of {get_args(Labels)}, not {labels!r}")
+        if beta is not None and beta <= 0:
+            raise InputError(f"beta must be above 0, not {beta}")
         self.beta, self.labels = beta, labels
         super().__init__(*args, **options)
 
     def loss(self, groups: Groups) -> Tensor:
         """A mean over pairs; pairs of equal scores say nothing where labels are hard."""
-        beta = self.beta
-        if beta is None:
-            beta = self.env.get_attr("objective")[0].kl_coef  # type: ignore[union-attr]
+        beta = self.env_kl_coef if self.beta is None else self.beta
         return dpo_loss(groups, beta, self.labels)
 
 

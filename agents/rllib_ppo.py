@@ -192,8 +192,6 @@ class RLlibLearner:
 
     def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
         """Sample about `total_tokens` tokens and learn from them."""
-        if run is not None:
-            run.rewind(0)
         tokens = 0
         while tokens < total_tokens:
             self.algorithm.train()

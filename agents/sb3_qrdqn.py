@@ -10,6 +10,7 @@ from agents import sb3_dqn
 from agents.sb3.contrib import contrib
 from agents.sb3.q_network import QLearner, build_q_learner
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Config(sb3_dqn.Config):
 
 def make(config: Config, env: TokenVectorEnv) -> QLearner:
     """Build the learner on `env`."""
+    if config.n_quantiles < 1:
+        raise InputError(f"n_quantiles must be at least 1, not {config.n_quantiles}")
     algorithm = contrib().QRDQN
     # Needs sb3-contrib, so it is imported after the check.
     from agents.sb3.quantiles import CausalLMQRDQNPolicy

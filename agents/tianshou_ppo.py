@@ -216,8 +216,6 @@ class TianshouLearner:
         """Sample about `total_tokens` tokens and learn from them."""
         per_update = self.config.n_steps * self.env.env_num
         buffer = VectorReplayBuffer(per_update, self.env.env_num)
-        if run is not None:
-            run.rewind(0)
 
         def record(epoch: int, tokens: int) -> None:
             finished, self.env.finished = self.env.finished, []

@@ -26,7 +26,7 @@ class TrajectoryBalance(GroupLearner):
 
     def loss(self, groups: Groups) -> Tensor:
         """β/2 of the variance within groups (k − 1 in the denominator), a mean over groups."""
-        beta: float = self.env.get_attr("objective")[0].kl_coef  # type: ignore[union-attr]
+        beta = self.env_kl_coef
         gap = groups.log_probs - groups.ref_log_probs - groups.scores / beta
         return beta / 2 * gap.var(1).mean()
 

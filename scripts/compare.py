@@ -2,10 +2,11 @@
 
 Every algorithm gets the same tokens in the same environments, and the same effort in tuning: with
 --rates, it is first trained once for each multiple of its own default learning rate, and measured
-on training prompts; the best multiple goes into the comparison. That is over --seeds seeds and on
-held-out prompts, with intervals by stratified bootstrap over seeds (rliable). Runs go in parallel
-processes (--workers). Writes results.csv (a row a run; done rows are skipped when it is run again),
-compare.json, compare.md, compare.png and compare.html.
+on training prompts; the best multiple goes into the comparison. That is over --seeds other seeds
+and on held-out prompts (`Exact-v0` holds none out: there only the seeds differ), with intervals by
+stratified bootstrap over seeds (rliable). Runs go in parallel processes (--workers). Writes
+results.csv (a row a run; done rows are skipped when it is run again), compare.json, compare.md,
+compare.png and compare.html.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from common import begin_run, check_same_run, device, make_env, parse_values, ru
 
 from agents.algorithm import load_algorithm
 from rlhf_gym.errors import InputError
+from rlhf_gym.files import read_json, write_json
 
 COLUMNS = "env,algorithm,tuning,rate,seed,optimality,objective,score,kl,gold,tokens,seconds".split(
     ","
@@ -106,6 +108,7 @@ def main(config: Config) -> None:
     fixed = {k: v for k, v in plain.items() if k not in growing}
     check_same_run(config.run_dir, fixed, resume=True)
     begin_run(config.run_dir, fixed)
+    check_same_terms(config)
     file = config.run_dir / "results.csv"
     pairs = [(env, algorithm) for env in config.envs for algorithm in config.algorithms]
     for split in ("train", "held_out") if config.rates else ("held_out",):
@@ -131,8 +134,41 @@ def main(config: Config) -> None:
     write_report(config.run_dir, options, rows, scales, chosen)
 
 
+def budgets(config: Config) -> dict[str, int]:
+    """Tokens of a run in each environment."""
+    each = config.total_tokens * (len(config.envs) // len(config.total_tokens))
+    return dict(zip(config.envs, each, strict=True))
+
+
+def check_same_terms(config: Config) -> None:
+    """Note every environment's tokens and every algorithm's options; refuse other ones later.
+
+    Raises:
+        InputError: Rows that are there already were made under other terms.
+    """
+    file = config.run_dir / "terms.json"
+    before = read_json(file) if file.exists() else {"tokens": {}, "options": {}}
+    options = {
+        algorithm: {k: v for k, v in config.options.items() if k.rpartition(".")[0] == algorithm}
+        for algorithm in config.algorithms
+    }
+    for kind, now in (("tokens", budgets(config)), ("options", options)):
+        for name, value in now.items():
+            there = before[kind].setdefault(name, value)
+            if there != value:
+                raise InputError(
+                    f"{config.run_dir} compares {name} with {kind} {there}, not {value}; give the "
+                    "same ones to go on, or another --run-dir"
+                )
+    write_json(file, before)
+
+
 def check_options(config: Config) -> None:
     """Raise an InputError before hours are spent."""
+    if min(config.seeds, config.workers) < 1:
+        raise InputError("--seeds and --workers must be at least 1")
+    for algorithm in config.algorithms:
+        load_algorithm(algorithm)
     if len(config.total_tokens) not in (1, len(config.envs)):
         raise InputError(
             f"--total-tokens takes one number or one for each of the {len(config.envs)} "
@@ -172,17 +208,25 @@ def trained(config: Config, job: Job) -> Row:
     if config.rates:
         default = options.get("learning_rate", algorithm.Config().learning_rate)
         options["learning_rate"] = job.rate * default
-    budgets = config.total_tokens * (len(config.envs) // len(config.total_tokens))
-    row = train_and_measure(
+    measure = partial(
+        train_and_measure,
         yardstick(config, job.env, job.split),
         job.algorithm,
         options,
         make_env(job.env, config.num_envs, keywords(config)),
         config.run_dir / "runs" / job.folder,
-        total_tokens=budgets[config.envs.index(job.env)],
+        total_tokens=budgets(config)[job.env],
         seed=job.seed,
     )
-    return {**job._asdict(), "tuning": int(job.tuning), **row}
+    if not job.tuning:
+        return {**job._asdict(), "tuning": 0, **measure()}
+    try:
+        row = measure()
+    except InputError as error:
+        # A rate at which it breaks is an answer too; the comparison goes on with another.
+        print(f"{job.algorithm} at {job.rate:g} times its learning rate: {error}")
+        row = {name: float("-inf") for name in COLUMNS[5:9]} | {"tokens": 0, "seconds": 0.0}
+    return {**job._asdict(), "tuning": 1, **row}
 
 
 def keywords(config: Config) -> dict[str, Any]:
@@ -220,7 +264,7 @@ def best_rates(
     chosen = {}
     for env, algorithm in pairs:
         found = {
-            float(r["rate"]): float(r["optimality"])
+            float(r["rate"]): float(np.nan_to_num(float(r["optimality"]), nan=-np.inf))
             for r in rows
             if r["tuning"] == "1" and (r["env"], r["algorithm"]) == (env, algorithm)
         }

@@ -10,6 +10,7 @@ import pytest
 import torch
 from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 
+from agents.nlpo import NLPO
 from agents.sb3 import PPO, build
 from agents.sb3.checkpoint import save_checkpoint
 from agents.sb3.learner import SB3Learner
@@ -22,11 +23,11 @@ from rlhf_gym.tokens import Sequences
 TOTAL = 600
 
 
-def learner_on(env, **options: Any) -> SB3Learner:
+def learner_on(env, kind: type[PPO] = PPO, **options: Any) -> SB3Learner:
     set_random_seed(3)
     env.reset(seed=3)
     algorithm = build(
-        PPO, env, n_minibatches=2, n_epochs=2, learning_rate=LinearSchedule(1e-2, 0, 1), **options
+        kind, env, n_minibatches=2, n_epochs=2, learning_rate=LinearSchedule(1e-2, 0, 1), **options
     )
     return SB3Learner(algorithm, checkpoint_seconds=0.0, sample_every=2)
 
@@ -72,12 +73,15 @@ def everything(save_lm: Callable[..., str]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("stop_at", "with_all"), [(1, False), (3, False), (1, True), (3, True)])
+@pytest.mark.parametrize("stop_at", [1, 3])
+@pytest.mark.parametrize("kind", ["plain", "everything", "nlpo"])
 def test_a_run_stopped_at_an_update_goes_on_bit_for_bit(
-    make_vector_env, save_lm, tmp_path, monkeypatch, stop_at, with_all
+    make_vector_env, save_lm, tmp_path, monkeypatch, stop_at, kind
 ):
     def options() -> dict[str, Any]:
-        return everything(save_lm) if with_all else {}
+        if kind == "nlpo":
+            return {"kind": NLPO, "top_p": 0.8, "mask_every": 2}
+        return everything(save_lm) if kind == "everything" else {}
 
     whole = finish(make_vector_env(16), tmp_path / "whole", **options())
     updates = 0

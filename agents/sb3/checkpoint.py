@@ -25,6 +25,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.files import own_memory, read_json, whole_folder, write_json
 
 KEEP = 2
+EXTRA = "extra.safetensors"
 
 
 class CheckpointCallback(BaseCallback):
@@ -67,6 +68,8 @@ def save_checkpoint(model: PPO, folder: Path) -> Path:
         with whole_folder(folder / name) as partial:
             save_file(own_memory(model.policy.state_dict()), partial / "policy.safetensors")
             save_file(_optimizer(model), partial / "optimizer.safetensors")
+            if extra := model.extra_state():
+                save_file(own_memory(extra), partial / EXTRA)
             write_json(partial / "state.json", _state(model))
     except (OSError, SafetensorError) as error:
         older = sorted(path.name for path in folder.glob("tokens_*"))
@@ -107,6 +110,8 @@ def _restore(model: PPO, path: Path) -> None:
     current = model.policy.optimizer.state_dict()
     current["state"] = _join_optimizer(saved)
     model.policy.optimizer.load_state_dict(current)
+    if (path / EXTRA).exists():
+        model.set_extra_state(load_file(path / EXTRA))
     model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
     model._current_progress_remaining = state["progress_remaining"]
     if model.kl_controller is not None:

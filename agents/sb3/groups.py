@@ -46,24 +46,35 @@ class GroupLearner(PPO):
 
     Args:
         *args: As in `PPO`.
-        least: Responses to a prompt that the loss needs.
-        **options: As in `PPO`.
+        **options: As in `PPO`; those of its advantages, its loss and its critic have no effect.
     """
-
-    least = 2
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{**options, "baseline": "none", "normalize_advantage": False})
+
+    @property
+    def env_kl_coef(self) -> float:
+        """The environment's β.
+
+        Raises:
+            InputError: It is 0, at which these losses have no gradient or no value.
+        """
+        beta: float = self.env.get_attr("objective")[0].kl_coef  # type: ignore[union-attr]
+        if beta <= 0:
+            raise InputError(
+                f"{type(self).__name__} needs a β above 0: make the environment with kl_coef"
+            )
+        return beta
 
     @abstractmethod
     def loss(self, groups: Groups) -> Tensor:
         """What is minimised, a mean over the minibatch."""
 
     def _judge(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
-        if rows_per_prompt < self.least:
+        if rows_per_prompt < 2:
             raise InputError(
                 f"{type(self).__name__} compares responses to one prompt: make the environment "
-                f"with rows_per_prompt of at least {self.least}, or give samples_per_prompt"
+                f"with rows_per_prompt of at least 2, or give samples_per_prompt"
             )
         # Every token bears its whole response's score.
         by_wave = buffer.rewards.reshape(self.n_waves, -1, self.n_envs)

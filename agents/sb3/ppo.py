@@ -29,7 +29,7 @@ from agents.sb3.ptx import PretrainingMix
 from agents.sb3.watching import known_scale, rollout_figures
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.kl import KLController
+from rlhf_gym.kl import REWARD_ESTIMATORS, KLController
 from rlhf_gym.lm import CausalLM, passes, tokens_per_pass
 from rlhf_gym.tokens import continuations, unflatten
 
@@ -139,6 +139,11 @@ class PPO(OnPolicyAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        for name, count in (("n_waves", n_waves), ("n_epochs", n_epochs)):
+            if count < 1:
+                raise InputError(f"{name} must be at least 1, not {count}")
+        if n_minibatches < 1:
+            raise InputError(f"n_minibatches must be at least 1, not {n_minibatches}")
         if gamma != 1.0:
             raise InputError(f"the objective is undiscounted: gamma must be 1, not {gamma}")
         if kl_loss not in (None, *get_args(KLLoss)):
@@ -201,7 +206,8 @@ class PPO(OnPolicyAlgorithm):
         self._begun = time.perf_counter()
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
-        callback.on_rollout_start()
+        callback.on_rollout_start()  # writes checkpoints
+        self._prepare_rollout()
         waves: list[dict[str, Any]] = []
         for _ in range(self.n_waves):
             infos = self._play_wave(token_env, rollout_buffer)
@@ -216,6 +222,9 @@ class PPO(OnPolicyAlgorithm):
             self.kl_controller.update(float(kl_sums.mean()), len(kl_sums))
         callback.on_rollout_end()
         return True
+
+    def _prepare_rollout(self) -> None:
+        """What a class of this one has to do before it samples."""
 
     def _judge(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
         """Advantages and returns of the rollout, by the options."""
@@ -250,7 +259,12 @@ class PPO(OnPolicyAlgorithm):
         flat = torch.from_numpy(rewards[actions >= 0]).to(log_probs.device)
         check_finite("the reward", flat, sequences, rewards=flat, log_probs=log_probs)
         # What the environment took off at its β, the agent takes off at its own.
-        rewards = rewards + (env.objective.kl_coef - self._reward_kl_coef(env)) * infos["kl"]
+        taken = torch.from_numpy(actions >= 0)
+        paid = REWARD_ESTIMATORS[env.objective.kl_estimator](
+            torch.from_numpy(log_prob_grid), torch.from_numpy(infos["ref_log_prob"])
+        )
+        back = (env.objective.kl_coef - self._reward_kl_coef(env)) * torch.where(taken, paid, 0.0)
+        rewards = rewards + back.numpy()
         ref_log_probs = infos["ref_log_prob"]
         buffer.add_responses(prompts, actions, rewards, value_grid, log_prob_grid, ref_log_probs)
         settled = time.perf_counter()
@@ -435,6 +449,13 @@ class PPO(OnPolicyAlgorithm):
             reference=env.objective.reference,
             old=self._old,
         )
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """What else the next update depends on, for a checkpoint."""
+        return {}
+
+    def set_extra_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from `extra_state`."""
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "rollout_buffer", "_old"]

@@ -10,6 +10,7 @@ import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors.torch import save_file
@@ -157,7 +158,6 @@ class QLearner:
         """Sample about `total_tokens` tokens in all and learn from them."""
         if run is not None:
             self.algorithm.set_logger(Logger(None, [RunFormat(run)]))
-            run.rewind(0)
         # One row for as many episodes as there are rows, not one an episode.
         self.algorithm.learn(total_tokens, log_interval=self.algorithm.n_envs)
         if run is not None:
@@ -187,9 +187,14 @@ def build_q_learner(
         n_quantiles: Of the network; 0 for plain values.
 
     Raises:
-        InputError: The environment has a mask, which random exploration would break.
+        InputError: The environment has a mask, which random exploration would break, or β = 0.
     """
     reference = env.objective.reference
+    if env.objective.kl_coef <= 0:
+        raise InputError(
+            "the Q-network starts at β · log π_ref, so β = 0 leaves it nothing to start from; make "
+            "the environment with kl_coef above 0"
+        )
     if reference.mask:
         raise InputError(
             "this algorithm explores by tokens drawn at random from all, which the environment's "
@@ -198,6 +203,8 @@ def build_q_learner(
     network = {k: v for k, v in policy_kwargs(env).items() if k != "mask"}
     network |= {"scale": env.objective.kl_coef, "n_quantiles": n_quantiles}
     env.bind_actor(None)
+    # Exploration draws from the space, which no other seed reaches.
+    env.single_action_space.seed(int(np.random.randint(2**31)))
     learner = algorithm(
         policy,
         TokenSB3VecEnv(env),
