@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from agents.adam import TF1Adam
 from agents.sb3 import PPO, build
-from agents.sb3.judging import Baseline
+from agents.sb3.advantage_estimation import Baseline
 from agents.sb3.learner import SB3Learner
 from agents.sb3.loss import KLLoss, KLOld
 from agents.sb3.ppo import MeanOver

@@ -9,9 +9,12 @@ Notation: N rows of the environment, W waves an update, B = N · W responses, T 
 M chosen tokens over all responses. Quantities of a token are flat, (M,), response after response.
 """
 
+import copy
+import json
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +24,13 @@ import torch
 import tyro
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel
 
 import rlhf_gym  # noqa: F401 (registers the environments)
 from rlhf_gym.devices import resolve_device
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM, passes
-from rlhf_gym.models import is_causal, load_pretrained, same_tokens
+from rlhf_gym.lm import passes
+from rlhf_gym.models import is_causal, same_tokens, trunk
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import sample_responses
 from rlhf_gym.tokens import PAD, Sequences, continuations
@@ -73,7 +75,7 @@ class Options:
     env: str = "rlhf_gym/Reviews-v0"
     """Environment id."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
-    """Keywords of the environment, KEY VALUE …"""
+    """Keywords of the environment, KEY VALUE …; values are parsed as JSON, else taken as text."""
     total_tokens: int = 260_000
     """Response tokens to sample."""
     num_envs: int = 256
@@ -126,25 +128,19 @@ class SingleFilePPO:
             raise InputError("ppo_single_file knows only masks that are the same in every state")
         self.device = reference.device
         # The policy starts as the reference: the same weights, temperature, ends and mask.
-        self.policy = CausalLM.load(
-            str(reference.model.name_or_path),
-            tokenizer=reference.tokenizer.name_or_path or None,
-            device=self.device,
-        ).following(reference)
+        self.policy = reference.trainable()
         # The critic starts from the reward model, which knows what a score hangs on; its head at 0.
         reward = env.objective.reward
         start = reference.model
         if isinstance(reward, RewardModel) and reward.model.name_or_path:
             same = same_tokens(reward.tokenizer, reference.tokenizer)
             start = reward.model if same and is_causal(reward.model) else start
-        trunk = load_pretrained(AutoModel, start.name_or_path).to(self.device)  # type: ignore[arg-type]
-        self.critic = CausalLM(
-            trunk, reference.tokenizer, 1.0, self.policy.vocab_size, reference.eos_ids
-        )
-        self.value_head = nn.Linear(trunk.config.get_text_config().hidden_size, 1).to(self.device)
+        body: Any = copy.deepcopy(trunk(start)).requires_grad_(True)
+        self.critic = replace(reference, model=body)
+        self.value_head = nn.Linear(body.config.get_text_config().hidden_size, 1).to(self.device)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        modules = (self.policy.model, trunk, self.value_head)
+        modules = (self.policy.model, body, self.value_head)
         self.groups = [list(module.parameters()) for module in modules]
         self.scales = (1.0, config.critic_lr_scale, config.value_lr_scale)
         self.optimizer = torch.optim.Adam(
@@ -318,12 +314,21 @@ class Printer:
         print(f"{tokens:8d} tokens {time.time() - self.begun:7.1f} s  {figures}", flush=True)
 
 
+def parsed(text: str) -> Any:
+    """A value of the command line."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def main(options: Options) -> None:
     """Train and save."""
     torch.manual_seed(options.seed)
     np.random.seed(options.seed)
     torch.set_flush_denormal(True)
-    keywords: dict[str, Any] = {"device": resolve_device(options.device), **options.env_kwargs}
+    keywords = {key: parsed(text) for key, text in options.env_kwargs.items()}
+    keywords["device"] = resolve_device(options.device)
     env = gymnasium.make_vec(options.env, num_envs=options.num_envs, **keywords).unwrapped
     assert isinstance(env, TokenVectorEnv)
     env.reset(seed=options.seed)
@@ -333,4 +338,8 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except (InputError, gymnasium.error.Error) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents import ppo
-from agents.sb3.judging import Baseline
+from agents.sb3.advantage_estimation import Baseline
 
 make = ppo.make
 

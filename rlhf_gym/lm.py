@@ -115,6 +115,12 @@ class CausalLM:
             guide=reference if reference.mask.follows_reference else None,
         )
 
+    def trainable(self) -> "CausalLM":
+        """A copy with weights of its own that learn, under the same temperature, ends and mask."""
+        model = copy.deepcopy(self.model).requires_grad_(True)
+        guide = self if self.mask.follows_reference else None
+        return replace(self, model=model, guide=guide)
+
     @property
     def device(self) -> torch.device:
         """Where the model lies."""

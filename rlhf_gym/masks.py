@@ -58,15 +58,15 @@ class Limits(NamedTuple):
         return Limits(only, no_eos, barred)
 
     @staticmethod
-    def of(masks: list[npt.NDArray[np.int64] | None], barred: list[bool]) -> "Limits":
+    def of(lists: list[npt.NDArray[np.int64]], barred: list[bool]) -> "Limits":
         """From a list of ids for each of M states.
 
         Args:
-            masks: The ids; None where all may be chosen.
+            lists: The ids.
             barred: Whether the ids of a state are those that may not be chosen there.
         """
         none = np.zeros(0, dtype=np.int64)
-        rows = [(none if ids is None else ids, out) for ids, out in zip(masks, barred, strict=True)]
+        rows = list(zip(lists, barred, strict=True))
         only, never = (
             torch.from_numpy(pad_rows([ids if out == side else none for ids, out in rows]))
             for side in (False, True)

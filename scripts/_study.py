@@ -62,7 +62,7 @@ def run_jobs(
     """
     if not file.exists():
         file.write_text(",".join(columns) + "\n")
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    threads = max(1, cores() // workers)
     # Spawned, since torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with (
@@ -130,6 +130,13 @@ def train_and_measure(
     for name in ("policy", "reference", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     return {**row, "tokens": int(figures["tokens"]), "seconds": figures["seconds"]}
+
+
+def cores() -> int:
+    """Cores that this process may use: threads beyond them would wait for each other."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _prepare(threads: int) -> None:

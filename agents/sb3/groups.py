@@ -70,7 +70,7 @@ class GroupLearner(PPO):
     def loss(self, groups: Groups) -> Tensor:
         """What is minimised, a mean over the minibatch."""
 
-    def _judge(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
+    def _estimate(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
         if rows_per_prompt < 2:
             raise InputError(
                 f"{type(self).__name__} compares responses to one prompt: make the environment "

@@ -20,9 +20,9 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.sb3.advantage_estimation import AdvantageEstimator, Baseline
 from agents.sb3.buffer import SequenceRolloutBuffer, SequenceSamples
 from agents.sb3.guards import check_finite
-from agents.sb3.judging import Baseline, Judge
 from agents.sb3.loss import KLLoss, KLOld, Loss
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.ptx import PretrainingMix
@@ -215,7 +215,7 @@ class PPO(OnPolicyAlgorithm):
             callback.update_locals({"infos": infos})
             if not callback.on_step():
                 return False
-        self._judge(rollout_buffer, token_env.rows_per_prompt)
+        self._estimate(rollout_buffer, token_env.rows_per_prompt)
         self._log_waves(waves, token_env)
         if self.kl_controller is not None and not self._waits():
             kl_sums = np.concatenate([wave["kl_sum"] for wave in waves])
@@ -226,17 +226,17 @@ class PPO(OnPolicyAlgorithm):
     def _prepare_rollout(self) -> None:
         """What a class of this one has to do before it samples."""
 
-    def _judge(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
+    def _estimate(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
         """Advantages and returns of the rollout, by the options."""
         critic_lambda = self.gae_lambda if self.critic_lambda is None else self.critic_lambda
-        Judge(
+        AdvantageEstimator(
             self.baseline,
             self.gae_lambda,
             critic_lambda,
             self.scale_by_std,
             self.whiten_rewards,
             self.normalize_advantage and self.normalize_over == "rollout",
-        ).judge(buffer, self.n_waves, rows_per_prompt)
+        ).estimate(buffer, self.n_waves, rows_per_prompt)
 
     def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
         assert self._last_obs is not None

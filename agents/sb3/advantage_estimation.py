@@ -18,7 +18,7 @@ Baseline = Literal["critic", "leave_one_out", "group_mean", "none"]
 
 
 @dataclass(frozen=True)
-class Judge:
+class AdvantageEstimator:
     """What a token's advantage is.
 
     Attributes:
@@ -39,7 +39,7 @@ class Judge:
     whiten_rewards: bool
     whiten_advantages: bool
 
-    def judge(self, buffer: SequenceRolloutBuffer, waves: int, rows_per_prompt: int) -> None:
+    def estimate(self, buffer: SequenceRolloutBuffer, waves: int, rows_per_prompt: int) -> None:
         """Fill in a buffer's advantages and returns from its rewards and values.
 
         Args:
@@ -53,7 +53,7 @@ class Judge:
         taken = buffer.actions >= 0
         if self.whiten_rewards:
             buffer.rewards[taken] = _whitened(buffer.rewards[taken], shift_mean=False)
-        self._estimate(buffer)
+        self._gae(buffer)
         if self.baseline == "none":
             by_wave = buffer.rewards.reshape(waves, -1, buffer.n_envs)
             to_come = by_wave[:, ::-1].cumsum(1)[:, ::-1].reshape(taken.shape)
@@ -68,7 +68,7 @@ class Judge:
         if self.whiten_advantages:
             buffer.advantages[taken] = _whitened(buffer.advantages[taken], shift_mean=True)
 
-    def _estimate(self, buffer: SequenceRolloutBuffer) -> None:
+    def _gae(self, buffer: SequenceRolloutBuffer) -> None:
         """GAE by SB3's own loop, and the critic's returns by its own λ."""
         ended = torch.zeros(buffer.n_envs), np.ones(buffer.n_envs)
         buffer.gae_lambda = self.critic_lambda
