@@ -20,6 +20,8 @@ from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.learner import SB3Learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.masks import NEVER
 from rlhf_gym.preference_formats import read_comparisons
 from rlhf_gym.sampling import sample_responses
 from rlhf_gym.tokens import continuations, pad_rows, unflatten
@@ -36,7 +38,10 @@ class Config(GroupConfig):
     of scores), by which a Bradley–Terry labeller would prefer it."""
     data: str | None = None
     """Comparisons: a file in any of the formats that scripts/convert_preferences.py knows, or a
-    dataset; every pair that a row implies counts once. None samples from the reference."""
+    dataset; every pair that a row implies counts once, and samples_per_prompt is 2. None samples
+    from the reference."""
+    sample_every: int = 0
+    """Must stay 0: there are no responses of the policy to record."""
 
 
 class Pair(NamedTuple):
@@ -87,6 +92,7 @@ class OfflineDPO(OnlineDPO):
         )
         buffer.add_responses(prompts, actions, scores, np.zeros(actions.shape), ours, theirs)
         self.num_timesteps += len(log_probs)
+        env.episodes += self.n_envs
         seconds = {"score": time.perf_counter() - begun}
         return {"seconds": seconds, "kl_sum": (ours - theirs).sum(1)}
 
@@ -102,9 +108,10 @@ def load_pairs(source: str, env: TokenVectorEnv) -> list[Pair]:
     """Every pair of a file of comparisons that fits the environment.
 
     Raises:
-        InputError: It cannot be read, or no pair fits.
+        InputError: It cannot be read, no pair fits, or one has tokens that the mask bars.
     """
-    tokenizer = env.objective.reference.tokenizer
+    reference = env.objective.reference
+    tokenizer = reference.tokenizer
     pairs, seen = [], 0
     for comparison in read_comparisons(source, tokenizer=tokenizer):
         prompt, candidates = comparison.encode(tokenizer)
@@ -121,14 +128,31 @@ def load_pairs(source: str, env: TokenVectorEnv) -> list[Pair]:
             f"prompt and {env.max_new_tokens} of response; make the environment with a larger "
             "max_prompt_tokens or max_new_tokens"
         )
+    if reference.mask:
+        check_allowed(pairs, reference, source)
     if len(pairs) < seen:
         print(f"{len(pairs)} of {seen} pairs in {source} fit the environment; the others are left")
     return pairs
 
 
+def check_allowed(pairs: Sequence[Pair], reference: CausalLM, source: str) -> None:
+    """Raise an InputError if a response has a token that the environment's mask bars."""
+    rows = [(p.prompt, response) for p in pairs for response in (p.winner, p.loser)]
+    prompts, responses = (torch.from_numpy(pad_rows(part)) for part in zip(*rows, strict=True))
+    sequences = continuations(prompts, responses).to(reference.device)
+    barred = int((reference.log_probs(sequences) < NEVER / 2).sum())
+    if barred:
+        raise InputError(
+            f"{barred} tokens of the responses in {source} may not be chosen under this "
+            "environment's mask; make it without min_new_tokens, top_k, top_p or decodable_only"
+        )
+
+
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
-    own: dict[str, Any] = {"beta": config.beta, "labels": config.labels, "sample_every": 0}
+    if config.sample_every:
+        raise InputError("dpo has no responses of the policy to record: sample_every must be 0")
+    own: dict[str, Any] = {"beta": config.beta, "labels": config.labels}
     if config.data is not None:
         if env.num_envs % 2:
             raise InputError(f"pairs take two rows each: num_envs must be even, not {env.num_envs}")

@@ -14,15 +14,14 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from transformers import AutoModel
+from torch import Tensor
 
+from agents import library_ppo
 from agents.training_run import TrainingRun
 from rlhf_gym.decode import DecodeCache, last_hidden
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
-from rlhf_gym.models import load_pretrained
 
 try:
     from ray.rllib.algorithms.ppo import PPOConfig
@@ -39,42 +38,18 @@ _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(library_ppo.Config):
     """Options of RLlib's PPO."""
-
-    learning_rate: float = 3e-4
-    """Learning rate of policy and critic."""
-    n_steps: int = 8
-    """Tokens that each row samples between updates."""
-    batch_size: int = 256
-    """Tokens of a minibatch."""
-    n_epochs: int = 1
-    """Passes over the tokens of an update."""
-    gae_lambda: float = 0.95
-    """λ of generalised advantage estimation."""
-    clip_range: float = 0.2
-    """ε of the ratio's clip."""
-    vf_coef: float = 0.5
-    """Weight of the value loss."""
-    max_grad_norm: float = 1.0
-    """Clip of the gradient's norm."""
 
 
 class TokenModule(TorchRLModule, ValueFunctionAPI):
     """A causal LM as policy and a trunk of its own as critic."""
 
     def setup(self) -> None:
-        """Load both from the model that `model_config` names."""
-        options = self.model_config
-        self.core = CausalLM.load(options["model"], temperature=options["temperature"])
-        self.lm = self.core.model
-        self.trunk = load_pretrained(AutoModel, options["model"])
-        self.head = nn.Linear(self.trunk.config.get_text_config().hidden_size, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.critic = CausalLM(
-            self.trunk, self.core.tokenizer, 1.0, self.core.vocab_size, self.core.eos_ids
-        )
+        """Copy both from the reference of an environment of this process."""
+        reference = _live[self.model_config["number"]].objective.reference
+        self.core = reference.trainable()
+        self.lm, self.critic = self.core.model, library_ppo.Critic(reference)
         self._cache = DecodeCache(self.core)
         self._log_p: dict[bytes, Tensor] = {}  # of the last states acted in
 
@@ -90,9 +65,8 @@ class TokenModule(TorchRLModule, ValueFunctionAPI):
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
         """Values (N,) of the states."""
-        hidden = last_hidden(self.critic, batch[Columns.OBS].long())
-        values: Tensor = self.head(hidden)[:, 0]
-        return values
+        values: Tensor = self.critic(batch[Columns.OBS].long())
+        return values[:, 0]
 
     @torch.no_grad()
     def log_prob(
@@ -108,6 +82,17 @@ class TokenModule(TorchRLModule, ValueFunctionAPI):
         return np.array(found, dtype=np.float32)
 
 
+class Seen:
+    """What the rows have seen: tokens in all, and (score, KL) of the episodes since last asked."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.finished: list[tuple[float, float]] = []
+
+    def __deepcopy__(self, memo: Any) -> "Seen":
+        return self  # one for all rows, whoever copies their configuration
+
+
 class LiveEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """One row beside others, with the objective and prompts of an environment of this process."""
 
@@ -121,13 +106,14 @@ class LiveEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
                 stop_at_eos=given.stop_at_eos,
             )
         )
-        self.finished: list[tuple[float, float]] = config["finished"]
+        self.seen: Seen = config["seen"]
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One token; what an episode came to is noted."""
+        """One token; it is counted, and what an episode came to is noted."""
         observation, reward, ended, cut, info = self.env.step(int(action))
+        self.seen.tokens += 1
         if ended:
-            self.finished.append((info["score"], info["kl_sum"]))
+            self.seen.finished.append((info["score"], info["kl_sum"]))
         return observation, reward, ended, cut, {}
 
 
@@ -143,24 +129,23 @@ class RLlibLearner:
         reference = env.objective.reference
         if reference.mask:
             raise InputError("rllib_ppo knows no masks; take an environment without one")
-        self.env, self.per_update = env, config.n_steps * env.num_envs
-        self.finished: list[tuple[float, float]] = []
+        if reference.device.type != "cpu":
+            raise InputError("rllib_ppo runs on the CPU here; make the environment with device cpu")
+        per_update = config.n_steps * env.num_envs
+        self.env, self.seen = env, Seen()
         number = next(_numbers)
         _live[number] = env
-        model = {
-            "model": str(reference.model.name_or_path),
-            "temperature": reference.temperature,
-        }
+        module = RLModuleSpec(module_class=TokenModule, model_config={"number": number})
         options = (
             PPOConfig()
-            .environment(env=LiveEnv, env_config={"number": number, "finished": self.finished})
+            .environment(env=LiveEnv, env_config={"number": number, "seen": self.seen})
             .env_runners(
                 num_env_runners=0,
                 num_envs_per_env_runner=env.num_envs,
                 rollout_fragment_length=config.n_steps,
             )
             .learners(num_learners=0)
-            .rl_module(rl_module_spec=RLModuleSpec(module_class=TokenModule, model_config=model))
+            .rl_module(rl_module_spec=module)
             .training(
                 lr=config.learning_rate,
                 gamma=1.0,
@@ -171,17 +156,20 @@ class RLlibLearner:
                 entropy_coeff=0.0,
                 use_kl_loss=False,
                 grad_clip=config.max_grad_norm,
-                train_batch_size_per_learner=self.per_update,
-                minibatch_size=config.batch_size,
+                train_batch_size_per_learner=per_update,
+                minibatch_size=min(config.batch_size, per_update),
                 num_epochs=config.n_epochs,
             )
             .debugging(seed=int(np.random.randint(2**31)), log_level="ERROR")
         )
-        self.algorithm = options.build_algo()
+        try:
+            self.algorithm = options.build_algo()
+        finally:
+            del _live[number]
         runner = self.algorithm.env_runner
         self.module: TokenModule = runner.module
         rows = runner.env.unwrapped.envs
-        self.finished = rows[0].get_wrapper_attr("finished")
+        self.seen = rows[0].get_wrapper_attr("seen")
         for row in rows:
             row.unwrapped.bind_actor(self.module)
 
@@ -192,16 +180,15 @@ class RLlibLearner:
 
     def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
         """Sample about `total_tokens` tokens and learn from them."""
-        tokens = 0
-        while tokens < total_tokens:
+        self.seen.tokens = 0
+        while self.seen.tokens < total_tokens:
             self.algorithm.train()
-            tokens += self.per_update
-            finished = list(self.finished)
-            self.finished.clear()
+            finished, self.seen.finished = self.seen.finished, []
             self.env.episodes += len(finished)
             if run is not None and finished:
                 score, kl = np.mean(finished, axis=0).tolist()
-                run.record(tokens, {"rollout/score": score, "rollout/kl_per_sequence": kl})
+                figures = {"rollout/score": score, "rollout/kl_per_sequence": kl}
+                run.record(self.seen.tokens, figures)
 
     def save(self, directory: Path) -> None:
         """Write the policy for transformers' `from_pretrained`."""

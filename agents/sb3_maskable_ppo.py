@@ -29,4 +29,5 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
         env,
         policy_class=MaskableCausalLMPolicy,
         buffer=MaskableSequenceRolloutBuffer,
+        buffer_options={"never": env.objective.reference.mask.never},
     )

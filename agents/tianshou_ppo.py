@@ -14,14 +14,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
-from transformers import AutoModel
 
+from agents import library_ppo
 from agents.training_run import TrainingRun
 from rlhf_gym.decode import DecodeCache, last_hidden
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
-from rlhf_gym.models import load_pretrained
 
 try:
     from tianshou.algorithm import PPO
@@ -37,25 +36,8 @@ except ImportError as error:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(library_ppo.Config):
     """Options of Tianshou's PPO."""
-
-    learning_rate: float = 3e-4
-    """Learning rate of policy and critic."""
-    n_steps: int = 8
-    """Tokens that each row samples between updates."""
-    batch_size: int = 256
-    """Tokens of a minibatch."""
-    n_epochs: int = 1
-    """Passes over the tokens of an update."""
-    gae_lambda: float = 0.95
-    """λ of generalised advantage estimation."""
-    clip_range: float = 0.2
-    """ε of the ratio's clip."""
-    vf_coef: float = 0.5
-    """Weight of the value loss."""
-    max_grad_norm: float = 1.0
-    """Clip of the gradient's norm."""
 
 
 class Actor(nn.Module):
@@ -89,26 +71,12 @@ class Actor(nn.Module):
         return found
 
 
-class Critic(nn.Module):
-    """A trunk that starts as the reference's, under a linear head that starts at 0."""
+class Critic(library_ppo.Critic):
+    """Called as Tianshou calls a critic."""
 
-    def __init__(self, reference: CausalLM) -> None:
-        super().__init__()
-        self.trunk = load_pretrained(AutoModel, str(reference.model.name_or_path))
-        self.trunk.to(reference.device)  # type: ignore[arg-type]  # decorated in transformers
-        self.head = nn.Linear(self.trunk.config.get_text_config().hidden_size, 1)
-        self.head.to(reference.device)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.core = CausalLM(
-            self.trunk, reference.tokenizer, 1.0, reference.vocab_size, reference.eos_ids
-        )
-
-    def forward(self, obs: Any, **_: Any) -> Tensor:
+    def forward(self, obs: Any, **_: Any) -> Tensor:  # type: ignore[override]
         """Values (N, 1) of observations (N, L)."""
-        tokens = torch.as_tensor(obs, device=self.core.device).long()
-        values: Tensor = self.head(last_hidden(self.core, tokens))
-        return values
+        return super().forward(torch.as_tensor(obs, device=self.head.weight.device).long())
 
 
 class TianshouVectorEnv(BaseVectorEnv):
@@ -178,8 +146,7 @@ class TianshouLearner:
         if not reference.mask.is_static:
             raise InputError("tianshou_ppo knows only masks that are the same in every state")
         self.config, self._given = config, env
-        core = CausalLM.load(str(reference.model.name_or_path), device=reference.device)
-        self.policy = core.following(reference)
+        self.policy = reference.trainable()
         self.actor = Actor(self.policy)
         own = TokenVectorEnv(
             env.objective,

@@ -16,11 +16,13 @@ from agents import dpo, nlpo, online_dpo, ppo, sb3_dqn, trajectory_balance
 from agents.algorithm import load_algorithm
 from agents.sb3 import PPO, build
 from agents.sb3.groups import GroupLearner, Groups
+from agents.training_run import TrainingRun
 from rlhf_gym.enumeration import Enumeration
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.masks import NEVER
+from rlhf_gym.sampling import sample_responses
 from rlhf_gym.tokens import row_sums
 
 N = 8
@@ -144,16 +146,26 @@ def test_the_known_optimum_is_where_the_loss_is_flat(make_vector_env, name):
         assert learner.algorithm.loss(best) < 1e-24
 
 
-def test_trajectory_balances_gradient_is_the_objectives_own():
+def test_trajectory_balances_gradient_is_the_objectives_own(make_vector_env):
     """On the policy's own responses it is that of REINFORCE with the others as baseline."""
-    beta, some = 0.3, groups()
-    gap = some.log_probs - some.ref_log_probs - some.scores / beta
-    loss = beta / 2 * gap.var(1).mean()
-    loss.backward()
-    k = some.scores.shape[1]
+    env, some = make_vector_env(N), groups()
+    beta, k = env.objective.kl_coef, some.scores.shape[1]
+    learner = trajectory_balance.make(trajectory_balance.Config(samples_per_prompt=4), env)
+    learner.algorithm.loss(some).backward()
     returns = (some.scores - beta * (some.log_probs - some.ref_log_probs)).detach()
     advantages = (returns - returns.mean(1, keepdim=True)) / (k - 1)
     torch.testing.assert_close(some.log_probs.grad, -advantages / len(returns))
+
+
+def test_a_beta_of_0_is_refused(make_vector_env):
+    env = make_vector_env(N, kl_coef=0.0)
+    for name in ("trajectory_balance", "online_dpo"):
+        module = load_algorithm(name)
+        learner = module.make(module.Config(samples_per_prompt=4), env)
+        with pytest.raises(InputError, match="above 0"):
+            learner.learn(10)
+    with pytest.raises(InputError, match="above 0"):
+        sb3_dqn.make(sb3_dqn.Config(), env)
 
 
 def test_expert_iteration_imitates_the_best_alone(make_vector_env):
@@ -326,7 +338,6 @@ def test_nlpos_mask_is_a_lagged_policys_and_really_moves(make_vector_env):
         assert guide is not None
         for batch in learner.algorithm.rollout_buffer.get(None):
             with torch.no_grad():
-                hidden = guide.states(batch.observations)
                 limits = policy.core.limits(batch.observations)
                 log_p = policy.core.logits(policy.core.states(batch.observations), limits)
             inside = log_p.gather(1, batch.actions.long()[:, None])[:, 0] > NEVER / 2
@@ -334,7 +345,6 @@ def test_nlpos_mask_is_a_lagged_policys_and_really_moves(make_vector_env):
             banned = (log_p < NEVER / 2).float().mean()
             assert 0.1 < banned < 1
             allowed.append([p.clone() for p in guide.model.parameters()])
-            assert hidden.shape[0] == len(inside)
         train()
 
     learner.algorithm.train = watched
@@ -398,22 +408,41 @@ def test_offline_dpo_says_what_does_not_fit(make_vector_env, tmp_path):
         dpo.make(dpo.Config(data=str(file)), make_vector_env(3))
 
 
-def test_offline_dpo_samples_from_the_reference(make_vector_env):
+def test_offline_dpo_samples_from_the_reference(make_vector_env, tmp_path):
     env = make_vector_env(N)
     env.reset(seed=0)
     learner = dpo.make(dpo.Config(samples_per_prompt=2, learning_rate=0.1, n_waves=1), env)
-    asked = []
+    reference, asked = env.objective.reference, []
     sample = learner.algorithm._sample
 
     def watched(prompts: torch.Tensor, env: TokenVectorEnv) -> torch.Tensor:
         torch.manual_seed(len(asked))
-        asked.append(sample(prompts, env))
-        return asked[-1]
+        responses = sample(prompts, env)
+        torch.manual_seed(len(asked))
+        options = {"stop_at_eos": env.stop_at_eos}
+        expected = sample_responses(reference, prompts, env.max_new_tokens, **options)
+        torch.manual_seed(len(asked))
+        by_policy = learner.policy.sample(prompts, env.max_new_tokens, **options)
+        asked.append((torch.equal(responses, expected), torch.equal(responses, by_policy)))
+        return responses
 
     learner.algorithm._sample = watched
-    learner.learn(3 * N * BUDGET)
-    assert len(asked) > 1
-    assert not any("rollout/score" in k for k in learner.algorithm.logger.name_to_value)
+    with TrainingRun(tmp_path, 3 * N * BUDGET, "test") as run:
+        learner.learn(3 * N * BUDGET, run)
+    assert len(asked) > 2
+    assert all(same for same, _ in asked)
+    assert not asked[-1][1], "by then the policy is another"
+    names = set().union(*run._rows)
+    assert "data/score" in names
+    assert not any(name.startswith("rollout/score") for name in names)
+
+
+def test_offline_dpo_refuses_what_the_mask_bars(make_vector_env, tmp_path):
+    file = tmp_path / "short.jsonl"
+    file.write_text(json.dumps({"prompt": "a", "candidates": ["b", "c d"], "best": 0}) + "\n")
+    env = make_vector_env(N, mask={"min_new_tokens": 3})
+    with pytest.raises(InputError, match=r"2 tokens of the responses .* mask"):
+        dpo.make(dpo.Config(data=str(file)), env)
 
 
 # sb3-contrib
@@ -450,7 +479,17 @@ def test_maskable_ppo_serves_masks_that_differ_from_state_to_state(make_vector_e
         batch.observations, batch.actions, action_masks=batch.action_masks
     )
     assert len(log_probs) == len(batch.old_log_prob)
-    assert torch.isfinite(log_probs).all()
+    assert (log_probs > NEVER / 2).all(), "what was chosen was allowed"
+
+
+def test_maskable_ppo_keeps_nothing_of_a_mask_that_is_the_same_everywhere(make_vector_env):
+    module = load_algorithm("sb3_maskable_ppo")
+    env = make_vector_env(N, mask={"decodable_only": True})
+    assert env.objective.reference.mask.never
+    env.reset(seed=0)
+    learner = module.make(module.Config(n_steps=7, batch_size=1000, n_epochs=1), env).algorithm
+    learner.learn(7 * N)
+    assert not learner.rollout_buffer._lists
 
 
 def test_maskable_ppos_first_ratio_is_one(make_vector_env):
@@ -495,6 +534,18 @@ def test_the_replay_takes_one_copy_of_the_observations():
     copies = [a for a in arrays if a.ndim == 3 and a.shape[-1] == width]
     assert [a.size for a in copies] == [size * width]
     assert copies[0].dtype == np.int64
+
+
+def test_value_based_agents_can_be_repeated():
+    def rewards() -> float:
+        set_random_seed(5)
+        env = gymnasium.make_vec("rlhf_gym/Exact-v0", num_envs=16, device="cpu").unwrapped
+        env.reset(seed=5)
+        learner = sb3_dqn.make(sb3_dqn.Config(learning_starts=64), env)
+        learner.learn(320)
+        return float(learner.algorithm.replay_buffer.rewards[:20].sum())
+
+    assert rewards() == rewards()
 
 
 def test_a_mask_and_random_exploration_do_not_go_together(make_vector_env):

@@ -114,6 +114,7 @@ def stock_learner(
     policy_class: type[CausalLMPolicy] = CausalLMPolicy,
     policy_options: dict[str, Any] | None = None,
     buffer: type[SequenceRolloutBuffer] = SequenceRolloutBuffer,
+    buffer_options: dict[str, Any] | None = None,
 ) -> SB3Learner:
     """An algorithm of Stable-Baselines3, unedited, on whole sequences; its rate annealed to 0.
 
@@ -124,6 +125,7 @@ def stock_learner(
         policy_class: `CausalLMPolicy` or a class of it.
         policy_options: Further keywords of the policy.
         buffer: The rollout buffer.
+        buffer_options: Its own keywords.
     """
     options = dict(vars(config))
     options["learning_rate"] = LinearSchedule(config.learning_rate, 0.0, 1.0)
@@ -132,6 +134,7 @@ def stock_learner(
             algorithm,
             env,
             rollout_buffer_class=buffer,
+            rollout_buffer_kwargs=buffer_options,
             policy_class=policy_class,
             policy_options={"entropy": options.get("ent_coef", 0) != 0, **(policy_options or {})},
             device=env.objective.reference.device,

@@ -36,6 +36,8 @@ class MaskedSamples(NamedTuple):
 class MaskableCausalLMPolicy(CausalLMPolicy):
     """A `CausalLMPolicy` that is told in each state what it may choose."""
 
+    _told: Limits | None = None
+
     def forward(
         self,
         obs: Tensor,
@@ -43,7 +45,8 @@ class MaskableCausalLMPolicy(CausalLMPolicy):
         action_masks: Bools | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Act in each state, masks (N, V): tokens (N,), values (N, 1), log-probs (N,)."""
-        self._told = None if action_masks is None else limits_of(action_masks).to(self.device)
+        if action_masks is not None:
+            self._told = limits_of(action_masks, self.core.mask.never).to(self.device)
         try:
             return super().forward(obs, deterministic)
         finally:
@@ -62,8 +65,7 @@ class MaskableCausalLMPolicy(CausalLMPolicy):
     def _limits(
         self, obs: Observations, hidden: Tensor, chosen: Tensor | None = None
     ) -> Limits | None:
-        told: Limits | None = getattr(self, "_told", None)
-        return super()._limits(obs, hidden, chosen) if told is None else told
+        return super()._limits(obs, hidden, chosen) if self._told is None else self._told
 
 
 # MaskablePPO asks for this class by name, and uses nothing of it that is not above.
@@ -71,7 +73,17 @@ MaskableActorCriticPolicy.register(MaskableCausalLMPolicy)
 
 
 class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer):
-    """A `SequenceRolloutBuffer` that keeps each state's mask as a list of ids."""
+    """A `SequenceRolloutBuffer` that keeps each state's mask as a list of ids.
+
+    Args:
+        *args: As in SB3's `RolloutBuffer`.
+        never: Ids that the policy's own mask bars everywhere; no state's list has them.
+        **options: As in SB3's `RolloutBuffer`.
+    """
+
+    def __init__(self, *args: Any, never: tuple[int, ...] = (), **options: Any) -> None:
+        self.never = never
+        super().__init__(*args, **options)
 
     def reset(self) -> None:
         """Empty the grid."""
@@ -82,7 +94,7 @@ class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer
         """Add one step of every environment, masks (N, V)."""
         if action_masks is not None:
             for env, mask in enumerate(action_masks):
-                ids, barred = shorter(mask)
+                ids, barred = shorter(mask, self.never)
                 if len(ids):
                     self._lists[self.pos, env] = ids, barred
         super().add(*args, **kwargs)
@@ -107,13 +119,18 @@ class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer
         return MaskedSamples(*batch[:6], limits.to(self.device))
 
 
-def shorter(mask: Bools) -> tuple[npt.NDArray[np.int64], bool]:
-    """The ids that a mask (V,) allows, or those it bars if they are fewer; and which of the two."""
+def shorter(mask: Bools, never: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], bool]:
+    """The ids that a mask (V,) allows, or those it bars if they are fewer; and which of the two.
+
+    Ids of `never` count as allowed: they are barred elsewhere.
+    """
+    mask = np.array(mask, dtype=np.bool_)
+    mask[list(never)] = True
     barred = 2 * int(mask.sum()) > len(mask)
     return np.flatnonzero(~mask if barred else mask), barred
 
 
-def limits_of(masks: Bools) -> Limits:
+def limits_of(masks: Bools, never: tuple[int, ...]) -> Limits:
     """Masks (N, V) as limits."""
-    lists = [shorter(np.asarray(mask, dtype=np.bool_)) for mask in masks]
+    lists = [shorter(mask, never) for mask in masks]
     return Limits.of([ids for ids, _ in lists], [barred for _, barred in lists])
