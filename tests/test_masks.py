@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from agents.doctor import Patient, examine
 from agents.sb3 import PPO, build
+from agents.sb3.buffer import SequenceSamples
 from rlhf_gym.decode import last_hidden
 from rlhf_gym.enumeration import Enumeration
 from rlhf_gym.errors import InputError
@@ -232,7 +233,9 @@ def test_exact_kl_in_the_loss_is_masked_too(make_vector_env):
     with torch.no_grad():
         hidden, limits = policy.core.states(sequences), policy.core.limits(sequences)
         flat = policy.core.log_probs_of(hidden, sequences.chosen(), limits)
-        found = learner._loss().kl_to_reference(sequences, hidden, flat, limits)
+        zeros = torch.zeros_like(flat)
+        batch = SequenceSamples(sequences, sequences.chosen(), *[zeros] * 5)
+        found = learner._loss().kl_to_reference(batch, hidden, flat, limits)
         logits = [lm.logits(lm.states(sequences), limits) for lm in (policy.core, reference)]
     expected = []
     for ours, theirs in zip(*logits, strict=True):
