@@ -1,11 +1,10 @@
 """Weights & Biases, where it is installed and asked for."""
 
-import importlib
 import secrets
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.errors import InputError
+from agents.optional import require
 from rlhf_gym.files import read_json, write_text
 
 
@@ -15,12 +14,8 @@ def require_wandb() -> Any:
     Raises:
         InputError: It is not installed.
     """
-    try:
-        return importlib.import_module("wandb")
-    except ImportError as error:
-        raise InputError(
-            f"--wandb needs the package wandb ({error}): pip install wandb, or leave --wandb out"
-        ) from error
+    need, mend = "--wandb needs the package wandb", "pip install wandb, or leave --wandb out"
+    return require("wandb", need, mend)
 
 
 def begin_wandb(run_dir: Path) -> Any:

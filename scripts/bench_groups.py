@@ -6,10 +6,7 @@ Python of an environment with trl; the two share nothing but files. Prints respo
 second of whole iterations and their ratio, and writes JSON. Run it on a quiet machine.
 """
 
-import importlib
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,12 +18,13 @@ from typing import Any
 
 import torch
 from bench_speed import SHAPES, make_env
-from common import device, run
+from common import device, run, run_trl
 from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 
 import rlhf_gym
+from agents.algorithm import load_algorithm
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import write_json
 from rlhf_gym.reward_model import RewardModel
@@ -103,7 +101,7 @@ def measure(config: Config, algorithm: str) -> dict[str, Any]:
         write_json(folder / "prompts.json", prompts)
         for _ in range(config.turns):
             ours += time_ours(config, algorithm, env)
-            found = time_trl(config, folder)
+            found = run_trl(config.trl_python, "_trl_groups.py", folder)
             theirs += found["seconds"]
     tokens = shape.episodes * shape.response
     row: dict[str, Any] = {**options, "shape": config.shape, "tokens": tokens}
@@ -141,7 +139,7 @@ class Clock(BaseCallback):
 
 def time_ours(config: Config, algorithm: str, env: Any) -> list[float]:
     """Seconds of each timed iteration."""
-    module = importlib.import_module(f"agents.{algorithm}")
+    module = load_algorithm(algorithm)
     options = module.Config(
         learning_rate=1e-5,
         samples_per_prompt=config.samples_per_prompt,
@@ -155,18 +153,6 @@ def time_ours(config: Config, algorithm: str, env: Any) -> list[float]:
     learner.learn((config.iterations + 1) * tokens, callback=clock)
     spent = [b - a for a, b in pairwise(clock.times)]
     return spent[1:]
-
-
-def time_trl(config: Config, folder: Path) -> dict[str, Any]:
-    """The same of TRL, in its own process."""
-    script = Path(__file__).with_name("_trl_groups.py")
-    done = subprocess.run(
-        [str(config.trl_python), str(script), str(folder)], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise InputError(f"TRL failed in {config.trl_python}:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ its own, whose python is named. Run it on a quiet machine.
 import json
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import device, run
+from common import device, run, run_trl
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -165,7 +164,7 @@ def timed(
         # The same work: every parameter was moved, in the same number of steps.
         pairs_of = zip(before, model.parameters(), strict=True)
         assert all(bool((p != q).any()) for p, q in pairs_of)
-        competitor = run_trl(config, folder)
+        competitor = run_trl(config.trl_python, "_trl_reward.py", folder)
         assert competitor["steps"] == -(-len(comparisons) // config.batch_size)
         theirs.append(competitor["seconds"])
     tokens = sum(len(row) for c in comparisons for row in c.rows)
@@ -190,17 +189,6 @@ def timed(
         "trl_versions": competitor["versions"],
     }
     return result
-
-
-def run_trl(config: Config, folder: Path) -> dict[str, Any]:
-    """One run of TRL in its own process."""
-    script = Path(__file__).with_name("_trl_reward.py")
-    done = subprocess.run(
-        [str(config.trl_python), str(script), str(folder)], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise InputError(f"TRL failed in {config.trl_python}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

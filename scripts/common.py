@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -103,6 +104,20 @@ def parse_values(texts: dict[str, str]) -> dict[str, Any]:
             return text
 
     return {key: value(text) for key, text in texts.items()}
+
+
+def run_trl(python: Path, script: str, folder: Path) -> dict[str, Any]:
+    """Run a script beside this one on a folder, in TRL's own environment; the JSON it prints last.
+
+    Raises:
+        InputError: It failed there.
+    """
+    file = Path(__file__).with_name(script)
+    done = subprocess.run([str(python), str(file), str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(f"TRL failed in {python}:\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 def make_env(env_id: str, num_envs: int, keywords: dict[str, Any]) -> TokenVectorEnv:

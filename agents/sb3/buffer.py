@@ -177,15 +177,23 @@ class SequenceRolloutBuffer(RolloutBuffer):
         )
         return starts, environments, lengths, sequences
 
+    def _cells(
+        self,
+        starts: npt.NDArray[np.int64],
+        environments: npt.NDArray[np.int64],
+        sequences: Sequences,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Step and environment of each chosen token of some segments, (M,) each."""
+        rows, columns = (part.numpy() for part in sequences.cells())
+        return starts[rows] + columns - sequences.starts.numpy()[rows], environments[rows]
+
     def _minibatch(
         self,
         starts: npt.NDArray[np.int64],
         environments: npt.NDArray[np.int64],
         sequences: Sequences,
     ) -> SequenceSamples:
-        rows, columns = (part.numpy() for part in sequences.cells())
-        steps = starts[rows] + columns - sequences.starts.numpy()[rows]
-        cells = steps, environments[rows]
+        cells = self._cells(starts, environments, sequences)
         # Trailing padding that no row of this minibatch needs costs compute in every layer.
         sequences = sequences._replace(tokens=sequences.tokens[:, : sequences.width])
         grids = (self.actions, *(getattr(self, name) for name in QUANTITIES))

@@ -1,9 +1,8 @@
 """sb3-contrib, where it is installed."""
 
-import importlib
 from typing import Any
 
-from rlhf_gym.errors import InputError
+from agents.optional import require
 
 
 def contrib() -> Any:
@@ -12,9 +11,5 @@ def contrib() -> Any:
     Raises:
         InputError: It is not installed.
     """
-    try:
-        return importlib.import_module("sb3_contrib")
-    except ImportError as error:
-        raise InputError(
-            f"this algorithm is sb3-contrib's ({error}): pip install 'rlhf-gym[contrib]'"
-        ) from error
+    need, mend = "this algorithm is sb3-contrib's", "pip install 'rlhf-gym[contrib]'"
+    return require("sb3_contrib", need, mend)

@@ -110,10 +110,9 @@ class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer
         sequences: Sequences,
     ) -> MaskedSamples:
         batch = super()._minibatch(starts, environments, sequences)
-        rows, columns = (part.numpy() for part in sequences.cells())
-        steps = starts[rows] + columns - sequences.starts.numpy()[rows]
         nothing = np.zeros(0, dtype=np.int64), True
-        places = zip(steps.tolist(), environments[rows].tolist(), strict=True)
+        steps, rows = self._cells(starts, environments, sequences)
+        places = zip(steps.tolist(), rows.tolist(), strict=True)
         lists = [self._lists.get(place, nothing) for place in places]
         limits = Limits.of([ids for ids, _ in lists], [barred for _, barred in lists])
         return MaskedSamples(*batch[:6], limits.to(self.device))

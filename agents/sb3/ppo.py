@@ -259,12 +259,12 @@ class PPO(OnPolicyAlgorithm):
         flat = torch.from_numpy(rewards[actions >= 0]).to(log_probs.device)
         check_finite("the reward", flat, sequences, rewards=flat, log_probs=log_probs)
         # What the environment took off at its β, the agent takes off at its own.
-        taken = torch.from_numpy(actions >= 0)
-        paid = REWARD_ESTIMATORS[env.objective.kl_estimator](
-            torch.from_numpy(log_prob_grid), torch.from_numpy(infos["ref_log_prob"])
-        )
-        back = (env.objective.kl_coef - self._reward_kl_coef(env)) * torch.where(taken, paid, 0.0)
-        rewards = rewards + back.numpy()
+        difference = env.objective.kl_coef - self._reward_kl_coef(env)
+        if difference:
+            paid = REWARD_ESTIMATORS[env.objective.kl_estimator](
+                torch.from_numpy(log_prob_grid), torch.from_numpy(infos["ref_log_prob"])
+            )
+            rewards = rewards + difference * np.where(actions >= 0, paid.numpy(), 0.0)
         ref_log_probs = infos["ref_log_prob"]
         buffer.add_responses(prompts, actions, rewards, value_grid, log_prob_grid, ref_log_probs)
         settled = time.perf_counter()
