@@ -23,7 +23,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.masks import NEVER
 from rlhf_gym.preference_formats import read_comparisons
-from rlhf_gym.sampling import sample_responses
+from rlhf_gym.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.tokens import continuations, pad_rows, unflatten
 
 
@@ -68,9 +68,13 @@ class OfflineDPO(OnlineDPO):
         self.pairs = pairs
         super().__init__(*args, **options)
 
-    def _sample(self, prompts: Tensor, env: TokenVectorEnv) -> Tensor:
-        reference = env.objective.reference
-        return sample_responses(reference, prompts, env.max_new_tokens, stop_at_eos=env.stop_at_eos)
+    def _sample(self, prompts: Tensor, env: TokenVectorEnv) -> Sampled:
+        return sample_with_log_probs(
+            env.objective.reference, prompts, env.max_new_tokens, stop_at_eos=env.stop_at_eos
+        )
+
+    def _scores_anew(self) -> bool:
+        return True  # sampling knows the reference's log-probs
 
     def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
         if self.pairs is None:

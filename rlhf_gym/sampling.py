@@ -1,6 +1,7 @@
 """Whole responses drawn from a causal LM."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +15,32 @@ from rlhf_gym.tokens import PAD, row_lengths
 DROP_SHARE = 0.2
 
 
+class Sampled(NamedTuple):
+    """Responses, and how likely each token was where it was chosen.
+
+    Attributes:
+        responses: (N, T) int64, PAD after each response's end.
+        log_probs: (N, T) float32, 0 after the end. They come from decoding, so they are those of a
+            pass over whole sequences up to rounding: 1e-5 in float32.
+    """
+
+    responses: Tensor
+    log_probs: Tensor
+
+
 def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One token a row from tempered logits: (N, V) -> (N,) int64.
+    """One token a row from tempered logits: (N, V) -> (N,) int64."""
+    return _drawn(torch.softmax(logits, -1), generator)
+
+
+def _drawn(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One token a row, (N, V) -> (N,).
 
     One uniform number a row and a running sum of the probabilities; the usual V exponential
     variables a row would cost a third of a decode step.
     """
-    edges = torch.softmax(logits, -1).cumsum(-1)
-    uniform = torch.rand(len(logits), 1, generator=generator, device=logits.device)
+    edges = probabilities.cumsum(-1)
+    uniform = torch.rand(len(edges), 1, generator=generator, device=edges.device)
     # The first token whose right edge lies beyond the point, so none of probability 0; rounding
     # must not carry the point to the end itself.
     end = edges[:, -1:]
@@ -29,7 +48,6 @@ def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.searchsorted(edges, point, right=True).squeeze(-1)
 
 
-@torch.no_grad()
 def sample_responses(
     lm: CausalLM,
     prompts: Tensor,
@@ -39,7 +57,28 @@ def sample_responses(
     deterministic: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw one response a row.
+    """Draw one response a row: the responses of `sample_with_log_probs` alone, (N, T)."""
+    return sample_with_log_probs(
+        lm,
+        prompts,
+        max_new_tokens,
+        stop_at_eos=stop_at_eos,
+        deterministic=deterministic,
+        generator=generator,
+    ).responses
+
+
+@torch.no_grad()
+def sample_with_log_probs(
+    lm: CausalLM,
+    prompts: Tensor,
+    max_new_tokens: int,
+    *,
+    stop_at_eos: bool = True,
+    deterministic: bool = False,
+    generator: torch.Generator | None = None,
+) -> Sampled:
+    """Draw one response a row, and keep the log-prob of each token.
 
     Args:
         lm: Model and temperature.
@@ -50,7 +89,7 @@ def sample_responses(
         generator: Source of randomness on the model's device; torch's global one if None.
 
     Returns:
-        (N, T) int64, PAD after each response's end.
+        The responses, (N, T) int64 with PAD after each one's end, and their log-probs.
     """
     with casts_kept(lm.device, lm.precision):
         lm = replace(lm, reuse_casts=True)
@@ -64,8 +103,9 @@ def _sample(
     stop_at_eos: bool,
     deterministic: bool,
     generator: torch.Generator | None,
-) -> Tensor:
+) -> Sampled:
     out = torch.full((len(prompts), max_new_tokens), PAD, device=prompts.device)
+    log_probs = torch.zeros(out.shape, device=prompts.device)
     eos = torch.tensor(lm.eos_ids if stop_at_eos else [], dtype=torch.int64, device=prompts.device)
     rows = torch.arange(len(prompts), device=prompts.device)  # where each live slot writes to
     alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
@@ -75,8 +115,10 @@ def _sample(
     for t in range(max_new_tokens):
         taken = torch.full_like(rows, t)
         logits = lm.logits(steppers[0].hidden, guide.next_limits(steppers[-1].hidden, taken))
-        tokens = logits.argmax(-1) if deterministic else draw(logits, generator)
-        out[rows[alive], t] = tokens[alive]
+        probabilities = torch.softmax(logits, -1)
+        tokens = logits.argmax(-1) if deterministic else _drawn(probabilities, generator)
+        taken_with = probabilities.gather(-1, tokens[:, None]).squeeze(-1).log()
+        out[rows[alive], t], log_probs[rows[alive], t] = tokens[alive], taken_with[alive]
         alive &= ~torch.isin(tokens, eos)
         n_alive = int(alive.sum())
         if n_alive == 0 or t == max_new_tokens - 1:
@@ -88,7 +130,7 @@ def _sample(
             rows, tokens, alive = rows[kept], tokens[kept], alive[kept]
         for stepper in steppers:
             stepper.advance(tokens)
-    return out
+    return Sampled(out, log_probs)
 
 
 def _stepper(lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> "_Slotted | _Full":

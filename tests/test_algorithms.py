@@ -22,7 +22,7 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.masks import NEVER
-from rlhf_gym.sampling import sample_responses
+from rlhf_gym.sampling import Sampled, sample_responses
 from rlhf_gym.tokens import row_sums
 
 N = 8
@@ -415,16 +415,17 @@ def test_offline_dpo_samples_from_the_reference(make_vector_env, tmp_path):
     reference, asked = env.objective.reference, []
     sample = learner.algorithm._sample
 
-    def watched(prompts: torch.Tensor, env: TokenVectorEnv) -> torch.Tensor:
+    def watched(prompts: torch.Tensor, env: TokenVectorEnv) -> Sampled:
         torch.manual_seed(len(asked))
-        responses = sample(prompts, env)
+        sampled = sample(prompts, env)
+        responses = sampled.responses
         torch.manual_seed(len(asked))
         options = {"stop_at_eos": env.stop_at_eos}
         expected = sample_responses(reference, prompts, env.max_new_tokens, **options)
         torch.manual_seed(len(asked))
         by_policy = learner.policy.sample(prompts, env.max_new_tokens, **options)
         asked.append((torch.equal(responses, expected), torch.equal(responses, by_policy)))
-        return responses
+        return sampled
 
     learner.algorithm._sample = watched
     with TrainingRun(tmp_path, 3 * N * BUDGET, "test") as run:

@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_gym import decode, sampling
 from rlhf_gym.decode import DecodeCache, last_hidden, supports_slots
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.sampling import draw, sample_responses
+from rlhf_gym.lm import CausalLM, continuation_log_probs
+from rlhf_gym.sampling import draw, sample_responses, sample_with_log_probs
 from rlhf_gym.tokens import PAD, continuations, pad_rows, row_lengths
 
 WIDTH = 16
@@ -273,6 +273,24 @@ def test_dropping_finished_rows_changes_no_response(load_lm, monkeypatch, family
         assert len(set(ends.tolist())) > 3, "the test needs rows that end at different times"
     else:
         assert (ends == 12).all()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("family", [*SERVED, "mistral"])
+def test_what_sampling_says_of_its_tokens_is_a_pass_over_whole_sequences(
+    load_lm, family, deterministic
+):
+    lm = load_lm(family, temperature=0.8)
+    prompts = prompts_of(lm, 24)
+    torch.manual_seed(0)
+    sampled = sample_with_log_probs(lm, prompts, 12, deterministic=deterministic)
+    assert len(set(row_lengths(sampled.responses).tolist())) > 3, "rows end at different times"
+    expected = continuation_log_probs(lm, prompts, sampled.responses)
+    assert (expected < 0).any()
+    torch.testing.assert_close(sampled.log_probs, expected, atol=1e-5, rtol=1e-5)
+    torch.manual_seed(0)
+    alone = sample_responses(lm, prompts, 12, deterministic=deterministic)
+    assert torch.equal(alone, sampled.responses)
 
 
 def test_finished_rows_cost_no_compute(load_lm, monkeypatch):

@@ -562,6 +562,32 @@ def test_flagship_costs_one_forward_an_episode_not_one_a_token(make_learner):
     assert len(shapes) - 4 == lengths.max() - 1, "decode steps"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_without_a_critic_decoding_has_already_scored_what_it_chose(
+    make_learner, make_vector_env, precision
+):
+    env = make_vector_env(2 * N)
+    env.group_rows(2)
+    learner = make_learner(
+        env=env,
+        policy_options={"precision": precision},
+        baseline="leave_one_out",
+        n_epochs=2,
+        n_minibatches=1,
+        learning_rate=1e-2,
+    )
+    passes = {"fp32": 3, "bf16": 4}[precision]  # bfloat16 rounds otherwise a token at a time
+    for _ in range(3):
+        with count_forwards(learner.policy.core) as shapes:
+            learner.learn(1, reset_num_timesteps=False)
+        assert [rows for rows, tokens in shapes if tokens > 1] == [2 * N] * passes
+        record = learner.logger.name_to_value
+        if precision == "fp32":
+            assert record["train/ratio_first_max_error"] < 1e-5
+        assert "train/value_loss" not in record
+        assert record["train/gradient_norm"] > 0
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_parameter_moves_in_one_update(make_learner, family):
     learner = make_learner(env_options={"family": family}, n_waves=2, n_minibatches=1, n_epochs=1)

@@ -53,12 +53,13 @@ class AdvantageEstimator:
         taken = buffer.actions >= 0
         if self.whiten_rewards:
             buffer.rewards[taken] = _whitened(buffer.rewards[taken], shift_mean=False)
-        self._gae(buffer)
-        if self.baseline == "none":
+        if self.baseline == "critic":
+            self._gae(buffer)
+        elif self.baseline == "none":
             by_wave = buffer.rewards.reshape(waves, -1, buffer.n_envs)
             to_come = by_wave[:, ::-1].cumsum(1)[:, ::-1].reshape(taken.shape)
             buffer.advantages = np.where(taken, to_come, 0)
-        elif self.baseline != "critic":
+        else:
             if rows_per_prompt < 2:
                 raise InputError(
                     f"baseline={self.baseline!r} compares responses to one prompt: make the "

@@ -29,7 +29,7 @@ class Loss:
         clip_range: ε of the ratio's clip.
         clip_range_vf: How far a value may move before its loss is clipped; None never clips.
         kl_old_coef: Weight of KL(π_old ‖ π_θ).
-        vf_coef: Weight of the value loss.
+        vf_coef: Weight of the value loss; never computed at 0.
         ent_coef: Weight of the entropy, where the policy computes it.
         kl_coef: Weight of the penalty against the reference, where `kl_loss` puts it here.
         kl_loss: How that penalty is computed; None leaves it to the reward.
@@ -60,21 +60,23 @@ class Loss:
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         surrogate = torch.minimum(ratio * batch.advantages, clipped * batch.advantages)
         kl_old = self.kl_from_old(sequences, hidden, log_probs, batch.old_log_prob, limits)
-        value_loss = self.value_loss(values.flatten(), batch.old_values, batch.returns)
-        objective = surrogate - self.kl_old_coef * kl_old - self.vf_coef * value_loss
+        objective = surrogate - self.kl_old_coef * kl_old
+        terms = {
+            "policy_loss": -surrogate.detach(),
+            "kl_old": kl_old.detach(),
+            "clip_fraction": ((ratio - 1).abs() > self.clip_range).float(),
+            "ratio": ratio.detach(),
+        }
+        if self.vf_coef:
+            value_loss = self.value_loss(values.flatten(), batch.old_values, batch.returns)
+            objective = objective - self.vf_coef * value_loss
+            terms["value_loss"] = value_loss.detach()
         if entropy is not None:
             objective = objective + self.ent_coef * entropy
         if self.kl_loss is not None:
             kl = self.kl_to_reference(batch, hidden, log_probs, limits)
             objective = objective - self.kl_coef * kl
-        return {
-            "objective": objective,
-            "policy_loss": -surrogate.detach(),
-            "value_loss": value_loss.detach(),
-            "kl_old": kl_old.detach(),
-            "clip_fraction": ((ratio - 1).abs() > self.clip_range).float(),
-            "ratio": ratio.detach(),
-        }
+        return {"objective": objective, **terms}
 
     def critic_terms(self, batch: SequenceSamples) -> dict[str, Tensor]:
         """The critic's term alone, (M,) each: nothing has a gradient at the language model."""

@@ -28,7 +28,7 @@ from rlhf_gym.lora import add_adapters, merged, twin
 from rlhf_gym.masks import NO_MASK, Limits, Mask
 from rlhf_gym.models import embedded, is_causal, load_pretrained, recompute_activations
 from rlhf_gym.precision import Precision
-from rlhf_gym.sampling import draw, sample_responses
+from rlhf_gym.sampling import Sampled, draw, sample_with_log_probs
 from rlhf_gym.tokens import Sequences
 
 Observations = Tensor | Sequences
@@ -270,8 +270,15 @@ class CausalLMPolicy(ActorCriticPolicy):
     @torch.no_grad()
     def sample(self, prompts: Tensor, max_new_tokens: int, *, stop_at_eos: bool = True) -> Tensor:
         """Whole responses: prompts (N, P) -> (N, T), PAD after each response's end."""
+        return self.sample_with_log_probs(prompts, max_new_tokens, stop_at_eos).responses
+
+    @torch.no_grad()
+    def sample_with_log_probs(
+        self, prompts: Tensor, max_new_tokens: int, stop_at_eos: bool = True
+    ) -> Sampled:
+        """`sample`, and each token's log-prob as decoding found it: two (N, T)."""
         self._check_guide()
-        return sample_responses(self.core, prompts, max_new_tokens, stop_at_eos=stop_at_eos)
+        return sample_with_log_probs(self.core, prompts, max_new_tokens, stop_at_eos=stop_at_eos)
 
     @torch.no_grad()
     def score(self, sequences: Sequences) -> tuple[Tensor, Tensor]:

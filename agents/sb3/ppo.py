@@ -31,7 +31,8 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import REWARD_ESTIMATORS, KLController
 from rlhf_gym.lm import CausalLM, passes, tokens_per_pass
-from rlhf_gym.tokens import continuations, unflatten
+from rlhf_gym.sampling import Sampled
+from rlhf_gym.tokens import PAD, continuations, unflatten
 
 MAX_WARMUP = 0.2
 """Share of a training in which the policy may wait for its critic."""
@@ -243,10 +244,14 @@ class PPO(OnPolicyAlgorithm):
         prompts = np.asarray(self._last_obs)[:, : env.prompts.max_tokens]
         begun = time.perf_counter()
         on_device = torch.from_numpy(prompts).to(self.device)
-        responses = self._sample(on_device, env)
+        responses, found = self._sample(on_device, env)
         sampled = time.perf_counter()
         sequences = continuations(on_device, responses)
-        values, log_probs = self.policy.score(sequences)
+        if self._scores_anew():
+            values, log_probs = self.policy.score(sequences)
+        else:
+            log_probs = found[responses != PAD]
+            values = torch.zeros_like(log_probs)
         value_grid, log_prob_grid = (
             unflatten(flat, sequences.lengths, env.max_new_tokens).cpu().numpy()
             for flat in (values, log_probs)
@@ -279,9 +284,17 @@ class PPO(OnPolicyAlgorithm):
         infos["log_prob_mean"] = float(log_probs.double().mean())
         return infos
 
-    def _sample(self, prompts: torch.Tensor, env: TokenVectorEnv) -> torch.Tensor:
-        """Whole responses to prompts (N, P): (N, T)."""
-        return self.policy.sample(prompts, env.max_new_tokens, stop_at_eos=env.stop_at_eos)
+    def _sample(self, prompts: torch.Tensor, env: TokenVectorEnv) -> Sampled:
+        """Whole responses to prompts (N, P), and their log-probs."""
+        return self.policy.sample_with_log_probs(prompts, env.max_new_tokens, env.stop_at_eos)
+
+    def _scores_anew(self) -> bool:
+        """Whether log-probs and values of a rollout take a pass over whole sequences.
+
+        Nobody asks for values without a critic, and in float32 decoding finds the same log-probs.
+        In bfloat16 it rounds otherwise than the update, and the first ratio would not be 1.
+        """
+        return self.baseline == "critic" or self.policy.precision != "fp32"
 
     def _kl_coef(self, env: TokenVectorEnv) -> float:
         """The agent's weight of the penalty against the reference."""
