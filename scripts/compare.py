@@ -103,8 +103,8 @@ def main(config: Config) -> None:
     """Tune, compare, and write what came out."""
     check_options(config)
     plain = dataclasses.asdict(config)
-    # More algorithms, environments and seeds may be added to a comparison later.
-    growing = ("algorithms", "envs", "total_tokens", "seeds", "options", "workers")
+    # More algorithms, environments, rates and seeds may be added to a comparison later.
+    growing = ("algorithms", "envs", "total_tokens", "seeds", "rates", "options", "workers")
     fixed = {k: v for k, v in plain.items() if k not in growing}
     check_same_run(config.run_dir, fixed, resume=True)
     begin_run(config.run_dir, fixed)
@@ -120,7 +120,7 @@ def main(config: Config) -> None:
         for env, algorithm in pairs
     ]
     do(config, trials, file)
-    chosen = best_rates(read_rows(file), pairs)
+    chosen = best_rates(read_rows(file), pairs, config.rates)
     jobs = [
         Job(env, algorithm, False, chosen[env, algorithm], seed)
         for seed in range(config.seeds)
@@ -128,8 +128,14 @@ def main(config: Config) -> None:
     ]
     do(config, jobs, file)
     scales = {env: scale(yardstick(config, env, "held_out")) for env in config.envs}
+    compared = {(job.env, job.algorithm, job.rate, job.seed) for job in jobs}
     rows = [row for row in read_rows(file) if row["tuning"] == "0"]
-    rows = [row for row in rows if (row["env"], row["algorithm"]) in set(pairs)]
+    rows = [
+        row
+        for row in rows
+        # Rows of another rate are left from when fewer had been tried.
+        if (row["env"], row["algorithm"], float(row["rate"]), int(row["seed"])) in compared
+    ]
     options = {k: v for k, v in plain.items() if k not in ("run_dir", "workers")}
     write_report(config.run_dir, options, rows, scales, chosen)
 
@@ -258,15 +264,17 @@ def scale(ruler: Yardstick) -> dict[str, Any]:
 
 
 def best_rates(
-    rows: list[dict[str, str]], pairs: list[tuple[str, str]]
+    rows: list[dict[str, str]], pairs: list[tuple[str, str]], rates: tuple[float, ...]
 ) -> dict[tuple[str, str], float]:
-    """The multiple of the learning rate with the highest optimality on training prompts."""
+    """The one of `rates` with the highest optimality on training prompts; 1 if there are none."""
     chosen = {}
     for env, algorithm in pairs:
         found = {
             float(r["rate"]): float(np.nan_to_num(float(r["optimality"]), nan=-np.inf))
             for r in rows
-            if r["tuning"] == "1" and (r["env"], r["algorithm"]) == (env, algorithm)
+            if r["tuning"] == "1"
+            and (r["env"], r["algorithm"]) == (env, algorithm)
+            and float(r["rate"]) in rates
         }
         chosen[env, algorithm] = max(found, key=found.__getitem__, default=1.0)
     return chosen

@@ -223,6 +223,18 @@ def test_a_comparison_tunes_compares_and_goes_on(tmp_path):
     after = (folder / "results.csv").read_text()
     assert after.startswith(before)
     assert len(after.splitlines()) == len(before.splitlines()) + 2
+    # One more rate: each algorithm tries it too, and is compared at its new best alone.
+    run(*command, "--seeds", 1, "--options", "rloo.n_waves", 1, "--rates", 1, 10, 100)
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    trials = [r for r in rows if r["tuning"] == "1"]
+    assert sorted(r["rate"] for r in trials) == sorted(2 * ["1.0", "10.0", "100.0"])
+    found = json.loads((folder / "compare.json").read_text())
+    for name, entry in zip(("ppo", "rloo"), found["over_environments"], strict=True):
+        ours = [r for r in trials if r["algorithm"] == name]
+        best = max(ours, key=lambda r: float(r["optimality"]))["rate"]
+        row = next(r for r in rows if (r["algorithm"], r["rate"], r["seed"]) == (name, best, "0"))
+        assert entry["iqm"] == pytest.approx(float(row["optimality"]))
 
 
 def test_a_comparison_says_what_is_wrong_before_hours_are_spent(tmp_path):
