@@ -22,7 +22,8 @@ class TrainingRun:
     """The record of one training in its run folder.
 
     Use as a context manager. Rows are keyed by the tokens sampled so far; `rewind` cuts the record
-    back to a restored checkpoint, so a resumed run's file is that of one never stopped.
+    back to a restored checkpoint, so a resumed run's file is that of one never stopped. What an
+    attempt without checkpoints left behind is forgotten on entering.
 
     Args:
         run_dir: The run folder.
@@ -54,6 +55,8 @@ class TrainingRun:
         self._task = self._progress.add_task(label, total=total_tokens, note="")
 
     def __enter__(self) -> "TrainingRun":
+        if not any(self.checkpoints.glob("*")):
+            self.rewind(0)
         self._wandb = begin_wandb(self.run_dir) if self._asked_for_wandb else None
         self._tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"))
         self._progress.start()

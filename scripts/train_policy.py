@@ -118,8 +118,6 @@ def train(
         reference.save_pretrained(folder)
     label = f"{algorithm} on {len(env.prompts)} prompts"
     with TrainingRun(run_dir, total_tokens, label, wandb=wandb) as run:
-        if not any(run.checkpoints.glob("*")):
-            run.rewind(0)  # what an attempt without checkpoints left behind
         learner.learn(total_tokens, run)
         seconds = run.seconds
         tokens = run.tokens

@@ -4,15 +4,16 @@ Notation: N rows of the environment, T the token budget, W waves, k responses to
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from agents.advantages import group_mean, leave_one_out, whiten
+from agents.advantages import gae, group_mean, leave_one_out, whiten
 from agents.sb3.buffer import SequenceRolloutBuffer
 from rlhf_gym.errors import InputError
+from rlhf_gym.tokens import PAD
 
 Baseline = Literal["critic", "leave_one_out", "group_mean", "none"]
 
@@ -54,7 +55,7 @@ class AdvantageEstimator:
         if self.whiten_rewards:
             buffer.rewards[taken] = _whitened(buffer.rewards[taken], shift_mean=False)
         if self.baseline == "critic":
-            self._gae(buffer)
+            self._gae(buffer, waves)
         elif self.baseline == "none":
             by_wave = buffer.rewards.reshape(waves, -1, buffer.n_envs)
             to_come = by_wave[:, ::-1].cumsum(1)[:, ::-1].reshape(taken.shape)
@@ -69,16 +70,23 @@ class AdvantageEstimator:
         if self.whiten_advantages:
             buffer.advantages[taken] = _whitened(buffer.advantages[taken], shift_mean=True)
 
-    def _gae(self, buffer: SequenceRolloutBuffer) -> None:
-        """GAE by SB3's own loop, and the critic's returns by its own λ."""
-        ended = torch.zeros(buffer.n_envs), np.ones(buffer.n_envs)
-        buffer.gae_lambda = self.critic_lambda
-        buffer.compute_returns_and_advantage(*ended)
-        returns = buffer.returns
+    def _gae(self, buffer: SequenceRolloutBuffer, waves: int) -> None:
+        """GAE, and the critic's returns by its own λ."""
+
+        def by_response(grid: npt.NDArray[Any]) -> torch.Tensor:
+            """(W · T, N) to (W · N, T)."""
+            return torch.from_numpy(grid.reshape(waves, -1, buffer.n_envs)).mT.flatten(0, 1)
+
+        def by_step(rows: torch.Tensor) -> npt.NDArray[np.floating]:
+            grid: npt.NDArray[np.floating] = rows.unflatten(0, (waves, -1)).mT.flatten(0, 1).numpy()
+            return grid
+
+        mask = by_response(buffer.actions) != PAD
+        rewards, values = by_response(buffer.rewards), by_response(buffer.values)
+        advantages, returns = gae(rewards, values, mask, self.gae_lambda)
         if self.gae_lambda != self.critic_lambda:
-            buffer.gae_lambda = self.gae_lambda
-            buffer.compute_returns_and_advantage(*ended)
-            buffer.returns = returns
+            _, returns = gae(rewards, values, mask, self.critic_lambda)
+        buffer.advantages, buffer.returns = by_step(advantages), by_step(returns)
 
     def _compared(
         self, buffer: SequenceRolloutBuffer, waves: int, rows_per_prompt: int
