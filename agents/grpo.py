@@ -24,6 +24,8 @@ class Config(ppo.Config):
     learning_rate: float = 3e-4
     critic: ppo.Critic = "shared"
     critic_warmup: int = 0
+    n_waves: int = 2
+    n_epochs: int = 1
     baseline: Baseline = "group_mean"
     samples_per_prompt: int | None = 8
     scale_by_std: bool = True

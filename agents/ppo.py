@@ -70,17 +70,17 @@ class Config:
     reference (separate), or one that starts from the environment's reward model (reward_model).
     auto is the last where it can serve, else separate; shared with lora_rank or another baseline.
     The head starts at 0."""
-    critic_lr_scale: float = 6.0
+    critic_lr_scale: float = 4.0
     """The learning rate of a critic's own trunk is so many times the policy's."""
-    value_lr_scale: float = 20.0
+    value_lr_scale: float = 14.0
     """The value head's learning rate is so many times the policy's."""
-    n_waves: int = 2
+    n_waves: int = 1
     """Waves an update; an update has n_waves × num_envs episodes."""
-    n_epochs: int = 1
+    n_epochs: int = 2
     """Passes over the episodes of an update."""
     n_minibatches: int = 8
     """Optimiser steps a pass."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.8
     """λ of generalised advantage estimation."""
     critic_lambda: float | None = None
     """λ of the returns that the critic learns; gae_lambda if None. At 1 its own bias is out."""

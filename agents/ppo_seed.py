@@ -20,6 +20,7 @@ class Config(ppo.Config):
     critic_lr_scale: float = 1.0
     value_lr_scale: float = 1.0
     critic_warmup: int = 0
+    n_waves: int = 2
     n_epochs: int = 4
     gae_lambda: float = 0.95
     kl_old_coef: float = 0.1

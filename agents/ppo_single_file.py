@@ -42,19 +42,19 @@ class Config:
 
     learning_rate: float = 1.5e-4
     """Learning rate of the policy at the start; annealed linearly to 0."""
-    critic_lr_scale: float = 6.0
+    critic_lr_scale: float = 4.0
     """The learning rate of the critic's trunk is so many times the policy's."""
-    value_lr_scale: float = 20.0
+    value_lr_scale: float = 14.0
     """And that of its head."""
     adam_eps: float = 1e-5
     """ε of Adam."""
-    n_waves: int = 2
+    n_waves: int = 1
     """W."""
-    n_epochs: int = 1
+    n_epochs: int = 2
     """Passes over the responses of an update."""
     n_minibatches: int = 8
     """Optimiser steps a pass."""
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.8
     """λ of generalised advantage estimation; γ is 1."""
     critic_warmup: int = 2
     """In the first so many updates, but at most a fifth of the training, only the critic learns."""

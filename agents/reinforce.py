@@ -16,5 +16,9 @@ make = ppo.make
 class Config(ppo.Config):
     """Options of REINFORCE."""
 
+    critic_lr_scale: float = 6.0
+    value_lr_scale: float = 20.0
+    n_waves: int = 2
+    n_epochs: int = 1
     gae_lambda: float = 1.0
     clip_range: float = 1e9

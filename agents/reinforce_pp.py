@@ -20,6 +20,8 @@ class Config(ppo.Config):
 
     critic: ppo.Critic = "shared"
     critic_warmup: int = 0
+    n_waves: int = 2
+    n_epochs: int = 1
     baseline: Baseline = "none"
     normalize_advantage: bool = True
     normalize_over: Literal["minibatch", "rollout"] = "rollout"

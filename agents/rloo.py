@@ -20,5 +20,7 @@ class Config(ppo.Config):
     learning_rate: float = 3e-4
     critic: ppo.Critic = "shared"
     critic_warmup: int = 0
+    n_waves: int = 2
+    n_epochs: int = 1
     baseline: Baseline = "leave_one_out"
     samples_per_prompt: int | None = 8

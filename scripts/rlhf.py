@@ -61,7 +61,7 @@ class Config:
     """Environment id; Text-v0 takes any model and any prompts."""
     algorithm: str = train_policy.DEFAULT_ALGORITHM
     """A module under `agents`, or a dotted path."""
-    total_tokens: int = 230_000
+    total_tokens: int = 180_000
     """Response tokens that the policy samples while it learns."""
     num_envs: int = 256
     """Rows of the environment."""

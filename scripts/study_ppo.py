@@ -45,7 +45,7 @@ class Variant:
 GROUPS = {"rows_per_prompt": 8}
 """Baselines of a group need several responses to a prompt."""
 
-SHARED = {"critic": "shared", "value_lr_scale": 60.0}
+SHARED = {"critic": "shared", "value_lr_scale": 42.0}
 """The value head on the policy's trunk."""
 
 VARIANTS = (
@@ -53,11 +53,12 @@ VARIANTS = (
     Variant("learning rate × 3", {"learning_rate": 4.5e-4}),
     Variant("learning rate ÷ 3", {"learning_rate": 5e-5}),
     Variant("no decay", {"anneal": False}),
-    Variant("one wave", {"n_waves": 1}),
+    Variant("two waves", {"n_waves": 2}),
     Variant("four waves", {"n_waves": 4}),
+    Variant("one epoch", {"n_epochs": 1}),
     Variant("four epochs", {"n_epochs": 4}),
     Variant("one minibatch", {"n_minibatches": 1}),
-    Variant("λ 0.9", {"gae_lambda": 0.9}),
+    Variant("λ 0.95", {"gae_lambda": 0.95}),
     Variant("λ 1", {"gae_lambda": 1.0}),
     Variant("critic λ 1", {"critic_lambda": 1.0}),
     Variant("no warm-up of the critic", {"critic_warmup": 0}),
