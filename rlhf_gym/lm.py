@@ -209,7 +209,8 @@ class CausalLM:
     def _unmasked_logits(self, hidden: Tensor) -> Tensor:
         with autocast(self.device, self.precision, reuse_casts=self.reuse_casts):
             logits: Tensor = self.model.get_output_embeddings()(hidden)
-        return at_least_float32(logits[..., : self.vocab_size]) / self.temperature
+        usable = at_least_float32(logits[..., : self.vocab_size])
+        return usable if self.temperature == 1.0 else usable / self.temperature
 
     def log_probs_of(self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None) -> Tensor:
         """Log-probs of `tokens` (M,) in the states `hidden` (M, d): (M,) float32."""

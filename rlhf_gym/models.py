@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from rlhf_gym.errors import InputError, UnreachableError
 
@@ -89,7 +90,19 @@ def load_pretrained(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    _fuse_gelu(model)
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _fuse_gelu(model: PreTrainedModel) -> None:
+    """Compute GPT-2's activation in one operation instead of eight: the same up to rounding.
+
+    Written out, it takes longer on a CPU than the matrix product before it.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation | FastGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -58,6 +58,22 @@ def test_dropout_is_off_even_in_training_mode(load_lm, family, options):
         torch.testing.assert_close(lm.log_probs(sequences), acting)
 
 
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast"])
+def test_gpt2s_activation_is_one_operation_and_the_same(save_lm, activation):
+    path = save_lm("gpt2", activation_function=activation)
+    lm, plain = CausalLM.load(path), AutoModelForCausalLM.from_pretrained(path).eval()
+    ids = torch.arange(40).reshape(4, 10) % V
+    inputs = torch.randn(1000, dtype=torch.float64) * 3
+    ours = [m.mlp.act for m in lm.model.transformer.h]
+    theirs = [m.mlp.act for m in plain.transformer.h]
+    for act, written_out in zip(ours, theirs, strict=True):
+        assert isinstance(act, nn.GELU)
+        assert not isinstance(written_out, nn.GELU)
+        torch.testing.assert_close(act(inputs), written_out(inputs), atol=1e-8, rtol=1e-7)
+    torch.testing.assert_close(lm.model(ids).logits, plain(ids).logits, atol=1e-5, rtol=1e-5)
+    assert lm.model.config.activation_function == activation, "what is saved is the same model"
+
+
 def test_logits_wider_than_the_tokenizer_are_cut_to_v(load_lm):
     lm = load_lm("llama", vocab_size=V + 10)
     assert lm.vocab_size == V
