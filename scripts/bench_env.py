@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_speed import Shape, gpt2
-from bench_speed import make_env as make_shaped_env
+from _speed_shapes import Shape, gpt2
+from _speed_shapes import make_env as make_shaped_env
 from common import device, make_env, run
 from rich.console import Console
 

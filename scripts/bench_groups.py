@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_speed import SHAPES, make_env
+from _speed_shapes import SHAPES, make_env
 from common import device, run, run_trl
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +39,7 @@ class Config:
     algorithms: tuple[str, ...] = ("rloo", "grpo")
     """Which: rloo, grpo."""
     shape: str = "A"
-    """A shape of bench_speed.py."""
+    """A shape of _speed_shapes.py."""
     samples_per_prompt: int = 4
     """Responses to each prompt, K."""
     epochs: int = 1

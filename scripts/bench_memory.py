@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_speed import Shape, gpt2, make_env
+from _speed_shapes import Shape, gpt2, make_env
 from common import device, run
 from rich.console import Console
 from rich.table import Table

@@ -1,84 +1,43 @@
-"""`python scripts/bench_speed.py --shapes A B --output FILE` times PPO iterations, stage by stage.
+"""`python scripts/bench_speed.py --shapes A B --output FILE` times the flagship and its peers.
 
-Random weights of a given shape; every episode is sampled to the full length, so the work does not
-depend on what is sampled. Prints tokens per second of each stage and writes them as JSON. Run it
-on a quiet machine.
+Random weights of a given shape. The systems take turns, each in a process of its own that reads the
+same files: rlhf_gym (critic on the policy's trunk), rlhf_gym_bf16, rlhf_gym_separate (critic with a
+trunk of its own), generate (transformers, sampling alone), sb3_rows (stock Stable-Baselines3, a row
+a token), limit (bare PyTorch, the same mathematics), and, with --trl-python, trl_ppo and
+trl_ppo_bf16 (PPOTrainer of TRL 0.23.1). Prints response tokens per second of each stage and the
+ratios, and writes them as JSON. Run it on a quiet machine.
 """
 
-import resource
+import json
+import os
+import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from _speed_rlhf_gym import SYSTEMS as OURS
+from _speed_shapes import KL_COEF, SHAPES, Shape, write_models
 from common import device, run
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
 
-import rlhf_gym
-from agents.sb3 import PPO, build
-from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import write_json
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.objective import Objective
-from rlhf_gym.prompts import PromptDataset
-from rlhf_gym.reward_model import RewardModel
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A model and the work of one iteration."""
-
-    make: Any
-    vocab: int
-    episodes: int
-    prompt: int
-    response: int
-    epochs: int
-    minibatches: int
-
-
-def gpt2(vocab: int) -> PreTrainedModel:
-    """4 layers, width 256."""
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=vocab, n_embd=256, n_layer=4, n_head=4, n_positions=128)
-    )
-
-
-def _stories(vocab: int) -> PreTrainedModel:
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab,
-            hidden_size=64,
-            intermediate_size=172,
-            num_hidden_layers=5,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-        )
-    )
-
-
-SHAPES = {
-    # 4 layers, width 256: the shape on which TRL's PPOTrainer was measured.
-    "A": Shape(gpt2, 5000, 64, 16, 48, epochs=4, minibatches=4),
-    # The shape of stories260K.
-    "B": Shape(_stories, 512, 128, 32, 48, epochs=4, minibatches=4),
+FILES = {
+    **{name: "_speed_rlhf_gym.py" for name in OURS},
+    "generate": "_speed_generate.py",
+    "sb3_rows": "_speed_sb3_rows.py",
+    "limit": "_speed_limit.py",
+    "trl_ppo": "_speed_trl_ppo.py",
+    "trl_ppo_bf16": "_speed_trl_ppo.py",
 }
+"""What runs each system."""
 
 
 @dataclass(frozen=True)
@@ -86,100 +45,166 @@ class Config:
     """Options of the script."""
 
     shapes: tuple[str, ...] = ("A", "B")
-    """Which shapes: A (GPT-2, 4 layers, width 256, V = 5,000), B (stories260K)."""
+    """Which shapes: A (GPT-2, 4 layers, width 256, V = 5,000), B (stories260K), C (GPT-2 small), D
+    (A with responses of uneven length)."""
+    systems: tuple[str, ...] = ("rlhf_gym",)
+    """Which systems; the first is what the others are held against."""
+    trl_python: Path | None = None
+    """Python interpreter with TRL 0.23.1, for trl_ppo and trl_ppo_bf16."""
     output: Path = Path("runs/bench_speed.json")
     """Where the JSON goes."""
     iterations: int = 5
-    """Timed iterations; the medians are reported."""
+    """Timed iterations of each turn; one more warms up."""
+    turns: int = 1
+    """How often each system has its turn; the medians over all iterations are reported."""
+    row_episodes: int = 4
+    """Episodes of sb3_rows, whose time a token does not depend on them."""
     device: str = "auto"
     """Where to run: auto, cpu, cuda."""
-    seed: int = 0
-    """Seed of the weights."""
 
 
 def main(config: Config) -> None:
-    """Time every shape and write the rows."""
-    unknown = set(config.shapes) - SHAPES.keys()
-    if unknown:
-        raise InputError(f"unknown shapes {sorted(unknown)}; there are {sorted(SHAPES)}")
-    rows = [row for name in config.shapes for row in bench(name, config)]
+    """Time every system on every shape and write the rows."""
+    check(config)
+    rows: list[dict[str, Any]] = []
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config.output, rows)
-    table = Table(title=f"response tokens/s, median of {config.iterations} iterations")
-    for heading in ("shape", "stage", "tokens/s", "seconds", "spread"):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(
-            row["shape"],
-            row["stage"],
-            f"{row['tokens_per_second']:,.0f}",
-            f"{row['seconds']:.3f}",
-            f"{row['spread']:.3f}",
-        )
-    Console().print(table)
+    for name in config.shapes:
+        rows += bench(name, config)
+        write_json(config.output, rows)
+    show(rows, config)
+
+
+def check(config: Config) -> None:
+    """Raise an InputError before anything is timed."""
+    for kind, asked, known in (
+        ("shapes", config.shapes, SHAPES),
+        ("systems", config.systems, FILES),
+    ):
+        unknown = set(asked) - known.keys()
+        if unknown:
+            raise InputError(f"unknown {kind} {sorted(unknown)}; there are {sorted(known)}")
+    if min(config.iterations, config.turns) < 1:
+        raise InputError("--iterations and --turns must be at least 1")
+    for system in config.systems:
+        if system.startswith("trl") and not (config.trl_python and config.trl_python.exists()):
+            raise InputError(f"{system} needs --trl-python, a Python with trl 0.23.1")
+    if "limit" in config.systems and {"B", "D"} & set(config.shapes):
+        raise InputError("limit knows GPT-2 and responses of one length alone: shapes A and C")
 
 
 def bench(name: str, config: Config) -> list[dict[str, Any]]:
-    """Rows of one shape: each stage and the whole iteration."""
+    """Rows of one shape: each stage of each system, and the whole iteration."""
     shape = SHAPES[name]
-    torch.manual_seed(config.seed)
+    found: dict[str, list[dict[str, Any]]] = {system: [] for system in config.systems}
     with tempfile.TemporaryDirectory() as folder:
-        env = make_env(shape, Path(folder), device(config.device))
-        learner = build(
-            PPO, env, n_epochs=shape.epochs, n_minibatches=shape.minibatches, device=config.device
+        torch.manual_seed(0)
+        write_models(shape, Path(folder))
+        for _ in range(config.turns):
+            for system in config.systems:
+                found[system].append(one_turn(system, name, shape, Path(folder), config))
+    rows = []
+    for system, turns in found.items():
+        work = turns[0]["work"]
+        check_work(system, shape, work)
+        for stage in turns[0]["stages"]:
+            pairs = [
+                (seconds, tokens)
+                for turn in turns
+                for seconds, tokens in zip(turn["stages"][stage], turn["tokens"], strict=True)
+            ]
+            rates = [tokens / seconds for seconds, tokens in pairs]
+            rows.append(
+                {
+                    "shape": name,
+                    "system": system,
+                    "stage": stage,
+                    "tokens_per_second": statistics.median(rates),
+                    "lowest": min(rates),
+                    "highest": max(rates),
+                    "seconds": statistics.median(seconds for seconds, _ in pairs),
+                    "iterations": len(pairs),
+                    "peak_bytes": max(turn["peak_bytes"] for turn in turns),
+                    "work": work,
+                    "versions": {"python": platform.python_version(), **turns[0]["versions"]},
+                    "threads": torch.get_num_threads(),
+                    "device": device(config.device),
+                }
+            )
+    return rows
+
+
+def one_turn(system: str, name: str, shape: Shape, folder: Path, config: Config) -> dict[str, Any]:
+    """What a system says of a few iterations.
+
+    Raises:
+        InputError: It failed.
+    """
+    options = {
+        "system": system,
+        "shape": name,
+        "episodes": shape.episodes,
+        "prompt": shape.prompt,
+        "response": shape.response,
+        "epochs": shape.epochs,
+        "minibatches": shape.minibatches,
+        "ends": shape.mean_length is not None,
+        "kl_coef": KL_COEF,
+        "precision": "bf16" if system.endswith("bf16") else "fp32",
+        "iterations": config.iterations,
+        "row_episodes": config.row_episodes,
+        "threads": torch.get_num_threads(),
+        "device": device(config.device),
+    }
+    write_json(folder / "options.json", options)
+    python = config.trl_python if system.startswith("trl") else Path(sys.executable)
+    script = Path(__file__).with_name(FILES[system])
+    done = subprocess.run(
+        [str(python), str(script), str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1"},
+    )
+    if done.returncode:
+        raise InputError(f"{system} failed on shape {name}:\n{done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+def check_work(system: str, shape: Shape, work: dict[str, int]) -> None:
+    """Whether it did what it is compared at.
+
+    Raises:
+        InputError: Other episodes or optimiser steps.
+    """
+    expected = {"episodes": shape.episodes, "optimiser_steps": shape.epochs * shape.minibatches}
+    if system == "generate":
+        expected["optimiser_steps"] = 0
+    if system == "sb3_rows":
+        expected["episodes"] = work["episodes"]
+    if any(work[name] != count for name, count in expected.items()):
+        raise InputError(f"{system} did {work}, not {expected}")
+
+
+def show(rows: list[dict[str, Any]], config: Config) -> None:
+    """A table of rates, and of what the first system's are over the others'."""
+    table = Table(title="response tokens/s, medians")
+    for heading in ("shape", "system", "stage", "tokens/s", "lowest", "highest", "first ÷ it"):
+        table.add_column(heading)
+    first = {
+        (row["shape"], row["stage"]): row["tokens_per_second"]
+        for row in rows
+        if row["system"] == config.systems[0]
+    }
+    for row in rows:
+        ours = first.get((row["shape"], row["stage"]))
+        table.add_row(
+            row["shape"],
+            row["system"],
+            row["stage"],
+            *(f"{row[key]:,.0f}" for key in ("tokens_per_second", "lowest", "highest")),
+            "" if ours is None else f"{ours / row['tokens_per_second']:.2f}",
         )
-        stages: dict[str, list[float]] = {}
-        iteration = shape.episodes * shape.response
-        for i in range(config.iterations + 1):
-            learner.learn(iteration, reset_num_timesteps=True)
-            if i:  # the first one warms up
-                for stage, seconds in learner.stage_seconds.items():
-                    stages.setdefault(stage, []).append(seconds)
-    tokens = shape.episodes * shape.response
-    totals = [sum(times) for times in zip(*stages.values(), strict=True)]
-    return [
-        {
-            "shape": name,
-            "system": "rlhf_gym",
-            "stage": stage,
-            "tokens_per_second": tokens / statistics.median(times),
-            "seconds": statistics.median(times),
-            "spread": max(times) - min(times),
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            "versions": {
-                "torch": torch.__version__,
-                "rlhf_gym": rlhf_gym.__version__,
-                "threads": torch.get_num_threads(),
-            },
-        }
-        for stage, times in [*stages.items(), ("iteration", totals)]
-    ]
-
-
-def make_env(shape: Shape, folder: Path, on: str) -> TokenVectorEnv:
-    """An environment of this shape, reference and reward model with random weights."""
-    vocabulary = {f"t{i}": i for i in range(shape.vocab)}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="t1", pad_token="t0")
-    model = shape.make(shape.vocab)
-    model.generation_config.eos_token_id = 1
-    model.save_pretrained(folder / "reference")
-    tokenizer.save_pretrained(folder / "reference")
-    reference = CausalLM.load(str(folder / "reference"), device=on)
-    reference.model.requires_grad_(False)
-    reward = RewardModel.from_backbone(str(folder / "reference"), device=on).requires_grad_(False)
-    rng = np.random.default_rng(0)
-    prompts = tuple(
-        tuple(row) for row in rng.integers(2, shape.vocab, (256, shape.prompt)).tolist()
-    )
-    return TokenVectorEnv(
-        Objective(reference, reward.eval(), kl_coef=0.1),
-        PromptDataset(prompts, shape.prompt),
-        num_envs=shape.episodes,
-        max_new_tokens=shape.response,
-        stop_at_eos=False,
-    )
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -197,10 +197,20 @@ def test_bad_input_exits_2_and_leaves_nothing(tiny, tmp_path, save_lm):
 
 def test_bench_speed_writes_its_rows(tmp_path):
     file = tmp_path / "speed.json"
-    run("bench_speed.py", "--shapes", "B", "--iterations", 1, "--output", file)
+    said = run(
+        *("bench_speed.py", "--shapes", "A", "--iterations", 1, "--row-episodes", 1),
+        *("--systems", "rlhf_gym", "generate", "limit", "sb3_rows", "--output", file),
+    )
     rows = json.loads(file.read_text())
-    assert {row["stage"] for row in rows} == {"sample", "score", "play", "update", "iteration"}
+    stages = {row["stage"] for row in rows if row["system"] == "rlhf_gym"}
+    assert stages == {"sample", "score", "play", "update", "iteration"}
     assert all(row["tokens_per_second"] > 0 for row in rows)
+    whole = {row["system"]: row for row in rows if row["stage"] == "iteration"}
+    assert whole["rlhf_gym"]["work"]["optimiser_steps"] == 16
+    assert whole["rlhf_gym"]["work"]["parameters"] == whole["limit"]["work"]["parameters"]
+    assert "first ÷ it" in said
+    run("bench_speed.py", "--systems", "trl_ppo", code=2)
+    run("bench_speed.py", "--systems", "limit", "--shapes", "B", code=2)
 
 
 NO_ROUNDS = """

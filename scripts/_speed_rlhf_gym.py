@@ -1,0 +1,69 @@
+"""The flagship on what bench_speed.py wrote; runs in a process of its own.
+
+`python scripts/_speed_rlhf_gym.py FOLDER` prints a JSON line: seconds of each stage of each timed
+iteration, the work of one, peak memory, versions.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from _speed_shapes import SHAPES, load_env
+from _speed_work import begin, say
+
+import rlhf_gym
+from agents.sb3 import PPO, build
+from rlhf_gym.files import read_json
+
+# The critic's trunk and the precision of each.
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "rlhf_gym": {},
+    "rlhf_gym_bf16": {"precision": "bf16"},
+    "rlhf_gym_separate": {"critic": "reference"},
+}
+
+
+def main(folder: Path) -> None:
+    """Learn for a while; the first iteration warms up."""
+    options = read_json(folder / "options.json")
+    begin(options)
+    shape = SHAPES[options["shape"]]
+    env = load_env(shape, folder, options["device"])
+    policy = SYSTEMS[options["system"]]
+    if "critic" in policy:
+        policy = {**policy, "critic": str(folder / "reference")}
+    learner = build(
+        PPO,
+        env,
+        n_waves=1,
+        n_epochs=shape.epochs,
+        n_minibatches=shape.minibatches,
+        policy_options=policy,
+        device=options["device"],
+        seed=0,
+    )
+    stages: dict[str, list[float]] = {"iteration": []}
+    tokens = []
+    for i in range(options["iterations"] + 1):
+        learner.learn(1, reset_num_timesteps=True)
+        if not i:
+            continue
+        tokens.append(learner.rollout_buffer.n_tokens)
+        for stage, seconds in learner.stage_seconds.items():
+            stages.setdefault(stage, []).append(seconds)
+        stages["iteration"].append(sum(learner.stage_seconds.values()))
+    say(
+        stages,
+        tokens=tokens,
+        work={
+            "episodes": env.num_envs,
+            "optimiser_steps": shape.epochs * shape.minibatches,
+            "parameters": sum(p.numel() for p in learner.policy.parameters()),
+        },
+        versions={"rlhf_gym": rlhf_gym.__version__, "torch": torch.__version__},
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
