@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
             live = (ended == 0).sum(1) + (ended > 0).any(1)
             tokens.append(int(live.sum()) if options["ends"] else n * budget)
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    work = {"episodes": n, "optimiser_steps": 0, "parameters": 0}
+    work = {"episodes": n, "parameters": 0}
     say({"sample": seconds, "iteration": seconds}, tokens=tokens, work=work, versions=versions)
 
 

@@ -210,7 +210,6 @@ def main(folder: Path) -> None:
         tokens=[n * budget] * options["iterations"],
         work={
             "episodes": n,
-            "optimiser_steps": options["epochs"] * options["minibatches"],
             "parameters": learned,
             "update_flop": per_pass * options["epochs"],
             "matrix_product_flop_per_second": int(matrix_product_rate(options["device"])),

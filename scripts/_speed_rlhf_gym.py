@@ -58,7 +58,6 @@ def main(folder: Path) -> None:
         tokens=tokens,
         work={
             "episodes": env.num_envs,
-            "optimiser_steps": shape.epochs * shape.minibatches,
             "parameters": sum(p.numel() for p in learner.policy.parameters()),
         },
         versions={"rlhf_gym": rlhf_gym.__version__, "torch": torch.__version__},

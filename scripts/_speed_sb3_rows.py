@@ -72,7 +72,6 @@ def main(folder: Path) -> None:
         tokens=[tokens] * len(spent),
         work={
             "episodes": episodes,
-            "optimiser_steps": shape.epochs * shape.minibatches,
             "parameters": sum(p.numel() for p in learner.policy.parameters()),
         },
         versions={"sb3": stable_baselines3.__version__, "torch": torch.__version__},

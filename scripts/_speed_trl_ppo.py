@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
-        AutoTokenizer,
+        PreTrainedTokenizerFast,
         TrainerCallback,
     )
     from trl import PPOConfig, PPOTrainer
@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     arguments = PPOConfig(
         output_dir=str(folder / "trl"),
         total_episodes=n * steps,
-        per_device_train_batch_size=n // options["minibatches"],
+        per_device_train_batch_size=n,
         gradient_accumulation_steps=1,
         num_mini_batches=options["minibatches"],
         num_ppo_epochs=options["epochs"],
@@ -54,7 +54,8 @@ def main(folder: Path) -> None:
         dataloader_pin_memory=on_gpu,
     )
     load = {"dtype": torch.float32}
-    tokenizer = AutoTokenizer.from_pretrained(folder / "reference", padding_side="left")
+    # By its class: an older transformers does not know the name that a newer one writes.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "reference", padding_side="left")
     policy, reference = (
         AutoModelForCausalLM.from_pretrained(folder / "reference", **load) for _ in range(2)
     )
@@ -95,8 +96,7 @@ def main(folder: Path) -> None:
         {"iteration": spent},
         tokens=[n * options["response"]] * len(spent),
         work={
-            "episodes": n,
-            "optimiser_steps": options["epochs"] * options["minibatches"],
+            "episodes": trainer.args.batch_size,
             "parameters": trained,
         },
         versions={name: version(name) for name in ("trl", "transformers", "torch")},

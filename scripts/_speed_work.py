@@ -6,10 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+steps = [0]
+"""Optimiser steps of this process so far."""
 
 
 def begin(options: Mapping[str, Any]) -> None:
     """The same start for all."""
+    register_optimizer_step_post_hook(_count)
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     torch.set_num_threads(options["threads"])
@@ -27,7 +32,7 @@ def say(
     Args:
         stages: Seconds of each timed iteration in each stage; "iteration" is the whole.
         tokens: Response tokens of each timed iteration.
-        work: Episodes, optimiser steps and trained parameters of one iteration.
+        work: Episodes and trained parameters of one iteration; its optimiser steps were counted.
         versions: Of what ran.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -36,8 +41,13 @@ def say(
     found = {
         "stages": {name: list(seconds) for name, seconds in stages.items()},
         "tokens": list(tokens),
-        "work": dict(work),
+        # One iteration more warmed up.
+        "work": {**work, "optimiser_steps": steps[0] / (len(tokens) + 1)},
         "peak_bytes": peak,
         "versions": dict(versions),
     }
     print(json.dumps(found))
+
+
+def _count(*_: Any) -> None:
+    steps[0] += 1
