@@ -203,7 +203,10 @@ class SlotDecoder:
         )[:, 0]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop all rows but these: what is done costs no more compute."""
+        """Go on with these rows alone, in this order; one that is named twice is there twice.
+
+        What is done costs no more compute, and rows that begin alike are prefilled once.
+        """
         for layer in self._layers:
             layer.keep(rows)
         self._slots.rows = len(rows)

@@ -143,11 +143,17 @@ class _Slotted:
     """Decoding with keys and values in slots."""
 
     def __init__(self, lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> None:
-        self._decoder = SlotDecoder(lm, len(prompts), prompts.shape[1] + max_new_tokens)
+        # Rows with the same prompt share its prefill.
+        distinct, places = torch.unique(prompts, dim=0, return_inverse=True)
+        if len(distinct) == len(prompts):
+            distinct, places = prompts, torch.arange(len(prompts), device=prompts.device)
+        self._decoder = SlotDecoder(lm, len(distinct), prompts.shape[1] + max_new_tokens)
         self._positions = row_lengths(prompts)
-        self.hidden = self._decoder.prefill(
-            torch.arange(len(prompts), device=prompts.device), prompts
-        )
+        every = torch.arange(len(distinct), device=prompts.device)
+        self.hidden = self._decoder.prefill(every, distinct)
+        if len(distinct) < len(prompts):
+            self._decoder.keep(places)
+            self.hidden = self.hidden[places]
 
     def keep(self, rows: Tensor) -> None:
         self._decoder.keep(rows)

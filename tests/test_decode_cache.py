@@ -301,8 +301,24 @@ def test_finished_rows_cost_no_compute(load_lm, monkeypatch):
     with count_forwards(lm) as shapes:
         responses = sample_responses(lm, prompts, 12, deterministic=True)
     alive = [int((row_lengths(responses) > t).sum()) for t in range(1, 12)]
-    assert shapes[0] == (24, prompts.shape[1])
+    assert shapes[0] == (len(prompts.unique(dim=0)), prompts.shape[1])
     assert shapes[1:] == [(n, 1) for n in alive if n]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_the_same_prompt_is_prefilled_once(load_lm, family):
+    lm = load_lm(family)
+    some = prompts_of(lm, 6)
+    prompts = some[[0, 0, 1, 2, 0, 1, 3, 4, 5, 5]]
+    rows = [[i for i in p if i != PAD] for p in prompts.tolist()]
+    alone = pad_rows([greedy_loop(lm, row, 12, True) for row in rows], 12)
+    assert supports_slots(lm)
+    with count_forwards(lm) as shapes:
+        sampled = sample_with_log_probs(lm, prompts, 12, deterministic=True)
+    assert shapes[0] == (6, prompts.shape[1])
+    assert sampled.responses.tolist() == alone.tolist()
+    expected = continuation_log_probs(lm, prompts, sampled.responses)
+    torch.testing.assert_close(sampled.log_probs, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
