@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from rlhf_gym.attention import for_a_step
 from rlhf_gym.lm import CausalLM, tokens_per_pass
 from rlhf_gym.models import cache_name
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
@@ -196,11 +197,12 @@ class SlotDecoder:
         model = self.lm.model
         mask = torch.zeros(hidden_from.shape, dtype=model.dtype, device=positions.device)
         mask.masked_fill_(hidden_from, torch.finfo(model.dtype).min)
-        return self._forward(
-            tokens[:, None],
-            attention_mask=mask[:, None, None, :],  # (rows, 1, 1, visible), additive
-            position_ids=positions[:, None],
-        )[:, 0]
+        with for_a_step(model):
+            return self._forward(
+                tokens[:, None],
+                attention_mask=mask[:, None, None, :],  # (rows, 1, 1, visible), additive
+                position_ids=positions[:, None],
+            )[:, 0]
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone, in this order; one that is named twice is there twice.

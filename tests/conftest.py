@@ -50,6 +50,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "gpt2": {},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 8, "use_sliding_window": False},
+    "qwen2": {"num_key_value_heads": 2, "use_sliding_window": False},
     "gpt_neox": {"rotary_pct": 0.5},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "init_std": 0.3},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 4},
@@ -66,7 +67,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon": {"alibi": True},
     "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # no cache at all
 }
-SERVED = ("llama", "gpt2", "qwen3", "gpt_neox", "opt")
+SERVED = ("llama", "gpt2", "qwen2", "qwen3", "gpt_neox", "opt")
 UNSERVED = ("mistral", "gpt_neo", "bloom", "falcon", "openai-gpt")
 
 

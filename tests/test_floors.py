@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["errors", "figures", "progress"],
     ["devices", "files", "tokens", "choices"],
-    ["masks"],
+    ["masks", "attention"],
     ["prompts", "kl", "human", "models", "lots", "lora", "precision"],
     ["lm", "preferences"],
     ["decode", "preference_formats"],
