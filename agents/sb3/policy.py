@@ -186,10 +186,13 @@ class CausalLMPolicy(ActorCriticPolicy):
         self._guide_cache: DecodeCache | None = None  # of the model that a top-k mask asks
         self._last: _LastActions | None = None
         head = list(self.value_head.parameters())
+        options = dict(self.optimizer_kwargs)
+        if issubclass(self.optimizer_class, torch.optim.Adam):
+            options.setdefault("fused", True)  # the same step in a quarter of the time
         self.optimizer = self.optimizer_class(
             [*groups, {"params": head, "lr_scale": self.value_lr_scale}],
             lr=lr_schedule(1),  # type: ignore[call-arg]
-            **self.optimizer_kwargs,
+            **options,
         )
 
     def _load_core(self) -> CausalLM:
