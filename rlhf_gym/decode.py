@@ -189,9 +189,12 @@ class SlotDecoder:
             out.append(hidden[every, lengths[part] - 1])
         return torch.cat(out)
 
-    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Write `tokens` (rows,) at `positions` (rows,); the hidden states there, (rows, d)."""
-        visible = int(positions.max()) + 1
+    def step(self, tokens: Tensor, positions: Tensor, last: int | None = None) -> Tensor:
+        """Write `tokens` (rows,) at `positions` (rows,); the hidden states there, (rows, d).
+
+        `last` is the largest position, for those who know it: to look waits for the device.
+        """
+        visible = (int(positions.max()) if last is None else last) + 1
         self._slots.positions, self._slots.visible = positions, visible
         hidden_from = torch.arange(visible, device=positions.device) > positions[:, None]
         model = self.lm.model

@@ -118,10 +118,16 @@ def _sample(
         probabilities = torch.softmax(logits, -1)
         tokens = logits.argmax(-1) if deterministic else _drawn(probabilities, generator)
         taken_with = probabilities.gather(-1, tokens[:, None]).squeeze(-1).log()
-        out[rows[alive], t], log_probs[rows[alive], t] = tokens[alive], taken_with[alive]
-        alive &= ~torch.isin(tokens, eos)
-        n_alive = int(alive.sum())
-        if n_alive == 0 or t == max_new_tokens - 1:
+        # PAD in rows that have ended: to pick the others out would wait for the device.
+        out[rows, t] = torch.where(alive, tokens, PAD)
+        log_probs[rows, t] = torch.where(alive, taken_with, 0.0)
+        if t == max_new_tokens - 1:
+            break
+        n_alive = len(alive)
+        if stop_at_eos:
+            alive &= ~torch.isin(tokens, eos)
+            n_alive = int(alive.sum())
+        if n_alive == 0:
             break
         if n_alive <= (1 - DROP_SHARE) * len(alive):
             kept = alive.nonzero()[:, 0]
@@ -149,6 +155,7 @@ class _Slotted:
             distinct, places = prompts, torch.arange(len(prompts), device=prompts.device)
         self._decoder = SlotDecoder(lm, len(distinct), prompts.shape[1] + max_new_tokens)
         self._positions = row_lengths(prompts)
+        self._last = int(self._positions.max())
         every = torch.arange(len(distinct), device=prompts.device)
         self.hidden = self._decoder.prefill(every, distinct)
         if len(distinct) < len(prompts):
@@ -158,10 +165,11 @@ class _Slotted:
     def keep(self, rows: Tensor) -> None:
         self._decoder.keep(rows)
         self._positions = self._positions[rows]
+        self._last = int(self._positions.max())
 
     def advance(self, tokens: Tensor) -> None:
-        self.hidden = self._decoder.step(tokens, self._positions)
-        self._positions = self._positions + 1
+        self.hidden = self._decoder.step(tokens, self._positions, self._last)
+        self._positions, self._last = self._positions + 1, self._last + 1
 
 
 class _Full:
