@@ -98,13 +98,20 @@ def plant_stale_cache(env, policy, monkeypatch):
 def plant_shifted_positions(env, policy, monkeypatch):
     step = rlhf_gym.decode.SlotDecoder.step
     monkeypatch.setattr(
-        rlhf_gym.decode.SlotDecoder, "step", lambda self, t, p: step(self, t, (p - 1).clamp(min=0))
+        rlhf_gym.decode.SlotDecoder,
+        "step",
+        lambda self, t, p, *last: step(self, t, (p - 1).clamp(min=0), *last),
     )
 
 
 def plant_sampling_temperature(env, policy, monkeypatch):
-    draw = rlhf_gym.sampling.draw
-    monkeypatch.setattr(rlhf_gym.sampling, "draw", lambda logits, g=None: draw(2.5 * logits, g))
+    drawn = rlhf_gym.sampling._drawn
+
+    def colder(probabilities, generator):
+        powers = probabilities**2.5
+        return drawn(powers / powers.sum(-1, keepdim=True), generator)
+
+    monkeypatch.setattr(rlhf_gym.sampling, "_drawn", colder)
 
 
 def plant_policy_temperature(env, policy, monkeypatch):
