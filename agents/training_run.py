@@ -55,7 +55,7 @@ class TrainingRun:
         self._task = self._progress.add_task(label, total=total_tokens, note="")
 
     def __enter__(self) -> "TrainingRun":
-        if not any(self.checkpoints.glob("*")):
+        if not any(self.checkpoints.glob("tokens_*")):
             self.rewind(0)
         self._wandb = begin_wandb(self.run_dir) if self._asked_for_wandb else None
         self._tensorboard = SummaryWriter(str(self.run_dir / "tensorboard"))

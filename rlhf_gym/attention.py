@@ -59,7 +59,7 @@ def step_attention(
     scale = width**-0.5 if scaling is None else scaling
     scores = torch.baddbmm(mask, asked, keys.transpose(1, 2), alpha=scale)
     seen = torch.bmm(torch.softmax(scores, -1), values)
-    return seen.view(n, 1, heads, width), None
+    return seen.view(n, 1, heads, -1), None
 
 
 AttentionInterface.register(NAME, step_attention)

@@ -117,7 +117,7 @@ def _sample(
         logits = lm.logits(steppers[0].hidden, guide.next_limits(steppers[-1].hidden, taken))
         probabilities = torch.softmax(logits, -1)
         tokens = logits.argmax(-1) if deterministic else _drawn(probabilities, generator)
-        taken_with = probabilities.gather(-1, tokens[:, None]).squeeze(-1).log()
+        taken_with = probabilities.gather(-1, tokens[:, None]).squeeze(-1).log().float()
         # PAD in rows that have ended: to pick the others out would wait for the device.
         out[rows, t] = torch.where(alive, tokens, PAD)
         log_probs[rows, t] = torch.where(alive, taken_with, 0.0)

@@ -60,6 +60,8 @@ class SB3Learner:
             return
         self.algorithm.set_logger(Logger(None, [RunFormat(run)]))
         fresh = not isinstance(self.algorithm, PPO) or not restore_latest(self.algorithm, run)
+        if fresh:
+            run.rewind(0)
         done = 0 if fresh else self.algorithm.num_timesteps
         if done < total_tokens:
             self._learn(total_tokens - done, run, fresh)

@@ -292,9 +292,11 @@ class PPO(OnPolicyAlgorithm):
         """Whether log-probs and values of a rollout take a pass over whole sequences.
 
         Nobody asks for values without a critic, and in float32 decoding finds the same log-probs.
-        In bfloat16 it rounds otherwise than the update, and the first ratio would not be 1.
+        In bfloat16 it rounds otherwise than the update, and the first ratio would not be 1; nor
+        where rounding moves the edge of a reference's top-k or top-p set.
         """
-        return self.baseline == "critic" or self.policy.precision != "fp32"
+        rounded = self.policy.precision != "fp32" or self.policy.core.mask.follows_reference
+        return self.baseline == "critic" or rounded
 
     def _kl_coef(self, env: TokenVectorEnv) -> float:
         """The agent's weight of the penalty against the reference."""
