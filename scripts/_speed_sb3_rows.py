@@ -7,36 +7,18 @@ are, so it plays a few episodes only, and as many steps an epoch as the shape ha
 """
 
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
 import stable_baselines3
 import torch
+from _speed_clock import Clock
 from _speed_shapes import SHAPES, load_env
 from _speed_work import begin, say
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.sb3 import build
 from rlhf_gym.files import read_json
-
-
-class Clock(BaseCallback):
-    """Notes when each rollout begins, and the end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.times: list[float] = []
-
-    def _on_rollout_start(self) -> None:
-        self.times.append(time.perf_counter())
-
-    def _on_training_end(self) -> None:
-        self.times.append(time.perf_counter())
-
-    def _on_step(self) -> bool:
-        return True
 
 
 def main(folder: Path) -> None:

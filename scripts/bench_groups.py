@@ -9,7 +9,6 @@ second of whole iterations and their ratio, and writes JSON. Run it on a quiet m
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _speed_clock import Clock
 from _speed_shapes import SHAPES, make_env
-from common import device, run, run_trl
+from common import device, run, run_beside
 from rich.console import Console
 from rich.table import Table
-from stable_baselines3.common.callbacks import BaseCallback
 
 import rlhf_gym
 from agents.algorithm import load_algorithm
@@ -101,7 +100,7 @@ def measure(config: Config, algorithm: str) -> dict[str, Any]:
         write_json(folder / "prompts.json", prompts)
         for _ in range(config.turns):
             ours += time_ours(config, algorithm, env)
-            found = run_trl(config.trl_python, "_trl_groups.py", folder)
+            found = run_beside(config.trl_python, "_trl_groups.py", folder)
             theirs += found["seconds"]
     tokens = shape.episodes * shape.response
     row: dict[str, Any] = {**options, "shape": config.shape, "tokens": tokens}
@@ -118,23 +117,6 @@ def measure(config: Config, algorithm: str) -> dict[str, Any]:
         "trl": found["versions"],
     }
     return row
-
-
-class Clock(BaseCallback):
-    """Notes when each rollout begins, and the end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.times: list[float] = []
-
-    def _on_rollout_start(self) -> None:
-        self.times.append(time.perf_counter())
-
-    def _on_training_end(self) -> None:
-        self.times.append(time.perf_counter())
-
-    def _on_step(self) -> bool:
-        return True
 
 
 def time_ours(config: Config, algorithm: str, env: Any) -> list[float]:

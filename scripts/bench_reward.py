@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import device, run, run_trl
+from common import device, run, run_beside
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -164,7 +164,7 @@ def timed(
         # The same work: every parameter was moved, in the same number of steps.
         pairs_of = zip(before, model.parameters(), strict=True)
         assert all(bool((p != q).any()) for p, q in pairs_of)
-        competitor = run_trl(config.trl_python, "_trl_reward.py", folder)
+        competitor = run_beside(config.trl_python, "_trl_reward.py", folder)
         assert competitor["steps"] == -(-len(comparisons) // config.batch_size)
         theirs.append(competitor["seconds"])
     tokens = sum(len(row) for c in comparisons for row in c.rows)

@@ -8,11 +8,8 @@ trl_ppo_bf16 (PPOTrainer of TRL 0.23.1). Prints response tokens per second of ea
 ratios, and writes them as JSON. Run it on a quiet machine.
 """
 
-import json
-import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -22,7 +19,7 @@ from typing import Any
 import torch
 from _speed_rlhf_gym import SYSTEMS as OURS
 from _speed_shapes import KL_COEF, SHAPES, Shape, write_models
-from common import device, run
+from common import device, run, run_beside
 from rich.console import Console
 from rich.table import Table
 
@@ -157,17 +154,8 @@ def one_turn(system: str, name: str, shape: Shape, folder: Path, config: Config)
     }
     write_json(folder / "options.json", options)
     python = config.trl_python if system.startswith("trl") else Path(sys.executable)
-    script = Path(__file__).with_name(FILES[system])
-    done = subprocess.run(
-        [str(python), str(script), str(folder)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1"},
-    )
-    if done.returncode:
-        raise InputError(f"{system} failed on shape {name}:\n{done.stderr[-2000:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    assert python is not None
+    return run_beside(python, FILES[system], folder)
 
 
 def check_work(system: str, shape: Shape, work: dict[str, int]) -> None:

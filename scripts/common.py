@@ -106,8 +106,8 @@ def parse_values(texts: dict[str, str]) -> dict[str, Any]:
     return {key: value(text) for key, text in texts.items()}
 
 
-def run_trl(python: Path, script: str, folder: Path) -> dict[str, Any]:
-    """Run a script beside this one on a folder, in TRL's own environment; the JSON it prints last.
+def run_beside(python: Path, script: str, folder: Path) -> dict[str, Any]:
+    """Run a script beside this one on a folder, by some Python; the JSON that it prints last.
 
     Raises:
         InputError: It failed there.
@@ -115,7 +115,7 @@ def run_trl(python: Path, script: str, folder: Path) -> dict[str, Any]:
     file = Path(__file__).with_name(script)
     done = subprocess.run([str(python), str(file), str(folder)], capture_output=True, text=True)
     if done.returncode:
-        raise InputError(f"TRL failed in {python}:\n{done.stderr[-2000:]}")
+        raise InputError(f"{script} failed in {python}:\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
 
