@@ -1,5 +1,6 @@
 """Whole responses drawn from a causal LM."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,16 +17,19 @@ DROP_SHARE = 0.2
 
 
 class Sampled(NamedTuple):
-    """Responses, and how likely each token was where it was chosen.
+    """Responses, and what decoding knew of each token's state.
+
+    It is what a pass over whole sequences says, up to rounding: 1e-5 in float32.
 
     Attributes:
         responses: (N, T) int64, PAD after each response's end.
-        log_probs: (N, T) float32, 0 after the end. They come from decoding, so they are those of a
-            pass over whole sequences up to rounding: 1e-5 in float32.
+        log_probs: (N, T) float32, of the tokens; 0 after the end.
+        values: (N, T) float32, the value head's; 0 after the end, and without a head.
     """
 
     responses: Tensor
     log_probs: Tensor
+    values: Tensor
 
 
 def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -77,6 +81,7 @@ def sample_with_log_probs(
     stop_at_eos: bool = True,
     deterministic: bool = False,
     generator: torch.Generator | None = None,
+    value_head: Callable[[Tensor], Tensor] | None = None,
 ) -> Sampled:
     """Draw one response a row, and keep the log-prob of each token.
 
@@ -87,13 +92,16 @@ def sample_with_log_probs(
         stop_at_eos: Whether an EOS id ends a response (it is part of it).
         deterministic: Take the likeliest token instead of drawing one.
         generator: Source of randomness on the model's device; torch's global one if None.
+        value_head: From last hidden states (N, d) to values (N, 1), to be kept too.
 
     Returns:
-        The responses, (N, T) int64 with PAD after each one's end, and their log-probs.
+        The responses, (N, T) int64 with PAD after each one's end, their log-probs and values.
     """
     with casts_kept(lm.device, lm.precision):
         lm = replace(lm, reuse_casts=True)
-        return _sample(lm, prompts, max_new_tokens, stop_at_eos, deterministic, generator)
+        return _sample(
+            lm, prompts, max_new_tokens, stop_at_eos, deterministic, generator, value_head
+        )
 
 
 def _sample(
@@ -103,9 +111,10 @@ def _sample(
     stop_at_eos: bool,
     deterministic: bool,
     generator: torch.Generator | None,
+    value_head: Callable[[Tensor], Tensor] | None,
 ) -> Sampled:
     out = torch.full((len(prompts), max_new_tokens), PAD, device=prompts.device)
-    log_probs = torch.zeros(out.shape, device=prompts.device)
+    log_probs, values = torch.zeros(2, *out.shape, device=prompts.device)
     eos = torch.tensor(lm.eos_ids if stop_at_eos else [], dtype=torch.int64, device=prompts.device)
     rows = torch.arange(len(prompts), device=prompts.device)  # where each live slot writes to
     alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
@@ -121,6 +130,8 @@ def _sample(
         # PAD in rows that have ended: to pick the others out would wait for the device.
         out[rows, t] = torch.where(alive, tokens, PAD)
         log_probs[rows, t] = torch.where(alive, taken_with, 0.0)
+        if value_head is not None:
+            values[rows, t] = torch.where(alive, value_head(steppers[0].hidden).squeeze(-1), 0.0)
         if t == max_new_tokens - 1:
             break
         n_alive = len(alive)
@@ -136,7 +147,7 @@ def _sample(
             rows, tokens, alive = rows[kept], tokens[kept], alive[kept]
         for stepper in steppers:
             stepper.advance(tokens)
-    return Sampled(out, log_probs)
+    return Sampled(out, log_probs, values)
 
 
 def _stepper(lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> "_Slotted | _Full":

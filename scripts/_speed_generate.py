@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from _speed_work import begin, say
+from _speed_work import begin, live_tokens, say
 from transformers import AutoModelForCausalLM
 
 
@@ -24,7 +24,9 @@ def main(folder: Path) -> None:
     load = {"dtype": torch.bfloat16 if options["precision"] == "bf16" else torch.float32}
     model = AutoModelForCausalLM.from_pretrained(folder / "reference", **load).to(device).eval()
     prompts = torch.tensor(json.loads((folder / "prompts.json").read_text()), device=device)
-    least = {} if options["ends"] else {"min_new_tokens": budget}
+    eos = model.generation_config.eos_token_id
+    if not options["ends"]:  # nothing to look for, and no logit to bar
+        model.generation_config.eos_token_id = None
     seconds, tokens = [], []
     for i in range(options["iterations"] + 1):
         rows = prompts[torch.arange(i * n, (i + 1) * n) % len(prompts)]
@@ -38,16 +40,13 @@ def main(folder: Path) -> None:
             top_p=1.0,
             temperature=1.0,
             pad_token_id=0,
-            **least,
         )
         if device == "cuda":
             torch.cuda.synchronize()
         if i:
             seconds.append(time.perf_counter() - begun)
-            ended = (out[:, options["prompt"] :] == model.generation_config.eos_token_id).cumsum(1)
-            # Up to and with the first EOS; what follows is padding.
-            live = (ended == 0).sum(1) + (ended > 0).any(1)
-            tokens.append(int(live.sum()) if options["ends"] else n * budget)
+            said = out[:, options["prompt"] :]
+            tokens.append(live_tokens(said, eos) if options["ends"] else n * budget)
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
     work = {"episodes": n, "parameters": 0}
     say({"sample": seconds, "iteration": seconds}, tokens=tokens, work=work, versions=versions)

@@ -91,9 +91,8 @@ class GPT2:
 
 def log_probs(model: GPT2, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Of tokens (N, T) chosen in states (N, T, d)."""
-    flat = model.logits(hidden.flatten(0, 1))
-    chosen = flat.gather(1, tokens.flatten()[:, None]).squeeze(1)
-    return (chosen - flat.logsumexp(1)).view(tokens.shape)
+    logits = model.logits(hidden.flatten(0, 1))
+    return -F.cross_entropy(logits, tokens.flatten(), reduction="none").view(tokens.shape)
 
 
 class PPO:

@@ -5,16 +5,20 @@ iteration, the work of one, peak memory, versions.
 """
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from _speed_shapes import SHAPES, load_env
+from _speed_memory import expected_bytes
+from _speed_shapes import SHAPES, Shape, load_env
 from _speed_work import begin, say
 
 import rlhf_gym
 from agents.sb3 import PPO, build
 from rlhf_gym.files import read_json
+from rlhf_gym.lm import tokens_per_pass
+from rlhf_gym.lots import MAX_LOGITS
 
 # The critic's trunk and the precision of each.
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -46,21 +50,37 @@ def main(folder: Path) -> None:
     stages: dict[str, list[float]] = {"iteration": []}
     tokens = []
     for i in range(options["iterations"] + 1):
+        begun = time.perf_counter()
         learner.learn(1, reset_num_timesteps=True)
+        ended = time.perf_counter()  # callbacks, logs and all
         if not i:
             continue
         tokens.append(learner.rollout_buffer.n_tokens)
         for stage, seconds in learner.stage_seconds.items():
             stages.setdefault(stage, []).append(seconds)
-        stages["iteration"].append(sum(learner.stage_seconds.values()))
+        stages["iteration"].append(ended - begun)
     say(
         stages,
         tokens=tokens,
         work={
             "episodes": env.num_envs,
             "parameters": sum(p.numel() for p in learner.policy.parameters()),
+            "expected_bytes": expected(learner, shape),
         },
         versions={"rlhf_gym": rlhf_gym.__version__, "torch": torch.__version__},
+    )
+
+
+def expected(learner: PPO, shape: Shape) -> int:
+    """What the formula says of its memory; it holds for a shared trunk in float32."""
+    most = min(tokens_per_pass(learner.device), 1 << 14) // (shape.prompt + shape.response)
+    return expected_bytes(
+        learner.policy.lm.config,
+        sum(p.numel() for p in learner.policy.parameters()),
+        rows=min(shape.episodes // shape.minibatches, most),
+        prompt=shape.prompt,
+        response=shape.response,
+        logits=MAX_LOGITS,
     )
 
 

@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
         seed=0,
     )
     clock = Clock()
-    learner.learn(2 * tokens, callback=clock)
+    learner.learn((options["iterations"] + 1) * tokens, callback=clock)
     spent = [b - a for a, b in pairwise(clock.times)][1:]
     say(
         {"iteration": spent},

@@ -1,6 +1,7 @@
 """The shapes that speed is measured on, and an environment of each with random weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ SHAPES = {
     # Responses of uneven length.
     "D": Shape(gpt2, 5000, 64, 16, 48, epochs=4, minibatches=4, mean_length=12),
 }
+
+# Growth: A with another number of episodes, of tokens, or another width.
+for _n in (16, 64, 128, 256, 512):
+    SHAPES[f"E-episodes-{_n}"] = replace(SHAPES["A"], episodes=_n)
+    SHAPES[f"E-tokens-{_n}"] = replace(
+        SHAPES["A"], response=_n, make=partial(gpt2, positions=max(128, 16 + _n))
+    )
+    SHAPES[f"E-width-{_n}"] = replace(SHAPES["A"], make=partial(gpt2, width=_n))
 
 EOS = 1
 

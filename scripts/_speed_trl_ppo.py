@@ -6,13 +6,13 @@ has a trunk of its own, always.
 
 import json
 import sys
-import time
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from _speed_work import begin, say
+from _speed_work import begin, live_tokens, say
+from _trl_clock import Clock
 
 
 def main(folder: Path) -> None:
@@ -22,9 +22,9 @@ def main(folder: Path) -> None:
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
         PreTrainedTokenizerFast,
-        TrainerCallback,
     )
     from trl import PPOConfig, PPOTrainer
+    from trl.trainer import ppo_trainer
 
     options = json.loads((folder / "options.json").read_text())
     begin(options)
@@ -63,17 +63,7 @@ def main(folder: Path) -> None:
     value = AutoModelForSequenceClassification.from_pretrained(
         folder / "reference", num_labels=1, **load
     )
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
-        """Notes when training begins and when each iteration ends."""
-
-        def on_train_begin(self, *_: object, **__: object) -> None:
-            times.append(time.perf_counter())
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            times.append(time.perf_counter())
-
+    clock = Clock()
     trainer = PPOTrainer(
         args=arguments,
         processing_class=tokenizer,
@@ -84,17 +74,25 @@ def main(folder: Path) -> None:
         train_dataset=Dataset.from_dict(
             {"input_ids": json.loads((folder / "prompts.json").read_text())}
         ),
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
+    cut, tokens = ppo_trainer.truncate_response, []
+
+    def counted(stop: int, pad: int, responses: torch.Tensor) -> torch.Tensor:
+        tokens.append(live_tokens(responses, stop))
+        return cut(stop, pad, responses)
+
+    # Called once an iteration, and only where responses may end before their budget.
+    ppo_trainer.truncate_response = counted
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     # Its own prints would come after the line of JSON.
     out, sys.stdout = sys.stdout, sys.stderr
     trainer.train()
     sys.stdout = out
-    spent = [b - a for a, b in pairwise(times)][1:]
+    spent = [b - a for a, b in pairwise(clock.times)][1:]
     say(
         {"iteration": spent},
-        tokens=[n * options["response"]] * len(spent),
+        tokens=tokens[1:] if options["ends"] else [n * options["response"]] * len(spent),
         work={
             "episodes": trainer.args.batch_size,
             "parameters": trained,

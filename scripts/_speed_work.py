@@ -3,6 +3,7 @@
 import json
 import resource
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 steps = [0]
 """Optimiser steps of this process so far."""
 
+base = [0]
+"""Bytes of memory that it held before it had loaded anything."""
+
 
 def begin(options: Mapping[str, Any]) -> None:
     """The same start for all."""
@@ -18,6 +22,7 @@ def begin(options: Mapping[str, Any]) -> None:
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     torch.set_num_threads(options["threads"])
+    base[0] = peak_bytes()
 
 
 def say(
@@ -35,18 +40,33 @@ def say(
         work: Episodes and trained parameters of one iteration; its optimiser steps were counted.
         versions: Of what ran.
     """
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
     found = {
         "stages": {name: list(seconds) for name, seconds in stages.items()},
         "tokens": list(tokens),
         # One iteration more warmed up.
         "work": {**work, "optimiser_steps": steps[0] / (len(tokens) + 1)},
-        "peak_bytes": peak,
+        "peak_bytes": peak_bytes(),
+        "base_bytes": base[0],
         "versions": dict(versions),
     }
     print(json.dumps(found))
+
+
+def live_tokens(responses: torch.Tensor, eos: int) -> int:
+    """Tokens of responses (N, T) up to and with each one's first `eos`; the rest is padding."""
+    ended = (responses == eos).cumsum(1)
+    return int(((ended == 0).sum(1) + (ended > 0).any(1)).sum())
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held: on the GPU, or of the machine."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says may be the parent's, from before the exec
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _count(*_: Any) -> None:

@@ -7,10 +7,11 @@ first, versions.
 
 import json
 import sys
-import time
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+
+from _trl_clock import Clock
 
 
 def main(folder: Path) -> None:
@@ -22,7 +23,6 @@ def main(folder: Path) -> None:
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
         AutoTokenizer,
-        TrainerCallback,
         set_seed,
     )
 
@@ -53,17 +53,7 @@ def main(folder: Path) -> None:
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
     )
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
-        """Notes when training begins and when each step ends."""
-
-        def on_train_begin(self, *_: object, **__: object) -> None:
-            times.append(time.perf_counter())
-
-        def on_step_end(self, *_: object, **__: object) -> None:
-            times.append(time.perf_counter())
-
+    clock = Clock()
     load = {"dtype": torch.float32}
     tokenizer = AutoTokenizer.from_pretrained(folder / "reference", padding_side="left")
     reward = AutoModelForSequenceClassification.from_pretrained(folder / "reward_model", **load)
@@ -76,10 +66,10 @@ def main(folder: Path) -> None:
         ),
         processing_class=tokenizer,
         reward_processing_classes=AutoTokenizer.from_pretrained(folder / "reward_model"),
-        callbacks=[Clock()],
+        callbacks=[clock],
     )
     trainer.train()
-    ends = times[:: options["epochs"]]
+    ends = clock.times[:: options["epochs"]]
     spent = [b - a for a, b in pairwise(ends)]
     packages = ("trl", "transformers", "torch")
     print(

@@ -8,7 +8,6 @@ if there is such a tensor, or the peak is above the bound.
 
 import gc
 import multiprocessing
-import resource
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 from _speed_shapes import Shape, gpt2, make_env
+from _speed_work import peak_bytes
 from common import device, run
 from rich.console import Console
 from rich.table import Table
@@ -121,17 +121,17 @@ def measure(way: str, shape: Shape, on: str) -> dict[str, Any]:
 
         setattr(owner, name, watched)
 
-    watch(learner.policy, "sample", "sample")
+    watch(learner.policy, "sample_with_log_probs", "sample")
     watch(learner.policy, "score", "score")
     watch(env, "play", "play")
     watch(learner, "_gradient", "gradient")
     watch(learner, "train", "update")
-    before = resident(on)
+    before = peak_bytes()
     learner.learn(tokens)
     return {
         "way": way,
         "options": WAYS[way],
-        "peak_bytes": resident(on),
+        "peak_bytes": peak_bytes(),
         "before_bytes": before,
         "tokens": tokens,
         "vocabulary": shape.vocab,
@@ -153,13 +153,6 @@ def largest_tensor() -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some objects dislike being looked at
         return max((x.numel() for x in gc.get_objects() if isinstance(x, torch.Tensor)), default=0)
-
-
-def resident(on: str) -> int:
-    """The most memory that this process has had so far; on a GPU, that its tensors have had."""
-    if on == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ class Config:
 
     shapes: tuple[str, ...] = ("A", "B")
     """Which shapes: A (GPT-2, 4 layers, width 256, V = 5,000), B (stories260K), C (GPT-2 small), D
-    (A with responses of uneven length)."""
+    (A with responses of uneven length); A grown or shrunk, n = 16, 64, 128, 256, 512: E-episodes-n,
+    E-tokens-n, E-width-n."""
     systems: tuple[str, ...] = ("rlhf_gym",)
     """Which systems; the first is what the others are held against."""
     trl_python: Path | None = None
@@ -85,7 +86,8 @@ def check(config: Config) -> None:
     for system in config.systems:
         if system.startswith("trl") and not (config.trl_python and config.trl_python.exists()):
             raise InputError(f"{system} needs --trl-python, a Python with trl 0.23.1")
-    if "limit" in config.systems and {"B", "D"} & set(config.shapes):
+    uneven = [s for s in config.shapes if SHAPES[s].mean_length is not None]
+    if "limit" in config.systems and ("B" in config.shapes or uneven):
         raise InputError("limit knows GPT-2 and responses of one length alone: shapes A and C")
 
 
@@ -121,6 +123,7 @@ def bench(name: str, config: Config) -> list[dict[str, Any]]:
                     "seconds": statistics.median(seconds for seconds, _ in pairs),
                     "iterations": len(pairs),
                     "peak_bytes": max(turn["peak_bytes"] for turn in turns),
+                    "base_bytes": turns[0]["base_bytes"],
                     "work": work,
                     "versions": {"python": platform.python_version(), **turns[0]["versions"]},
                     "threads": torch.get_num_threads(),

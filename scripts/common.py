@@ -116,7 +116,13 @@ def run_beside(python: Path, script: str, folder: Path) -> dict[str, Any]:
     done = subprocess.run([str(python), str(file), str(folder)], capture_output=True, text=True)
     if done.returncode:
         raise InputError(f"{script} failed in {python}:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError) as error:
+        raise InputError(
+            f"{script} did not end with a line of JSON in {python}; it printed:\n"
+            f"{done.stdout[-1000:]}{done.stderr[-1000:]}"
+        ) from error
     return found
 
 

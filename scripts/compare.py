@@ -10,6 +10,7 @@ compare.png and compare.html.
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -149,24 +150,45 @@ def budgets(config: Config) -> dict[str, int]:
 def check_same_terms(config: Config) -> None:
     """Note every environment's tokens and every algorithm's options; refuse other ones later.
 
+    The options are all of them: a default that has changed since makes other terms too.
+
     Raises:
         InputError: Rows that are there already were made under other terms.
     """
     file = config.run_dir / "terms.json"
     before = read_json(file) if file.exists() else {"tokens": {}, "options": {}}
-    options = {
-        algorithm: {k: v for k, v in config.options.items() if k.rpartition(".")[0] == algorithm}
-        for algorithm in config.algorithms
-    }
+    options = {algorithm: all_options(config, algorithm) for algorithm in config.algorithms}
     for kind, now in (("tokens", budgets(config)), ("options", options)):
         for name, value in now.items():
             there = before[kind].setdefault(name, value)
             if there != value:
                 raise InputError(
-                    f"{config.run_dir} compares {name} with {kind} {there}, not {value}; give the "
-                    "same ones to go on, or another --run-dir"
+                    f"{config.run_dir} compares {name} with {kind} {_apart(there, value)}; give "
+                    "the same ones to go on, or another --run-dir"
                 )
     write_json(file, before)
+
+
+def _apart(there: Any, now: Any) -> str:
+    if not isinstance(there, dict):
+        return f"{there}, not {now}"
+    other = {name for name in there.keys() | now.keys() if there.get(name) != now.get(name)}
+    return ", ".join(f"{n} = {there.get(n)}, not {now.get(n)}" for n in sorted(other))
+
+
+def own_options(config: Config, algorithm: str) -> dict[str, Any]:
+    """What --options says of an algorithm."""
+    prefix = f"{algorithm}."
+    texts = {k[len(prefix) :]: v for k, v in config.options.items() if k.startswith(prefix)}
+    return parse_values(texts)
+
+
+def all_options(config: Config, algorithm: str) -> dict[str, Any]:
+    """The same and its defaults, as JSON has them."""
+    kind = load_algorithm(algorithm).Config
+    whole = kind(**own_options(config, algorithm))
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(whole), default=str))
+    return plain
 
 
 def check_options(config: Config) -> None:
@@ -208,9 +230,7 @@ def do(config: Config, jobs: list[Job], file: Path) -> None:
 def trained(config: Config, job: Job) -> Row:
     """Train and measure."""
     algorithm = load_algorithm(job.algorithm)
-    prefix = f"{job.algorithm}."
-    texts = {k[len(prefix) :]: v for k, v in config.options.items() if k.startswith(prefix)}
-    options = parse_values(texts)
+    options = own_options(config, job.algorithm)
     if config.rates:
         default = options.get("learning_rate", algorithm.Config().learning_rate)
         options["learning_rate"] = job.rate * default

@@ -62,12 +62,22 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_heads": 4,
     },
     "cohere": {"num_key_value_heads": 2},
+    # Latent attention: its value heads are narrower than its queries.
+    "deepseek_v2": {
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "first_k_dense_replace": 2,
+    },
     # Positions are a bias on attention, made from a 2-D mask.
     "bloom": {},
     "falcon": {"alibi": True},
     "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},  # no cache at all
 }
-SERVED = ("llama", "gpt2", "qwen2", "qwen3", "gpt_neox", "opt")
+SERVED = ("llama", "gpt2", "qwen2", "qwen3", "gpt_neox", "opt", "deepseek_v2")
 UNSERVED = ("mistral", "gpt_neo", "bloom", "falcon", "openai-gpt")
 
 

@@ -30,7 +30,7 @@ from rlhf_gym.attention import step_attention
 from rlhf_gym.decode import DecodeCache, last_hidden, supports_slots
 from rlhf_gym.lm import CausalLM, continuation_log_probs
 from rlhf_gym.sampling import draw, sample_responses, sample_with_log_probs
-from rlhf_gym.tokens import PAD, continuations, pad_rows, row_lengths
+from rlhf_gym.tokens import PAD, continuations, pad_rows, row_lengths, unflatten
 
 WIDTH = 16
 
@@ -287,11 +287,16 @@ def test_what_sampling_says_of_its_tokens_is_a_pass_over_whole_sequences(
     lm = load_lm(family, temperature=0.8)
     prompts = prompts_of(lm, 24)
     torch.manual_seed(0)
-    sampled = sample_with_log_probs(lm, prompts, 12, deterministic=deterministic)
+    head = torch.nn.Linear(32, 1)
+    torch.manual_seed(0)
+    sampled = sample_with_log_probs(lm, prompts, 12, deterministic=deterministic, value_head=head)
     assert len(set(row_lengths(sampled.responses).tolist())) > 3, "rows end at different times"
     expected = continuation_log_probs(lm, prompts, sampled.responses)
     assert (expected < 0).any()
     torch.testing.assert_close(sampled.log_probs, expected, atol=1e-5, rtol=1e-5)
+    sequences = continuations(prompts, sampled.responses)
+    values = unflatten(head(lm.states(sequences)).flatten(), sequences.lengths, 12)
+    torch.testing.assert_close(sampled.values, values, atol=1e-5, rtol=1e-5)
     torch.manual_seed(0)
     alone = sample_responses(lm, prompts, 12, deterministic=deterministic)
     assert torch.equal(alone, sampled.responses)

@@ -133,6 +133,22 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_stands(make_vector_env, 
     assert first.name < second.name
 
 
+def test_a_run_killed_while_writing_its_first_checkpoint_begins_anew(make_vector_env, tmp_path):
+    whole = finish(make_vector_env(16), tmp_path / "whole")
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with TrainingRun(folder, TOTAL, "test") as run:
+        run.record(80, {"rollout/score": 1.0})
+        run.add_samples([{"tokens": 80, "prompt": "a", "response": "b", "score": 1.0, "kl": 0.0}])
+    cut_off = folder / "checkpoints" / ".tokens_80.partial"
+    cut_off.mkdir(parents=True)
+    (cut_off / "policy.safetensors").write_bytes(b"half")
+    resumed = finish(make_vector_env(16), folder)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert record(tmp_path / "whole") == record(folder)
+    assert samples(tmp_path / "whole") == samples(folder)
+
+
 def test_no_pickle_is_written(make_vector_env, tmp_path):
     finish(make_vector_env(4), tmp_path / "run")
     suffixes = {path.suffix for path in (tmp_path / "run" / "checkpoints").rglob("*.*")}

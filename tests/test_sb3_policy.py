@@ -552,15 +552,39 @@ def test_flagships_first_ratio_is_one_and_first_kl_zero(make_learner):
     assert abs(kls[1]) > 1e-4
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("own_critic", [False, True])
+def test_a_rollout_holds_what_the_training_code_says_of_it(
+    make_learner, save_lm, own_critic, precision
+):
+    policy_options: dict[str, Any] = {"precision": precision}
+    if own_critic:
+        policy_options["critic"] = save_lm(seed=7)
+    learner = make_learner(n_waves=2, policy_options=policy_options)
+    policy, scored = learner.policy, []
+    nn.init.normal_(policy.value_head.weight, std=0.3)
+
+    def check(model: Any) -> None:
+        buffer = model.rollout_buffer
+        for minibatch in buffer.get(None):
+            values, log_probs = policy.score(minibatch.observations)
+            torch.testing.assert_close(minibatch.old_values, values, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(minibatch.old_log_prob, log_probs, atol=1e-5, rtol=1e-5)
+            scored.append(values)
+
+    learner.learn(1, callback=Watch(check))
+    assert torch.cat(scored).std() > 0.1
+
+
 def test_flagship_costs_one_forward_an_episode_not_one_a_token(make_learner):
     learner = make_learner(n_epochs=2, n_minibatches=1)
     with count_forwards(learner.policy.core) as shapes:
         learner.learn(1)
     lengths = (learner.rollout_buffer.actions != PAD).sum(0)
     whole = [rows for rows, tokens in shapes if tokens > 1]
-    assert whole[1:] == [N] * 3, "a pass that scores, and one for each epoch"
+    assert whole[1:] == [N] * 2, "one for each epoch; decoding has already scored"
     assert whole[0] <= N, "a prefill of the distinct prompts"
-    assert len(shapes) - 4 == lengths.max() - 1, "decode steps"
+    assert len(shapes) - 3 == lengths.max() - 1, "decode steps"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -203,7 +203,7 @@ def test_bench_speed_writes_its_rows(tmp_path):
     )
     rows = json.loads(file.read_text())
     stages = {row["stage"] for row in rows if row["system"] == "rlhf_gym"}
-    assert stages == {"sample", "score", "play", "update", "iteration"}
+    assert stages == {"sample", "play", "update", "iteration"}
     assert all(row["tokens_per_second"] > 0 for row in rows)
     whole = {row["system"]: row for row in rows if row["stage"] == "iteration"}
     assert whole["rlhf_gym"]["work"]["optimiser_steps"] == 16

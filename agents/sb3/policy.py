@@ -187,7 +187,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         self._last: _LastActions | None = None
         head = list(self.value_head.parameters())
         options = dict(self.optimizer_kwargs)
-        if issubclass(self.optimizer_class, torch.optim.Adam):
+        others = any(options.get(name) for name in ("foreach", "differentiable"))
+        if issubclass(self.optimizer_class, torch.optim.Adam) and not others:
             options.setdefault("fused", True)  # the same step in a quarter of the time
         self.optimizer = self.optimizer_class(
             [*groups, {"params": head, "lr_scale": self.value_lr_scale}],
@@ -279,9 +280,23 @@ class CausalLMPolicy(ActorCriticPolicy):
     def sample_with_log_probs(
         self, prompts: Tensor, max_new_tokens: int, stop_at_eos: bool = True
     ) -> Sampled:
-        """`sample`, and each token's log-prob as decoding found it: two (N, T)."""
+        """`sample`, and each token's log-prob and (on a shared trunk) value, from decoding."""
         self._check_guide()
-        return sample_with_log_probs(self.core, prompts, max_new_tokens, stop_at_eos=stop_at_eos)
+        return sample_with_log_probs(
+            self.core,
+            prompts,
+            max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            value_head=self.value_head if self.critic is None else None,
+        )
+
+    @torch.no_grad()
+    def values(self, sequences: Sequences) -> Tensor:
+        """Values of the states that the chosen tokens were chosen in, (M,)."""
+        values = torch.zeros(int(sequences.lengths.sum()), device=self.device)
+        for part, places in passes(sequences):
+            values[places] = self.predict_values(part).flatten()
+        return values
 
     @torch.no_grad()
     def score(self, sequences: Sequences) -> tuple[Tensor, Tensor]:

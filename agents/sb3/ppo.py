@@ -204,7 +204,7 @@ class PPO(OnPolicyAlgorithm):
         assert isinstance(rollout_buffer, SequenceRolloutBuffer)
         token_env: TokenVectorEnv = env.get_attr("unwrapped")[0]
         known_scale(token_env)  # its one computation belongs to no iteration
-        self._begun = time.perf_counter()
+        self._begun = self._now()
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()  # writes checkpoints
@@ -224,6 +224,12 @@ class PPO(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
+    def _now(self) -> float:
+        """Seconds, once the device has done what it was asked."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
     def _prepare_rollout(self) -> None:
         """What a class of this one has to do before it samples."""
 
@@ -242,23 +248,26 @@ class PPO(OnPolicyAlgorithm):
     def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
         assert self._last_obs is not None
         prompts = np.asarray(self._last_obs)[:, : env.prompts.max_tokens]
-        begun = time.perf_counter()
+        begun = self._now()
         on_device = torch.from_numpy(prompts).to(self.device)
-        responses, found = self._sample(on_device, env)
-        sampled = time.perf_counter()
+        found = self._sample(on_device, env)
+        responses = found.responses
+        sampled = self._now()
         sequences = continuations(on_device, responses)
+        own_critic = self.baseline == "critic" and self.policy.critic is not None
         if self._scores_anew():
             values, log_probs = self.policy.score(sequences)
         else:
-            log_probs = found[responses != PAD]
-            values = torch.zeros_like(log_probs)
+            log_probs, values = (x[responses != PAD] for x in (found.log_probs, found.values))
+            if own_critic:  # which does not decode
+                values = self.policy.values(sequences)
         value_grid, log_prob_grid = (
             unflatten(flat, sequences.lengths, env.max_new_tokens).cpu().numpy()
             for flat in (values, log_probs)
         )
         check_finite("log π", log_probs, sequences, log_probs=log_probs, values=values)
         check_finite("the value", values, sequences, log_probs=log_probs, values=values)
-        scored = time.perf_counter()
+        scored = self._now()
         actions = responses.cpu().numpy()
         rewards, infos, self._last_obs = env.play(actions, log_prob_grid)
         flat = torch.from_numpy(rewards[actions >= 0]).to(log_probs.device)
@@ -272,31 +281,31 @@ class PPO(OnPolicyAlgorithm):
             rewards = rewards + difference * np.where(actions >= 0, paid.numpy(), 0.0)
         ref_log_probs = infos["ref_log_prob"]
         buffer.add_responses(prompts, actions, rewards, value_grid, log_prob_grid, ref_log_probs)
-        settled = time.perf_counter()
+        settled = self._now()
         lengths = sequences.lengths.cpu().numpy()
         self.num_timesteps += int(lengths.sum())
         infos["seconds"] = {
             "sample": sampled - begun,
-            "score": scored - sampled,
             "play": settled - scored,
         }
+        if own_critic or self._scores_anew():
+            infos["seconds"]["score"] = scored - sampled
         infos["length"] = lengths
         infos["log_prob_mean"] = float(log_probs.double().mean())
         return infos
 
     def _sample(self, prompts: torch.Tensor, env: TokenVectorEnv) -> Sampled:
-        """Whole responses to prompts (N, P), and their log-probs."""
+        """Whole responses to prompts (N, P), their log-probs and values."""
         return self.policy.sample_with_log_probs(prompts, env.max_new_tokens, env.stop_at_eos)
 
     def _scores_anew(self) -> bool:
-        """Whether log-probs and values of a rollout take a pass over whole sequences.
+        """Whether log-probs of a rollout take a pass of the policy over whole sequences.
 
-        Nobody asks for values without a critic, and in float32 decoding finds the same log-probs.
-        In bfloat16 it rounds otherwise than the update, and the first ratio would not be 1; nor
-        where rounding moves the edge of a reference's top-k or top-p set.
+        In float32 decoding finds the same ones. In bfloat16 it rounds otherwise than the update,
+        and the first ratio would not be 1; nor where rounding moves the edge of a reference's
+        top-k or top-p set.
         """
-        rounded = self.policy.precision != "fp32" or self.policy.core.mask.follows_reference
-        return self.baseline == "critic" or rounded
+        return self.policy.precision != "fp32" or self.policy.core.mask.follows_reference
 
     def _kl_coef(self, env: TokenVectorEnv) -> float:
         """The agent's weight of the penalty against the reference."""
@@ -338,7 +347,7 @@ class PPO(OnPolicyAlgorithm):
 
     def train(self) -> None:
         """The update: `n_epochs` passes of `n_minibatches` optimiser steps."""
-        begun = time.perf_counter()
+        begun = self._now()
         self.policy.set_training_mode(True)
         self.policy.optimizer.zero_grad()
         waits = self._waits()
@@ -371,7 +380,7 @@ class PPO(OnPolicyAlgorithm):
             self.logger.record("train/explained_variance", explained_variance(seen, came))
         self._old = None
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        ended = time.perf_counter()
+        ended = self._now()
         self._log_stage("update", ended - begun)
         # Of all that the iteration took: callbacks and logs are in no stage.
         self.logger.record("time/tokens_per_second", tokens / (ended - self._begun))
