@@ -59,7 +59,7 @@ class OfflineDPO(OnlineDPO):
     that it saves.
 
     Args:
-        *args: As in `PPO`.
+        *args: As in `ResponseAlgorithm`.
         pairs: Draw from these; None draws responses of the reference.
         **options: As in `OnlineDPO`.
     """

@@ -31,9 +31,9 @@ class ExpertIteration(GroupLearner):
     RAFT: Dong et al. 2023, ReST: Gulcehre et al. 2023).
 
     Args:
-        *args: As in `PPO`.
+        *args: As in `ResponseAlgorithm`.
         best_by: "return" or "score".
-        **options: As in `PPO`.
+        **options: As in `ResponseAlgorithm`.
     """
 
     def __init__(self, *args: Any, best_by: BestBy = "return", **options: Any) -> None:

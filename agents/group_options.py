@@ -3,11 +3,15 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from agents import ppo
+from torch.optim import Adam
+
 from agents.sb3.groups import GroupLearner
-from agents.sb3.learner import SB3Learner
+from agents.sb3.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.precision import Precision
+
+POLICY_OPTIONS = ("precision", "gradient_checkpointing", "lora_rank", "lora_alpha")
+"""Options that are keywords of `CausalLMPolicy`."""
 
 
 @dataclass(frozen=True)
@@ -56,5 +60,10 @@ def make_group_learner(
         **own: Keywords of the class; or of `GroupConfig`, in place of the options'.
     """
     names = [field.name for field in fields(GroupConfig)]
-    shared = {name: own.pop(name, getattr(config, name)) for name in names}
-    return ppo.make(ppo.Config(critic="shared", **shared), env, algorithm, **own)
+    options = {name: own.pop(name, getattr(config, name)) for name in names}
+    policy = {
+        **{name: options.pop(name) for name in POLICY_OPTIONS},
+        "optimizer_class": Adam,
+        "optimizer_kwargs": {"eps": options.pop("adam_eps")},
+    }
+    return response_learner(algorithm, env, policy_options=policy, **options, **own)

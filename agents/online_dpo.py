@@ -34,10 +34,10 @@ class OnlineDPO(GroupLearner):
     Rafailov et al. 2023.
 
     Args:
-        *args: As in `PPO`.
+        *args: As in `ResponseAlgorithm`.
         beta: β of the loss; the environment's if None.
         labels: "soft" or "hard".
-        **options: As in `PPO`.
+        **options: As in `ResponseAlgorithm`.
     """
 
     def __init__(

@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from stable_baselines3.common.utils import LinearSchedule
 from torch.optim import Adam
 from transformers import PreTrainedModel
 
 from agents.adam import TF1Adam
-from agents.sb3 import PPO, build
+from agents.sb3 import PPO
 from agents.sb3.advantage_estimation import Baseline
-from agents.sb3.learner import SB3Learner
+from agents.sb3.learner import SB3Learner, response_learner
 from agents.sb3.loss import KLLoss, KLOld
 from agents.sb3.ppo import MeanOver
 from agents.sb3.ptx import PretrainingMix
@@ -36,7 +35,6 @@ POLICY_OPTIONS = (
 """Options that are keywords of `CausalLMPolicy`."""
 
 OTHER_OPTIONS = (
-    "anneal",
     "adam",
     "adam_eps",
     "critic",
@@ -47,10 +45,8 @@ OTHER_OPTIONS = (
     "kl_rate",
     "ptx_coef",
     "ptx_data",
-    "sample_every",
-    "samples_per_prompt",
 )
-"""Options that are keywords neither of the policy nor of `agents.sb3.PPO`."""
+"""Options that are keywords neither of the policy nor of `response_learner` and its class."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +158,7 @@ def make(
         algorithm: The flagship, or a class of it that learns in its own way from the same rollout.
         **more: That class's own keywords.
     """
-    if config.sample_every < 0:
-        raise InputError(f"sample_every must be 0 or more updates, not {config.sample_every}")
     options = dict(vars(config))
-    last = 0.0 if config.anneal else config.learning_rate
-    options["learning_rate"] = LinearSchedule(config.learning_rate, last, 1.0)
     critic = critic_start(config, env)
     policy = {
         **{name: options.pop(name) for name in POLICY_OPTIONS},
@@ -179,11 +171,7 @@ def make(
         del options[name]
     options["ptx"] = pretraining_mix(config, env)
     options["kl_controller"] = kl_controller(config, env.objective.kl_coef)
-    device = env.objective.reference.device
-    if config.samples_per_prompt is not None:
-        env.group_rows(config.samples_per_prompt)
-    learner = build(algorithm, env, policy_options=policy, device=device, **options, **more)
-    return SB3Learner(learner, sample_every=config.sample_every)
+    return response_learner(algorithm, env, policy_options=policy, **options, **more)
 
 
 def critic_start(config: Config, env: TokenVectorEnv) -> PreTrainedModel | None:

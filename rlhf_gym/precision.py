@@ -1,11 +1,14 @@
 """In which precision a model computes: float32, or bfloat16 where that is harmless."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16"]
 """Weights are float32 in both; "bf16" multiplies matrices in bfloat16, by autocast."""
@@ -41,6 +44,17 @@ def casts_kept(device: torch.device, precision: Precision) -> Iterator[None]:
     # Copies are dropped when the outermost context ends: this one, which itself is off.
     with torch.autocast(device.type, enabled=False):
         yield
+
+
+def warn_if_emulated(device: torch.device, precision: Precision) -> None:
+    """Log one line where bfloat16 is many times slower than float32."""
+    if precision == "fp32" or device.type != "cpu":
+        return
+    if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        logger.warning(
+            "this processor has no bfloat16 products, so that bf16 is emulated and many times "
+            "slower than fp32 here"
+        )
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from _speed_shapes import Shape, gpt2
 from _speed_shapes import make_env as make_shaped_env
-from common import device, make_env, run
+from common import device, make_env, measured_on, run
 from rich.console import Console
 
 import rlhf_gym
@@ -62,8 +62,8 @@ def main(config: Config) -> None:
         "versions": {
             "torch": torch.__version__,
             "rlhf_gym": rlhf_gym.__version__,
-            "threads": torch.get_num_threads(),
         },
+        "measured_on": measured_on(),
     }
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(config.output, found)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from _speed_clock import Clock
 from _speed_shapes import SHAPES, make_env
-from common import device, run, run_beside
+from common import device, measured_on, run, run_beside
 from rich.console import Console
 from rich.table import Table
 
@@ -110,6 +110,7 @@ def measure(config: Config, algorithm: str) -> dict[str, Any]:
             "seconds": seconds,
         }
     row["ratio"] = statistics.median(theirs) / statistics.median(ours)
+    row["measured_on"] = measured_on()
     row["versions"] = {
         "python": sys.version.split()[0],
         "rlhf_gym": rlhf_gym.__version__,

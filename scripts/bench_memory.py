@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from _speed_shapes import Shape, gpt2, make_env
 from _speed_work import peak_bytes
-from common import device, run
+from common import device, measured_on, run
 from rich.console import Console
 from rich.table import Table
 
@@ -142,8 +142,8 @@ def measure(way: str, shape: Shape, on: str) -> dict[str, Any]:
         "versions": {
             "torch": torch.__version__,
             "rlhf_gym": rlhf_gym.__version__,
-            "threads": torch.get_num_threads(),
         },
+        "measured_on": measured_on(),
     }
 
 

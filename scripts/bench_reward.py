@@ -6,7 +6,6 @@ its own, whose python is named. Run it on a quiet machine.
 """
 
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import device, run, run_beside
+from common import device, measured_on, run, run_beside
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -183,8 +182,7 @@ def timed(
         "layers": config.layers,
         "precision": "bf16" if config.bf16 else "fp32",
         "device": where,
-        "threads": threads,
-        "machine": platform.processor() or platform.machine(),
+        "measured_on": measured_on(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "trl_versions": competitor["versions"],
     }

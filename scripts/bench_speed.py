@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from _speed_rlhf_gym import SYSTEMS as OURS
 from _speed_shapes import KL_COEF, SHAPES, Shape, write_models
-from common import device, run, run_beside
+from common import device, measured_on, run, run_beside
 from rich.console import Console
 from rich.table import Table
 
@@ -101,7 +101,7 @@ def bench(name: str, config: Config) -> list[dict[str, Any]]:
         for _ in range(config.turns):
             for system in config.systems:
                 found[system].append(one_turn(system, name, shape, Path(folder), config))
-    rows = []
+    rows, on = [], measured_on()
     for system, turns in found.items():
         work = turns[0]["work"]
         check_work(system, shape, work)
@@ -126,8 +126,8 @@ def bench(name: str, config: Config) -> list[dict[str, Any]]:
                     "base_bytes": turns[0]["base_bytes"],
                     "work": work,
                     "versions": {"python": platform.python_version(), **turns[0]["versions"]},
-                    "threads": torch.get_num_threads(),
                     "device": device(config.device),
+                    "measured_on": on,
                 }
             )
     return rows

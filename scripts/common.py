@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import traceback
@@ -124,6 +125,27 @@ def run_beside(python: Path, script: str, folder: Path) -> dict[str, Any]:
             f"{done.stdout[-1000:]}{done.stderr[-1000:]}"
         ) from error
     return found
+
+
+def measured_on() -> dict[str, Any]:
+    """What a figure of speed depends on beside the versions: the machine and the commit."""
+    name = platform.processor() or platform.machine()
+    known = Path("/proc/cpuinfo")
+    if known.exists():
+        names = [x for x in known.read_text().splitlines() if x.startswith("model name")]
+        name = names[0].split(":", 1)[1].strip() if names else name
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        commit = None
+    return {
+        "processor": name,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": commit,
+    }
 
 
 def make_env(env_id: str, num_envs: int, keywords: dict[str, Any]) -> TokenVectorEnv:

@@ -6,7 +6,7 @@ neighbour shows in the fifth digit and long before.
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -308,6 +308,14 @@ def count_forwards(lm: CausalLM) -> Iterator[list[tuple[int, int]]]:
         yield shapes
     finally:
         handle.remove()
+
+
+def assert_same_gradients(
+    found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], relative: float
+) -> None:
+    """Equal but for an error of `relative` times the expected gradient's norm."""
+    a, b = (torch.cat([g.flatten() for g in gradients]) for gradients in (found, expected))
+    assert float((a - b).norm()) <= relative * float(b.norm())
 
 
 def play_rollout(learner: Any) -> None:

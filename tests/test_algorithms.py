@@ -9,10 +9,10 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import BUDGET, play_rollout
+from conftest import BUDGET, assert_same_gradients, play_rollout
 from stable_baselines3.common.utils import set_random_seed
 
-from agents import dpo, nlpo, online_dpo, ppo, sb3_dqn, trajectory_balance
+from agents import dpo, nlpo, online_dpo, sb3_dqn, trajectory_balance
 from agents.algorithm import load_algorithm
 from agents.sb3 import PPO, build
 from agents.sb3.groups import GroupLearner, Groups
@@ -207,8 +207,7 @@ def test_micro_batches_change_no_groups_gradient(make_vector_env):
         assert statistics["ratio_max_error"] < 1e-5
         assert statistics["kl_old"] == pytest.approx(0.0, abs=1e-6)
     for other in gradients[1:]:
-        for a, b in zip(gradients[0], other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        assert_same_gradients(other, gradients[0], 1e-4)
     assert any(g.abs().max() > 1e-3 for g in gradients[0])
 
 
@@ -570,8 +569,15 @@ def test_rows_are_grouped_from_the_next_reset_on(make_vector_env):
 
 def test_options_are_those_of_the_class(make_vector_env):
     learner = trajectory_balance.make(
-        trajectory_balance.Config(learning_rate=0.5), make_vector_env(N)
+        trajectory_balance.Config(learning_rate=0.5, n_minibatches=3, adam_eps=1e-7),
+        make_vector_env(N),
     )
     assert learner.algorithm.lr_schedule(1.0) == 0.5
-    assert learner.algorithm.critic_warmup == ppo.Config().critic_warmup
-    assert not learner.algorithm._waits(), "there is no critic to wait for"
+    assert learner.algorithm.n_minibatches == 3
+    assert learner.policy.optimizer.param_groups[0]["eps"] == 1e-7
+    assert learner.policy.critic is None
+
+
+def test_a_loss_of_whole_responses_takes_no_option_of_ppo(make_vector_env):
+    with pytest.raises(TypeError, match="clip_range"):
+        build(Odd, make_vector_env(N), clip_range=0.1)

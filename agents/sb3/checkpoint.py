@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.sb3.guards import StopRequest
-from agents.sb3.ppo import PPO
+from agents.sb3.response_algorithm import ResponseAlgorithm
 from agents.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -56,12 +56,12 @@ class CheckpointCallback(BaseCallback):
         return True
 
     def _write(self) -> None:
-        assert isinstance(self.model, PPO)
+        assert isinstance(self.model, ResponseAlgorithm)
         save_checkpoint(self.model, self.folder)
         self._last = time.monotonic()
 
 
-def save_checkpoint(model: PPO, folder: Path) -> Path:
+def save_checkpoint(model: ResponseAlgorithm, folder: Path) -> Path:
     """Write everything that the next update depends on; keep the newest few."""
     name = f"tokens_{model.num_timesteps:012d}"
     try:
@@ -83,7 +83,7 @@ def save_checkpoint(model: PPO, folder: Path) -> Path:
     return folder / name
 
 
-def restore_latest(model: PPO, run: TrainingRun) -> bool:
+def restore_latest(model: ResponseAlgorithm, run: TrainingRun) -> bool:
     """Restore the newest checkpoint of a run, if there is one; the record is cut back to it.
 
     Raises:
@@ -103,7 +103,7 @@ def restore_latest(model: PPO, run: TrainingRun) -> bool:
     return True
 
 
-def _restore(model: PPO, path: Path) -> None:
+def _restore(model: ResponseAlgorithm, path: Path) -> None:
     state = read_json(path / "state.json")
     model.policy.load_state_dict(load_file(path / "policy.safetensors"))
     saved = load_file(path / "optimizer.safetensors")
@@ -127,7 +127,7 @@ def _restore(model: PPO, path: Path) -> None:
         torch.cuda.set_rng_state(_bytes(state["cuda"]), model.device)
 
 
-def _state(model: PPO) -> dict[str, Any]:
+def _state(model: ResponseAlgorithm) -> dict[str, Any]:
     kind, keys, *rest = np.random.get_state()
     state = {
         "num_timesteps": model.num_timesteps,
@@ -145,13 +145,13 @@ def _state(model: PPO) -> dict[str, Any]:
     return state
 
 
-def _environment(model: PPO) -> TokenVectorEnv:
+def _environment(model: ResponseAlgorithm) -> TokenVectorEnv:
     assert model.env is not None
     env: TokenVectorEnv = model.env.get_attr("unwrapped")[0]
     return env
 
 
-def _optimizer(model: PPO) -> dict[str, torch.Tensor]:
+def _optimizer(model: ResponseAlgorithm) -> dict[str, torch.Tensor]:
     state = model.policy.optimizer.state_dict()["state"]
     flat = {f"{i}.{k}": torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items()}
     return own_memory(flat)

@@ -4,14 +4,14 @@ Notation: G prompts, k responses to each; a response's log-prob is the sum over 
 """
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from agents.sb3.buffer import SequenceRolloutBuffer, SequenceSamples
-from agents.sb3.ppo import PPO
+from agents.sb3.response_algorithm import ResponseAlgorithm
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import k3
@@ -37,20 +37,13 @@ class Groups(NamedTuple):
     lengths: Tensor
 
 
-class GroupLearner(PPO):
-    """The flagship's rollout, and in the place of PPO's update a loss of whole responses.
+class GroupLearner(ResponseAlgorithm):
+    """Learns by a loss of whole responses, and without a critic; a subclass says what `loss` is.
 
-    A subclass says what `loss` is. There is no critic. The gradient of a minibatch does not depend
+    The gradient of a minibatch does not depend
     on how it is cut into passes: where it takes several, its log-probs are computed once without
     and once with gradients.
-
-    Args:
-        *args: As in `PPO`.
-        **options: As in `PPO`; those of its advantages, its loss and its critic have no effect.
     """
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "baseline": "none", "normalize_advantage": False})
 
     @property
     def env_kl_coef(self) -> float:

@@ -17,6 +17,7 @@ from agents.sb3.checkpoint import CheckpointCallback, restore_latest
 from agents.sb3.guards import NonFiniteError, stop_when_asked
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.ppo import PPO
+from agents.sb3.response_algorithm import ResponseAlgorithm
 from agents.sb3.samples import SampleCallback
 from agents.sb3.vec_env import build
 from agents.training_run import TrainingRun
@@ -59,7 +60,8 @@ class SB3Learner:
             self.algorithm.learn(total_tokens, log_interval=1)
             return
         self.algorithm.set_logger(Logger(None, [RunFormat(run)]))
-        fresh = not isinstance(self.algorithm, PPO) or not restore_latest(self.algorithm, run)
+        resumes = isinstance(self.algorithm, ResponseAlgorithm)
+        fresh = not resumes or not restore_latest(self.algorithm, run)
         if fresh:
             run.rewind(0)
         done = 0 if fresh else self.algorithm.num_timesteps
@@ -68,7 +70,7 @@ class SB3Learner:
 
     def _learn(self, tokens: int, run: TrainingRun, fresh: bool) -> None:
         options: dict[str, Any] = {"log_interval": 1, "reset_num_timesteps": fresh}
-        if not isinstance(self.algorithm, PPO):
+        if not isinstance(self.algorithm, ResponseAlgorithm):
             self.algorithm.learn(tokens, **options)
             return
         with stop_when_asked() as stop:
@@ -104,6 +106,47 @@ class SB3Learner:
     def save(self, directory: Path) -> None:
         """Write the language model (adapters merged into it) and tokenizer, the critic beside."""
         save_policy(self.policy, directory)
+
+
+def response_learner(
+    algorithm: type[ResponseAlgorithm],
+    env: TokenVectorEnv,
+    learning_rate: float,
+    *,
+    anneal: bool,
+    samples_per_prompt: int | None,
+    sample_every: int,
+    policy_options: dict[str, Any],
+    **options: Any,
+) -> SB3Learner:
+    """A learner from whole responses.
+
+    Args:
+        algorithm: The class.
+        env: The environment.
+        learning_rate: At the start.
+        anneal: Whether it falls linearly to 0.
+        samples_per_prompt: Responses to each prompt; None leaves the environment's.
+        sample_every: Updates between two records of samples; 0 records none.
+        policy_options: Keywords of the policy.
+        **options: Keywords of the class.
+
+    Raises:
+        InputError: An option does not serve.
+    """
+    if sample_every < 0:
+        raise InputError(f"sample_every must be 0 or more updates, not {sample_every}")
+    if samples_per_prompt is not None:
+        env.group_rows(samples_per_prompt)
+    learner = build(
+        algorithm,
+        env,
+        policy_options=policy_options,
+        device=env.objective.reference.device,
+        learning_rate=LinearSchedule(learning_rate, 0.0 if anneal else learning_rate, 1.0),
+        **options,
+    )
+    return SB3Learner(learner, sample_every=sample_every)
 
 
 def stock_learner(

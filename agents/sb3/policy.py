@@ -27,7 +27,7 @@ from rlhf_gym.lm import CausalLM, passes
 from rlhf_gym.lora import add_adapters, merged, twin
 from rlhf_gym.masks import NO_MASK, Limits, Mask
 from rlhf_gym.models import embedded, is_causal, load_pretrained, recompute_activations
-from rlhf_gym.precision import Precision
+from rlhf_gym.precision import Precision, warn_if_emulated
 from rlhf_gym.sampling import Sampled, draw, sample_with_log_probs
 from rlhf_gym.tokens import Sequences
 
@@ -155,6 +155,7 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.core = replace(self._load_core(), mask=self.mask, precision=self.precision)
+        warn_if_emulated(self.core.device, self.precision)
         self.lm = self.core.model
         if not isinstance(self.action_space, spaces.Discrete):
             raise ValueError(f"CausalLMPolicy acts in Discrete(V), not in {self.action_space}")

@@ -6,44 +6,33 @@ reference, inside the reward; `kl_old_coef` weighs the distance from the last it
 Notation: N rows of the environment, T the token budget, M chosen tokens.
 """
 
-import time
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.sb3.advantage_estimation import AdvantageEstimator, Baseline
 from agents.sb3.buffer import SequenceRolloutBuffer, SequenceSamples
-from agents.sb3.guards import check_finite
 from agents.sb3.loss import KLLoss, KLOld, Loss
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.ptx import PretrainingMix
-from agents.sb3.watching import known_scale, rollout_figures
+from agents.sb3.response_algorithm import ResponseAlgorithm
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.kl import REWARD_ESTIMATORS, KLController
-from rlhf_gym.lm import CausalLM, passes, tokens_per_pass
-from rlhf_gym.sampling import Sampled
-from rlhf_gym.tokens import PAD, continuations, unflatten
+from rlhf_gym.kl import KLController
+from rlhf_gym.lm import CausalLM, passes
 
 MAX_WARMUP = 0.2
 """Share of a training in which the policy may wait for its critic."""
 
 MeanOver = Literal["token", "response"]
 
-EXTREMES: dict[str, Callable[[list[float]], float]] = {"ratio_min": min, "ratio_max": max}
-"""Statistics of a minibatch whose mean over an update's minibatches says little."""
 
-
-class PPO(OnPolicyAlgorithm):
+class PPO(ResponseAlgorithm):
     """PPO that samples whole responses, lets the environment `play` them, and trains on sequences.
 
     Args:
@@ -97,10 +86,6 @@ class PPO(OnPolicyAlgorithm):
         device: "auto", "cpu", "cuda".
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"CausalLMPolicy": CausalLMPolicy}
-    policy: CausalLMPolicy
-    rollout_buffer: SequenceRolloutBuffer
-
     def __init__(
         self,
         policy: str | type[CausalLMPolicy],
@@ -140,13 +125,6 @@ class PPO(OnPolicyAlgorithm):
         device: torch.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        for name, count in (("n_waves", n_waves), ("n_epochs", n_epochs)):
-            if count < 1:
-                raise InputError(f"{name} must be at least 1, not {count}")
-        if n_minibatches < 1:
-            raise InputError(f"n_minibatches must be at least 1, not {n_minibatches}")
-        if gamma != 1.0:
-            raise InputError(f"the objective is undiscounted: gamma must be 1, not {gamma}")
         if kl_loss not in (None, *get_args(KLLoss)):
             raise InputError(f"kl_loss must be one of {get_args(KLLoss)} or None, not {kl_loss!r}")
         if normalize_over not in ("minibatch", "rollout"):
@@ -160,78 +138,35 @@ class PPO(OnPolicyAlgorithm):
         self.kl_controller, self.kl_loss, self.kl_old = kl_controller, kl_loss, kl_old
         self.ptx = ptx
         self._old: CausalLM | None = None  # π_old while an update asks for it
+        self._waiting = False  # in this update, for the critic
         self.clip_range_vf, self.whiten_rewards = clip_range_vf, whiten_rewards
         self.normalize_over, self.baseline = normalize_over, baseline
         self.scale_by_std, self.mean_over = scale_by_std, mean_over
-        self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
         self.critic_lambda, self.critic_warmup = critic_lambda, critic_warmup
         self.kl_old_coef, self.normalize_advantage = kl_old_coef, normalize_advantage
-        self.target_kl, self.microbatch_tokens = target_kl, microbatch_tokens
+        self.target_kl = target_kl
         self.clip_range: Schedule = FloatSchedule(clip_range)
-        self.stage_seconds: dict[str, float] = {}  # of the last iteration
-        budget = env.get_attr("max_new_tokens")[0] if isinstance(env, VecEnv) else 1
-        options = {"entropy": ent_coef != 0.0, **(policy_kwargs or {})}
         super().__init__(
             policy,
             env,
             learning_rate,
-            n_steps=n_waves * budget,
-            gamma=1.0,
+            n_waves=n_waves,
+            n_epochs=n_epochs,
+            n_minibatches=n_minibatches,
             gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
             vf_coef=vf_coef,
+            ent_coef=ent_coef,
             max_grad_norm=max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
-            rollout_buffer_class=SequenceRolloutBuffer,
+            microbatch_tokens=microbatch_tokens,
+            gamma=gamma,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=options,
+            policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
             device=device,
             _init_setup_model=_init_setup_model,
         )
-
-    def collect_rollouts(
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: RolloutBuffer,
-        n_rollout_steps: int,
-    ) -> bool:
-        """Play `n_waves` whole episodes in every row and compute advantages."""
-        assert isinstance(rollout_buffer, SequenceRolloutBuffer)
-        token_env: TokenVectorEnv = env.get_attr("unwrapped")[0]
-        known_scale(token_env)  # its one computation belongs to no iteration
-        self._begun = self._now()
-        self.policy.set_training_mode(False)
-        rollout_buffer.reset()
-        callback.on_rollout_start()  # writes checkpoints
-        self._prepare_rollout()
-        waves: list[dict[str, Any]] = []
-        for _ in range(self.n_waves):
-            infos = self._play_wave(token_env, rollout_buffer)
-            waves.append(infos)
-            callback.update_locals({"infos": infos})
-            if not callback.on_step():
-                return False
-        self._estimate(rollout_buffer, token_env.rows_per_prompt)
-        self._log_waves(waves, token_env)
-        if self.kl_controller is not None and not self._waits():
-            kl_sums = np.concatenate([wave["kl_sum"] for wave in waves])
-            self.kl_controller.update(float(kl_sums.mean()), len(kl_sums))
-        callback.on_rollout_end()
-        return True
-
-    def _now(self) -> float:
-        """Seconds, once the device has done what it was asked."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def _prepare_rollout(self) -> None:
-        """What a class of this one has to do before it samples."""
 
     def _estimate(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
         """Advantages and returns of the rollout, by the options."""
@@ -245,166 +180,49 @@ class PPO(OnPolicyAlgorithm):
             self.normalize_advantage and self.normalize_over == "rollout",
         ).estimate(buffer, self.n_waves, rows_per_prompt)
 
-    def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
-        assert self._last_obs is not None
-        prompts = np.asarray(self._last_obs)[:, : env.prompts.max_tokens]
-        begun = self._now()
-        on_device = torch.from_numpy(prompts).to(self.device)
-        found = self._sample(on_device, env)
-        responses = found.responses
-        sampled = self._now()
-        sequences = continuations(on_device, responses)
-        own_critic = self.baseline == "critic" and self.policy.critic is not None
-        if self._scores_anew():
-            values, log_probs = self.policy.score(sequences)
-        else:
-            log_probs, values = (x[responses != PAD] for x in (found.log_probs, found.values))
-            if own_critic:  # which does not decode
-                values = self.policy.values(sequences)
-        value_grid, log_prob_grid = (
-            unflatten(flat, sequences.lengths, env.max_new_tokens).cpu().numpy()
-            for flat in (values, log_probs)
-        )
-        check_finite("log π", log_probs, sequences, log_probs=log_probs, values=values)
-        check_finite("the value", values, sequences, log_probs=log_probs, values=values)
-        scored = self._now()
-        actions = responses.cpu().numpy()
-        rewards, infos, self._last_obs = env.play(actions, log_prob_grid)
-        flat = torch.from_numpy(rewards[actions >= 0]).to(log_probs.device)
-        check_finite("the reward", flat, sequences, rewards=flat, log_probs=log_probs)
-        # What the environment took off at its β, the agent takes off at its own.
-        difference = env.objective.kl_coef - self._reward_kl_coef(env)
-        if difference:
-            paid = REWARD_ESTIMATORS[env.objective.kl_estimator](
-                torch.from_numpy(log_prob_grid), torch.from_numpy(infos["ref_log_prob"])
-            )
-            rewards = rewards + difference * np.where(actions >= 0, paid.numpy(), 0.0)
-        ref_log_probs = infos["ref_log_prob"]
-        buffer.add_responses(prompts, actions, rewards, value_grid, log_prob_grid, ref_log_probs)
-        settled = self._now()
-        lengths = sequences.lengths.cpu().numpy()
-        self.num_timesteps += int(lengths.sum())
-        infos["seconds"] = {
-            "sample": sampled - begun,
-            "play": settled - scored,
-        }
-        if own_critic or self._scores_anew():
-            infos["seconds"]["score"] = scored - sampled
-        infos["length"] = lengths
-        infos["log_prob_mean"] = float(log_probs.double().mean())
-        return infos
-
-    def _sample(self, prompts: torch.Tensor, env: TokenVectorEnv) -> Sampled:
-        """Whole responses to prompts (N, P), their log-probs and values."""
-        return self.policy.sample_with_log_probs(prompts, env.max_new_tokens, env.stop_at_eos)
-
-    def _scores_anew(self) -> bool:
-        """Whether log-probs of a rollout take a pass of the policy over whole sequences.
-
-        In float32 decoding finds the same ones. In bfloat16 it rounds otherwise than the update,
-        and the first ratio would not be 1; nor where rounding moves the edge of a reference's
-        top-k or top-p set.
-        """
-        return self.policy.precision != "fp32" or self.policy.core.mask.follows_reference
-
-    def _kl_coef(self, env: TokenVectorEnv) -> float:
-        """The agent's weight of the penalty against the reference."""
-        controller = self.kl_controller
-        return env.objective.kl_coef if controller is None else controller.kl_coef
-
     def _reward_kl_coef(self, env: TokenVectorEnv) -> float:
         return self._kl_coef(env) if self.kl_loss is None else 0.0
 
-    def _log_waves(self, waves: list[dict[str, Any]], env: TokenVectorEnv) -> None:
-        figures = rollout_figures(waves, env.objective.kl_coef, known_scale(env))
-        for name, value in figures.items():
-            self.logger.record(f"rollout/{name}", value)
-        self.logger.record("rollout/kl_coef", self._kl_coef(env))
-        for stage in waves[0]["seconds"]:
-            self._log_stage(stage, sum(wave["seconds"][stage] for wave in waves))
+    @property
+    def _has_critic(self) -> bool:
+        return self.baseline == "critic"
 
-    def _log_stage(self, stage: str, seconds: float) -> None:
-        self.stage_seconds[stage] = seconds
-        self.logger.record(f"time/{stage}_seconds", seconds)
-        rate = self.rollout_buffer.n_tokens / seconds
-        self.logger.record(f"time/{stage}_tokens_per_second", rate)
-
-    def _update_learning_rate(
-        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
-    ) -> None:
-        """One schedule, times each parameter group's scale."""
-        super()._update_learning_rate(optimizers)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                group["lr"] *= group["lr_scale"]
+    def _finish_rollout(self, waves: list[dict[str, Any]]) -> None:
+        if self.kl_controller is not None and not self._waits():
+            kl_sums = np.concatenate([wave["kl_sum"] for wave in waves])
+            self.kl_controller.update(float(kl_sums.mean()), len(kl_sums))
 
     def _waits(self) -> bool:
         """Whether the policy stands still while its critic learns."""
         early = self._n_updates < self.critic_warmup * self.n_epochs
         # A short training would else end before its policy has moved.
         soon = self._current_progress_remaining > 1 - MAX_WARMUP
-        return early and soon and self.baseline == "critic"
+        return early and soon and self._has_critic
 
-    def train(self) -> None:
-        """The update: `n_epochs` passes of `n_minibatches` optimiser steps."""
-        begun = self._now()
-        self.policy.set_training_mode(True)
-        self.policy.optimizer.zero_grad()
-        waits = self._waits()
-        gradient = self._critic_gradient if waits else self._gradient
-        self._old = self.policy.snapshot() if self.kl_old == "exact" and not waits else None
-        self._update_learning_rate(self.policy.optimizer)
-        tokens = self.rollout_buffer.n_tokens
-        batch_size = max(1, round(tokens / self.n_minibatches))
-        logged: list[dict[str, float]] = []
-        for _ in range(self.n_epochs):
-            for minibatch in self.rollout_buffer.get(batch_size, self._together()):
-                statistics = gradient(minibatch)
-                logged.append(statistics)
-                moved = statistics.get("kl_old", 0.0)
-                if self.target_kl is not None and moved > 1.5 * self.target_kl:
-                    break
-                self._step(statistics, minibatch)
-            else:
-                self._n_updates += 1
-                continue
-            break
-        for name in logged[0]:
-            over = EXTREMES.get(name, np.mean)
-            self.logger.record(f"train/{name}", over([row[name] for row in logged]))
-        if not waits:
-            self.logger.record("train/ratio_first_max_error", logged[0]["ratio_max_error"])
-        if self.baseline == "critic":
+    def _prepare_update(self) -> None:
+        self._waiting = self._waits()
+        exact = self.kl_old == "exact" and not self._waiting
+        self._old = self.policy.snapshot() if exact else None
+
+    def _finish_update(self) -> None:
+        self._old = None
+        if self._has_critic:
             mask = self.rollout_buffer.actions >= 0
             seen, came = self.rollout_buffer.values[mask], self.rollout_buffer.returns[mask]
             self.logger.record("train/explained_variance", explained_variance(seen, came))
-        self._old = None
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        ended = self._now()
-        self._log_stage("update", ended - begun)
-        # Of all that the iteration took: callbacks and logs are in no stage.
-        self.logger.record("time/tokens_per_second", tokens / (ended - self._begun))
 
-    def _step(self, statistics: dict[str, float], minibatch: SequenceSamples) -> None:
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        known = {
-            "old_log_probs": minibatch.old_log_prob,
-            "old_values": minibatch.old_values,
-            "advantages": minibatch.advantages,
-            "returns": minibatch.returns,
-        }
-        sequences = minibatch.observations
-        losses = [
-            statistics[k] for k in ("policy_loss", "value_loss", "ptx_loss") if k in statistics
-        ]
-        loss = torch.tensor(sum(losses))
-        check_finite("the loss", loss, sequences, **known)
-        check_finite("the gradient", norm, sequences, **known)
-        statistics["gradient_norm"] = float(norm)
-        self.policy.optimizer.step()
+    def _enough(self, statistics: dict[str, float]) -> bool:
+        moved = statistics.get("kl_old", 0.0)
+        return self.target_kl is not None and moved > 1.5 * self.target_kl
 
     def _gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
-        """Accumulate the gradient of one minibatch over micro-batches; mean statistics."""
+        """Accumulate the gradient of one minibatch over micro-batches; mean statistics.
+
+        Where the policy waits, that of the critic's loss alone.
+        """
+        loss = self._loss()
+        if self._waiting:
+            return self._accumulate(minibatch, loss.critic_terms)
         advantages = minibatch.advantages
         each = self.normalize_advantage and self.normalize_over == "minibatch"
         if each and len(advantages) > 1:
@@ -417,7 +235,6 @@ class PPO(OnPolicyAlgorithm):
             extremes["ratio_max"] = max(extremes["ratio_max"], high)
             return terms
 
-        loss = self._loss()
         minibatch = minibatch._replace(advantages=advantages)
         means = self._accumulate(minibatch, lambda rows: watched(loss.terms(rows)))
         means |= extremes
@@ -426,10 +243,6 @@ class PPO(OnPolicyAlgorithm):
             total, at_most = len(minibatch.actions), self._microbatch_tokens()
             means["ptx_loss"] = self.ptx.backward(self.policy.core, total, at_most)
         return means
-
-    def _critic_gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
-        """The same of the critic's loss alone."""
-        return self._accumulate(minibatch, self._loss().critic_terms)
 
     def _accumulate(
         self,
@@ -452,13 +265,6 @@ class PPO(OnPolicyAlgorithm):
                 means[name] = means.get(name, 0.0) + float(value.sum()) / total
         return means
 
-    def _together(self) -> int:
-        """Responses in turn that must stay in one minibatch."""
-        return 1
-
-    def _microbatch_tokens(self) -> int:
-        return self.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14)
-
     def _loss(self) -> Loss:
         env: TokenVectorEnv = self.get_env().get_attr("unwrapped")[0]  # type: ignore[union-attr]
         return Loss(
@@ -466,7 +272,7 @@ class PPO(OnPolicyAlgorithm):
             clip_range=self.clip_range(self._current_progress_remaining),
             clip_range_vf=self.clip_range_vf,
             kl_old_coef=self.kl_old_coef,
-            vf_coef=self.vf_coef if self.baseline == "critic" else 0.0,
+            vf_coef=self.vf_coef if self._has_critic else 0.0,
             ent_coef=self.ent_coef,
             kl_coef=self._kl_coef(env),
             kl_loss=self.kl_loss,
@@ -474,12 +280,5 @@ class PPO(OnPolicyAlgorithm):
             old=self._old,
         )
 
-    def extra_state(self) -> dict[str, torch.Tensor]:
-        """What else the next update depends on, for a checkpoint."""
-        return {}
-
-    def set_extra_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from `extra_state`."""
-
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout_buffer", "_old"]
+        return [*super()._excluded_save_params(), "_old"]

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.sb3.ppo import PPO
+from agents.sb3.response_algorithm import ResponseAlgorithm
 from agents.training_run import TrainingRun
 from rlhf_gym.lm import CausalLM
 
@@ -38,7 +38,7 @@ class SampleCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        assert isinstance(self.model, PPO)
+        assert isinstance(self.model, ResponseAlgorithm)
         assert self._wave is not None
         done = self._run.updates
         is_last = self.num_timesteps >= self.model._total_timesteps
@@ -49,7 +49,7 @@ class SampleCallback(BaseCallback):
 
     def _sample(self, row: int, wave: dict[str, Any], update: int) -> dict[str, Any]:
         """One row's response of the first wave, its prompt and its figures."""
-        assert isinstance(self.model, PPO)
+        assert isinstance(self.model, ResponseAlgorithm)
         buffer = self.model.rollout_buffer
         budget = wave["kl"].shape[1]
         actions = buffer.actions[:budget, row]

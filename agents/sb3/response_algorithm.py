@@ -1,0 +1,351 @@
+"""What every learner from whole responses does: the rollout, and the passes of an update over it.
+
+Notation: N rows of the environment, T the token budget, M chosen tokens.
+"""
+
+import time
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.sb3.buffer import SequenceRolloutBuffer, SequenceSamples
+from agents.sb3.guards import check_finite
+from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.watching import known_scale, rollout_figures
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.kl import REWARD_ESTIMATORS, KLController
+from rlhf_gym.lm import tokens_per_pass
+from rlhf_gym.sampling import Sampled
+from rlhf_gym.tokens import PAD, continuations, unflatten
+
+EXTREMES: dict[str, Any] = {"ratio_min": min, "ratio_max": max}
+"""Statistics of a minibatch whose mean over an update's minibatches says little."""
+
+
+class ResponseAlgorithm(OnPolicyAlgorithm):
+    """Samples whole responses, lets the environment `play` them, and learns from sequences.
+
+    A subclass says what each token of a rollout bears (`_estimate`) and what gradient a minibatch
+    has (`_gradient`). Watching, checkpoints and samples are the same for all.
+
+    Args:
+        policy: `CausalLMPolicy`.
+        env: A `TokenSB3VecEnv`; each of its N rows plays one episode a wave.
+        learning_rate: A number or a schedule of the remaining progress.
+        n_waves: Waves an update; an update has n_waves · N episodes.
+        n_epochs: Passes over the episodes of an update.
+        n_minibatches: Optimiser steps a pass; each takes whole sequences, about equal in tokens.
+        gae_lambda: λ of GAE, where there is a critic.
+        vf_coef: Weight of the value loss, where there is one.
+        ent_coef: Weight of the entropy, where there is one.
+        max_grad_norm: Clip of the gradient's norm.
+        microbatch_tokens: Most tokens, padding included, in one forward and backward pass; the
+            gradient does not depend on it. None takes what fits a CPU's cache, 2¹⁴ on a GPU.
+        gamma: Must be 1: the objective is undiscounted.
+        stats_window_size: Episodes that running means cover.
+        tensorboard_log: Folder for TensorBoard.
+        policy_kwargs: Keywords of the policy.
+        verbose: 0 or 1.
+        seed: Seed of everything.
+        device: "auto", "cpu", "cuda".
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"CausalLMPolicy": CausalLMPolicy}
+    policy: CausalLMPolicy
+    rollout_buffer: SequenceRolloutBuffer
+
+    kl_controller: KLController | None = None
+    """Chooses the weight of the penalty against the reference; None leaves the environment's β."""
+
+    def __init__(
+        self,
+        policy: str | type[CausalLMPolicy],
+        env: VecEnv,
+        learning_rate: float | Schedule = 3e-4,
+        *,
+        n_waves: int = 1,
+        n_epochs: int = 1,
+        n_minibatches: int = 8,
+        gae_lambda: float = 1.0,
+        vf_coef: float = 0.0,
+        ent_coef: float = 0.0,
+        max_grad_norm: float = 1.0,
+        microbatch_tokens: int | None = None,
+        gamma: float = 1.0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if gamma != 1.0:
+            raise InputError(f"the objective is undiscounted: gamma must be 1, not {gamma}")
+        counts = {"n_waves": n_waves, "n_epochs": n_epochs, "n_minibatches": n_minibatches}
+        for name, count in counts.items():
+            if count < 1:
+                raise InputError(f"{name} must be at least 1, not {count}")
+        self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
+        self.microbatch_tokens = microbatch_tokens
+        self.stage_seconds: dict[str, float] = {}  # of the last iteration
+        budget = env.get_attr("max_new_tokens")[0] if isinstance(env, VecEnv) else 1
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            n_steps=n_waves * budget,
+            gamma=1.0,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=SequenceRolloutBuffer,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs={"entropy": ent_coef != 0.0, **(policy_kwargs or {})},
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    @abstractmethod
+    def _estimate(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
+        """Fill in the buffer's advantages or returns."""
+
+    @abstractmethod
+    def _gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
+        """Leave the gradient of one minibatch at the parameters; statistics of it.
+
+        "policy_loss" is among them, "gradient_norm" too, which the step then fills in.
+        """
+
+    def _prepare_rollout(self) -> None:
+        """What a class of this one has to do before it samples."""
+
+    def _finish_rollout(self, waves: list[dict[str, Any]]) -> None:
+        """And after it has sampled: the infos of each wave."""
+
+    def _prepare_update(self) -> None:
+        """And before an update."""
+
+    def _finish_update(self) -> None:
+        """And after it."""
+
+    def _enough(self, statistics: dict[str, float]) -> bool:
+        """Whether an update ends before the step on this minibatch."""
+        return False
+
+    @property
+    def _has_critic(self) -> bool:
+        """Whether anyone asks for values."""
+        return False
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Play `n_waves` whole episodes in every row and estimate what their tokens bear."""
+        assert isinstance(rollout_buffer, SequenceRolloutBuffer)
+        token_env: TokenVectorEnv = env.get_attr("unwrapped")[0]
+        known_scale(token_env)  # its one computation belongs to no iteration
+        self._begun = self._now()
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        callback.on_rollout_start()  # writes checkpoints
+        self._prepare_rollout()
+        waves: list[dict[str, Any]] = []
+        for _ in range(self.n_waves):
+            infos = self._play_wave(token_env, rollout_buffer)
+            waves.append(infos)
+            callback.update_locals({"infos": infos})
+            if not callback.on_step():
+                return False
+        self._estimate(rollout_buffer, token_env.rows_per_prompt)
+        self._log_waves(waves, token_env)
+        self._finish_rollout(waves)
+        callback.on_rollout_end()
+        return True
+
+    def _now(self) -> float:
+        """Seconds, once the device has done what it was asked."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
+        assert self._last_obs is not None
+        prompts = np.asarray(self._last_obs)[:, : env.prompts.max_tokens]
+        begun = self._now()
+        on_device = torch.from_numpy(prompts).to(self.device)
+        found = self._sample(on_device, env)
+        responses = found.responses
+        sampled = self._now()
+        sequences = continuations(on_device, responses)
+        own_critic = self._has_critic and self.policy.critic is not None
+        if self._scores_anew():
+            values, log_probs = self.policy.score(sequences)
+        else:
+            log_probs, values = (x[responses != PAD] for x in (found.log_probs, found.values))
+            if own_critic:  # which does not decode
+                values = self.policy.values(sequences)
+        value_grid, log_prob_grid = (
+            unflatten(flat, sequences.lengths, env.max_new_tokens).cpu().numpy()
+            for flat in (values, log_probs)
+        )
+        check_finite("log π", log_probs, sequences, log_probs=log_probs, values=values)
+        check_finite("the value", values, sequences, log_probs=log_probs, values=values)
+        scored = self._now()
+        actions = responses.cpu().numpy()
+        rewards, infos, self._last_obs = env.play(actions, log_prob_grid)
+        flat = torch.from_numpy(rewards[actions >= 0]).to(log_probs.device)
+        check_finite("the reward", flat, sequences, rewards=flat, log_probs=log_probs)
+        # What the environment took off at its β, the agent takes off at its own.
+        difference = env.objective.kl_coef - self._reward_kl_coef(env)
+        if difference:
+            paid = REWARD_ESTIMATORS[env.objective.kl_estimator](
+                torch.from_numpy(log_prob_grid), torch.from_numpy(infos["ref_log_prob"])
+            )
+            rewards = rewards + difference * np.where(actions >= 0, paid.numpy(), 0.0)
+        ref_log_probs = infos["ref_log_prob"]
+        buffer.add_responses(prompts, actions, rewards, value_grid, log_prob_grid, ref_log_probs)
+        settled = self._now()
+        lengths = sequences.lengths.cpu().numpy()
+        self.num_timesteps += int(lengths.sum())
+        infos["seconds"] = {
+            "sample": sampled - begun,
+            "play": settled - scored,
+        }
+        if own_critic or self._scores_anew():
+            infos["seconds"]["score"] = scored - sampled
+        infos["length"] = lengths
+        infos["log_prob_mean"] = float(log_probs.double().mean())
+        return infos
+
+    def _sample(self, prompts: torch.Tensor, env: TokenVectorEnv) -> Sampled:
+        """Whole responses to prompts (N, P), their log-probs and values."""
+        return self.policy.sample_with_log_probs(prompts, env.max_new_tokens, env.stop_at_eos)
+
+    def _scores_anew(self) -> bool:
+        """Whether log-probs of a rollout take a pass of the policy over whole sequences.
+
+        In float32 decoding finds the same ones. In bfloat16 it rounds otherwise than the update,
+        and the first ratio would not be 1; nor where rounding moves the edge of a reference's
+        top-k or top-p set.
+        """
+        return self.policy.precision != "fp32" or self.policy.core.mask.follows_reference
+
+    def _kl_coef(self, env: TokenVectorEnv) -> float:
+        """The agent's weight of the penalty against the reference."""
+        controller = self.kl_controller
+        return env.objective.kl_coef if controller is None else controller.kl_coef
+
+    def _reward_kl_coef(self, env: TokenVectorEnv) -> float:
+        """The weight that the penalty has in the rewards which the agent learns from."""
+        return self._kl_coef(env)
+
+    def _log_waves(self, waves: list[dict[str, Any]], env: TokenVectorEnv) -> None:
+        figures = rollout_figures(waves, env.objective.kl_coef, known_scale(env))
+        for name, value in figures.items():
+            self.logger.record(f"rollout/{name}", value)
+        self.logger.record("rollout/kl_coef", self._kl_coef(env))
+        for stage in waves[0]["seconds"]:
+            self._log_stage(stage, sum(wave["seconds"][stage] for wave in waves))
+
+    def _log_stage(self, stage: str, seconds: float) -> None:
+        self.stage_seconds[stage] = seconds
+        self.logger.record(f"time/{stage}_seconds", seconds)
+        rate = self.rollout_buffer.n_tokens / seconds
+        self.logger.record(f"time/{stage}_tokens_per_second", rate)
+
+    def _update_learning_rate(
+        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
+    ) -> None:
+        """One schedule, times each parameter group's scale."""
+        super()._update_learning_rate(optimizers)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                group["lr"] *= group["lr_scale"]
+
+    def train(self) -> None:
+        """The update: `n_epochs` passes of `n_minibatches` optimiser steps."""
+        begun = self._now()
+        self.policy.set_training_mode(True)
+        self.policy.optimizer.zero_grad()
+        self._prepare_update()
+        self._update_learning_rate(self.policy.optimizer)
+        tokens = self.rollout_buffer.n_tokens
+        batch_size = max(1, round(tokens / self.n_minibatches))
+        logged: list[dict[str, float]] = []
+        for _ in range(self.n_epochs):
+            for minibatch in self.rollout_buffer.get(batch_size, self._together()):
+                statistics = self._gradient(minibatch)
+                logged.append(statistics)
+                if self._enough(statistics):
+                    break
+                self._step(statistics, minibatch)
+            else:
+                self._n_updates += 1
+                continue
+            break
+        for name in logged[0]:
+            over = EXTREMES.get(name, np.mean)
+            self.logger.record(f"train/{name}", over([row[name] for row in logged]))
+        if "ratio_max_error" in logged[0]:
+            self.logger.record("train/ratio_first_max_error", logged[0]["ratio_max_error"])
+        self._finish_update()
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        ended = self._now()
+        self._log_stage("update", ended - begun)
+        # Of all that the iteration took: callbacks and logs are in no stage.
+        self.logger.record("time/tokens_per_second", tokens / (ended - self._begun))
+
+    def _step(self, statistics: dict[str, float], minibatch: SequenceSamples) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        known = {
+            "old_log_probs": minibatch.old_log_prob,
+            "old_values": minibatch.old_values,
+            "advantages": minibatch.advantages,
+            "returns": minibatch.returns,
+        }
+        sequences = minibatch.observations
+        losses = [
+            statistics[k] for k in ("policy_loss", "value_loss", "ptx_loss") if k in statistics
+        ]
+        loss = torch.tensor(sum(losses))
+        check_finite("the loss", loss, sequences, **known)
+        check_finite("the gradient", norm, sequences, **known)
+        statistics["gradient_norm"] = float(norm)
+        self.policy.optimizer.step()
+
+    def _together(self) -> int:
+        """Responses in turn that must stay in one minibatch."""
+        return 1
+
+    def _microbatch_tokens(self) -> int:
+        return self.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14)
+
+    def extra_state(self) -> dict[str, torch.Tensor]:
+        """What else the next update depends on, for a checkpoint."""
+        return {}
+
+    def set_extra_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from `extra_state`."""
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "rollout_buffer"]
