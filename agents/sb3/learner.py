@@ -60,8 +60,9 @@ class SB3Learner:
             self.algorithm.learn(total_tokens, log_interval=1)
             return
         self.algorithm.set_logger(Logger(None, [RunFormat(run)]))
-        resumes = isinstance(self.algorithm, ResponseAlgorithm)
-        fresh = not resumes or not restore_latest(self.algorithm, run)
+        fresh = True
+        if isinstance(self.algorithm, ResponseAlgorithm):
+            fresh = not restore_latest(self.algorithm, run)
         if fresh:
             run.rewind(0)
         done = 0 if fresh else self.algorithm.num_timesteps
