@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.group_options import GroupConfig, make_group_learner
 from agents.online_dpo import Labels, OnlineDPO
 from agents.sb3.buffer import SequenceRolloutBuffer
+from agents.sb3.group_options import GroupConfig, make_group_learner
 from agents.sb3.learner import SB3Learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.group_options import GroupConfig, make_group_learner
+from agents.sb3.group_options import GroupConfig, make_group_learner
 from agents.sb3.groups import GroupLearner, Groups
 from agents.sb3.learner import SB3Learner
 from rlhf_gym.envs import TokenVectorEnv

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from torch.optim import Adam
 from transformers import PreTrainedModel
 
-from agents.adam import TF1Adam
 from agents.sb3 import PPO
+from agents.sb3.adam import TF1Adam
 from agents.sb3.advantage_estimation import Baseline
 from agents.sb3.learner import SB3Learner, response_learner
 from agents.sb3.loss import KLLoss, KLOld

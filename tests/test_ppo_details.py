@@ -15,9 +15,9 @@ from transformers import BertConfig, BertModel
 
 import agents
 from agents import ppo
-from agents.adam import TF1Adam
-from agents.advantages import group_mean, leave_one_out
 from agents.sb3 import PPO, build
+from agents.sb3.adam import TF1Adam
+from agents.sb3.advantages import group_mean, leave_one_out
 from agents.sb3.checkpoint import save_checkpoint
 from agents.sb3.learner import SB3Learner
 from agents.sb3.ptx import PretrainingMix

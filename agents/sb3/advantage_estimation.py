@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from agents.advantages import gae, group_mean, leave_one_out, whiten
+from agents.sb3.advantages import gae, group_mean, leave_one_out, whiten
 from agents.sb3.buffer import SequenceRolloutBuffer
 from rlhf_gym.errors import InputError
 from rlhf_gym.tokens import PAD
