@@ -82,9 +82,10 @@ class Patient:
         self.prompts = torch.from_numpy(observations[:, : env.prompts.max_tokens])
         self.prompts = self.prompts.to(policy.device)
         with _own_chance():
-            self.responses = policy.sample(
-                self.prompts, env.max_new_tokens, stop_at_eos=env.stop_at_eos
+            self.sampled = policy.sample_with_log_probs(
+                self.prompts, env.max_new_tokens, env.stop_at_eos
             )
+        self.responses = self.sampled.responses
         self.sequences = continuations(self.prompts, self.responses)
 
     @property
@@ -249,6 +250,22 @@ def cache(patient: Patient) -> Problem | None:
     )
 
 
+def decoding(patient: Patient) -> Problem | None:
+    """What decoding keeps of each token, and the rollout stores, is what the update computes."""
+    if not patient.policy.decoding_scores:
+        return None  # the rollout takes a score pass
+    kept = patient.sampled.log_probs[patient.responses != PAD]
+    gap = float((kept - patient.log_probs).abs().max())
+    if gap <= TOLERANCE:
+        return None
+    return Problem(
+        "decoding",
+        f"the log-probs that decoding keeps are {gap:.2g} nats from those of whole sequences",
+        "look at what the model's attention or positions take from a row's length: decoding must "
+        "leave such a model to full forwards (rlhf_gym.decode.looks_plain)",
+    )
+
+
 def neighbours(patient: Patient) -> Problem | None:
     """A row's log-probs depend neither on the other rows nor on padding."""
     score = patient.policy.score
@@ -400,6 +417,7 @@ CHECKS: tuple[Callable[[Patient], Problem | None], ...] = (
     recomputed,
     drawn_as_scored,
     ratio,
+    decoding,
     neighbours,
     cache,
     start,

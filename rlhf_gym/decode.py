@@ -128,9 +128,23 @@ def looks_plain(model: PreTrainedModel) -> bool:
     layer_types = options.get("layer_types") or ["full_attention"]
     return (
         not windows
+        and not turns_with_length(model)
         and all(kind == "full_attention" for kind in layer_types)
         and config._attn_implementation in ("eager", "sdpa")
     )
+
+
+def turns_with_length(model: PreTrainedModel) -> bool:
+    """Whether a token's rotary embedding depends on how long its row is.
+
+    What a state says then changes with the tokens behind it, once a row is longer than those that
+    the model was first trained on.
+    """
+    options = model.config.get_text_config().to_dict()
+    ropes = [options.get(name) or {} for name in ("rope_parameters", "rope_scaling")]
+    # By kind of layer, in some families.
+    ropes += [part for rope in ropes for part in rope.values() if isinstance(part, dict)]
+    return any(rope.get("rope_type") in ("dynamic", "longrope") for rope in ropes)
 
 
 @torch.no_grad()

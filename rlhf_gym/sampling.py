@@ -83,7 +83,7 @@ def sample_with_log_probs(
     generator: torch.Generator | None = None,
     value_head: Callable[[Tensor], Tensor] | None = None,
 ) -> Sampled:
-    """Draw one response a row, and keep the log-prob of each token.
+    """Draw one response a row, and keep the log-prob and the value of each token.
 
     Args:
         lm: Model and temperature.
@@ -131,7 +131,8 @@ def _sample(
         out[rows, t] = torch.where(alive, tokens, PAD)
         log_probs[rows, t] = torch.where(alive, taken_with, 0.0)
         if value_head is not None:
-            values[rows, t] = torch.where(alive, value_head(steppers[0].hidden).squeeze(-1), 0.0)
+            value = value_head(steppers[0].hidden).squeeze(-1).float()
+            values[rows, t] = torch.where(alive, value, 0.0)
         if t == max_new_tokens - 1:
             break
         n_alive = len(alive)

@@ -112,26 +112,30 @@ class PPO:
         self.adam = torch.optim.Adam(self.learns, lr=1.5e-4, eps=1e-5, fused=True)
 
     @torch.no_grad()
-    def sample(self, prompts: Tensor, budget: int) -> Tensor:
-        """(N, P) to (N, P + T)."""
+    def sample(self, prompts: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, P) to (N, P + T), and of the last T the log-probs and values, (N, T) each."""
         start = prompts.shape[1]
         out = F.pad(prompts, (0, budget))
+        old, values = torch.empty(2, len(out), budget, device=out.device)
         hidden = self.policy.prefill(prompts, start + budget)
         for at in range(start, start + budget):
-            edges = torch.softmax(self.policy.logits(hidden), -1).cumsum(-1)
+            p = torch.softmax(self.policy.logits(hidden), -1)
+            edges = p.cumsum(-1)
             point = torch.rand(len(out), 1, device=out.device) * edges[:, -1:]
-            tokens = torch.searchsorted(edges, point, right=True).squeeze(1)
-            out[:, at] = tokens.clamp_(max=edges.shape[1] - 1)
+            tokens = torch.searchsorted(edges, point, right=True).clamp_(max=edges.shape[1] - 1)
+            out[:, at] = tokens.squeeze(1)
+            old[:, at - start] = p.gather(1, tokens).squeeze(1).log()
+            values[:, at - start] = hidden @ self.value + self.bias
             if at < start + budget - 1:
                 hidden = self.policy.step(out[:, at], at)
-        return out
+        return out, old, values
 
     @torch.no_grad()
-    def advantages(self, whole: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probs, advantages and returns of every response token, (N, T) each."""
+    def advantages(
+        self, whole: Tensor, old: Tensor, values: Tensor, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """Advantages and returns of every response token, (N, T) each."""
         tokens = whole[:, start:]
-        states = self.policy.hidden(whole[:, :-1])[:, start - 1 :]
-        old, values = log_probs(self.policy, states, tokens), states @ self.value + self.bias
         at_reference = self.reference.hidden(whole[:, :-1])[:, start - 1 :]
         rewards = -float(self.o["kl_coef"]) * (
             old - log_probs(self.reference, at_reference, tokens)
@@ -143,12 +147,12 @@ class PPO:
             delta = rewards[:, t] + following - values[:, t]
             after = delta + LAMBDA * after
             gains[:, t], following = after, values[:, t]
-        return old, gains, gains + values
+        return gains, gains + values
 
-    def update(self, whole: Tensor, start: int) -> None:
+    def update(
+        self, whole: Tensor, old: Tensor, gains: Tensor, returns: Tensor, start: int
+    ) -> None:
         """All epochs."""
-        old, gains, returns = self.advantages(whole, start)
-        self.scored = time.perf_counter()
         for _ in range(int(self.o["epochs"])):
             for rows in torch.randperm(len(whole)).chunk(int(self.o["minibatches"])):
                 states = self.policy.hidden(whole[rows, :-1])[:, start - 1 :]
@@ -163,16 +167,21 @@ class PPO:
                 self.adam.step()
 
 
+def now(device: str) -> float:
+    """Seconds, once the device has done what it was asked."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def matrix_product_rate(device: str) -> float:
     """FLOP a second of a large float32 matrix product."""
     a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
     best = float("inf")
     for _ in range(8):
-        begun = time.perf_counter()
+        begun = now(device)
         a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, now(device) - begun)
     return 2 * 2048**3 / best
 
 
@@ -187,18 +196,19 @@ def main(folder: Path) -> None:
     )
     stages: dict[str, list[float]] = {"iteration": [], "sample": [], "settle": [], "update": []}
     for i in range(options["iterations"] + 1):
-        begun = time.perf_counter()
-        whole = ppo.sample(prompts[torch.arange(i * n, (i + 1) * n) % len(prompts)], budget)
-        sampled = time.perf_counter()
-        ppo.update(whole, start)
-        if options["device"] == "cuda":
-            torch.cuda.synchronize()
-        ended = time.perf_counter()
+        begun = now(options["device"])
+        chosen = prompts[torch.arange(i * n, (i + 1) * n) % len(prompts)]
+        whole, old, values = ppo.sample(chosen, budget)
+        sampled = now(options["device"])
+        gains, returns = ppo.advantages(whole, old, values, start)
+        settled = now(options["device"])
+        ppo.update(whole, old, gains, returns, start)
+        ended = now(options["device"])
         if i:
             stages["iteration"].append(ended - begun)
             stages["sample"].append(sampled - begun)
-            stages["settle"].append(ppo.scored - sampled)
-            stages["update"].append(ended - ppo.scored)
+            stages["settle"].append(settled - sampled)
+            stages["update"].append(ended - settled)
     learned = sum(w.numel() for w in ppo.learns)
     body = learned - ppo.policy.w["wte.weight"].numel() - ppo.policy.w["wpe.weight"].numel()
     head = ppo.policy.w["wte.weight"].numel()

@@ -17,7 +17,6 @@ from _speed_work import begin, say
 import rlhf_gym
 from agents.sb3 import PPO, build
 from rlhf_gym.files import read_json
-from rlhf_gym.lm import tokens_per_pass
 from rlhf_gym.lots import MAX_LOGITS
 
 # The critic's trunk and the precision of each.
@@ -59,21 +58,23 @@ def main(folder: Path) -> None:
         for stage, seconds in learner.stage_seconds.items():
             stages.setdefault(stage, []).append(seconds)
         stages["iteration"].append(ended - begun)
+    work = {
+        "episodes": env.num_envs,
+        "parameters": sum(p.numel() for p in learner.policy.parameters()),
+    }
+    if not policy:  # the formula is of float32 and one trunk
+        work["expected_bytes"] = expected(learner, shape)
     say(
         stages,
         tokens=tokens,
-        work={
-            "episodes": env.num_envs,
-            "parameters": sum(p.numel() for p in learner.policy.parameters()),
-            "expected_bytes": expected(learner, shape),
-        },
+        work=work,
         versions={"rlhf_gym": rlhf_gym.__version__, "torch": torch.__version__},
     )
 
 
 def expected(learner: PPO, shape: Shape) -> int:
-    """What the formula says of its memory; it holds for a shared trunk in float32."""
-    most = min(tokens_per_pass(learner.device), 1 << 14) // (shape.prompt + shape.response)
+    """What the formula says of its memory, beside what the process held at its start."""
+    most = learner._microbatch_tokens() // (shape.prompt + shape.response)
     return expected_bytes(
         learner.policy.lm.config,
         sum(p.numel() for p in learner.policy.parameters()),

@@ -15,6 +15,9 @@ steps = [0]
 base = [0]
 """Bytes of memory that it held before it had loaded anything."""
 
+on = ["cpu"]
+"""The device that it runs on."""
+
 
 def begin(options: Mapping[str, Any]) -> None:
     """The same start for all."""
@@ -22,7 +25,8 @@ def begin(options: Mapping[str, Any]) -> None:
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
     torch.set_num_threads(options["threads"])
-    base[0] = peak_bytes()
+    on[0] = options["device"]
+    base[0] = peak_bytes(on[0])
 
 
 def say(
@@ -45,7 +49,7 @@ def say(
         "tokens": list(tokens),
         # One iteration more warmed up.
         "work": {**work, "optimiser_steps": steps[0] / (len(tokens) + 1)},
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": peak_bytes(on[0]),
         "base_bytes": base[0],
         "versions": dict(versions),
     }
@@ -58,9 +62,9 @@ def live_tokens(responses: torch.Tensor, eos: int) -> int:
     return int(((ended == 0).sum(1) + (ended > 0).any(1)).sum())
 
 
-def peak_bytes() -> int:
+def peak_bytes(device: str) -> int:
     """The most memory that this process has held: on the GPU, or of the machine."""
-    if torch.cuda.is_available():
+    if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says may be the parent's, from before the exec

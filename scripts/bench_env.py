@@ -6,7 +6,6 @@ on a quiet machine.
 """
 
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from _speed_shapes import Shape, gpt2
 from _speed_shapes import make_env as make_shaped_env
+from _speed_work import peak_bytes
 from common import device, make_env, measured_on, run
 from rich.console import Console
 
@@ -63,7 +63,7 @@ def main(config: Config) -> None:
             "torch": torch.__version__,
             "rlhf_gym": rlhf_gym.__version__,
         },
-        "measured_on": measured_on(),
+        "measured_on": measured_on(device(config.device)),
     }
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(config.output, found)
@@ -156,14 +156,10 @@ def _peak(rows: int) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         env = make_shaped_env(shape, Path(folder), "cpu")
         env.reset(seed=0)
-        before = _resident()
+        before = peak_bytes("cpu")
         tokens = np.random.default_rng(0).integers(2, shape.vocab, (rows, shape.response))
         _playing(env, tokens)
-    return before, _resident()
-
-
-def _resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return before, peak_bytes("cpu")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def measure(config: Config, algorithm: str) -> dict[str, Any]:
             "seconds": seconds,
         }
     row["ratio"] = statistics.median(theirs) / statistics.median(ours)
-    row["measured_on"] = measured_on()
+    row["measured_on"] = measured_on(device(config.device))
     row["versions"] = {
         "python": sys.version.split()[0],
         "rlhf_gym": rlhf_gym.__version__,

@@ -122,16 +122,17 @@ def measure(way: str, shape: Shape, on: str) -> dict[str, Any]:
         setattr(owner, name, watched)
 
     watch(learner.policy, "sample_with_log_probs", "sample")
-    watch(learner.policy, "score", "score")
+    watch(learner.policy, "score", "score")  # in bfloat16
+    watch(learner.policy, "values", "values")  # of a critic with a trunk of its own
     watch(env, "play", "play")
     watch(learner, "_gradient", "gradient")
     watch(learner, "train", "update")
-    before = peak_bytes()
+    before = peak_bytes(on)
     learner.learn(tokens)
     return {
         "way": way,
         "options": WAYS[way],
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": peak_bytes(on),
         "before_bytes": before,
         "tokens": tokens,
         "vocabulary": shape.vocab,
@@ -143,7 +144,7 @@ def measure(way: str, shape: Shape, on: str) -> dict[str, Any]:
             "torch": torch.__version__,
             "rlhf_gym": rlhf_gym.__version__,
         },
-        "measured_on": measured_on(),
+        "measured_on": measured_on(on),
     }
 
 

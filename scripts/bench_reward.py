@@ -182,7 +182,7 @@ def timed(
         "layers": config.layers,
         "precision": "bf16" if config.bf16 else "fp32",
         "device": where,
-        "measured_on": measured_on(),
+        "measured_on": measured_on(where),
         "versions": {name: version(name) for name in ("torch", "transformers")},
         "trl_versions": competitor["versions"],
     }

@@ -4,8 +4,9 @@ Random weights of a given shape. The systems take turns, each in a process of it
 same files: rlhf_gym (critic on the policy's trunk), rlhf_gym_bf16, rlhf_gym_separate (critic with a
 trunk of its own), generate (transformers, sampling alone), sb3_rows (stock Stable-Baselines3, a row
 a token), limit (bare PyTorch, the same mathematics), and, with --trl-python, trl_ppo and
-trl_ppo_bf16 (PPOTrainer of TRL 0.23.1). Prints response tokens per second of each stage and the
-ratios, and writes them as JSON. Run it on a quiet machine.
+trl_ppo_bf16 (PPOTrainer of TRL 0.23.1). Prints response tokens per second of each stage, the
+ratios, and the peak memory over what the shape asks for, and writes them as JSON. Run it on a quiet
+machine.
 """
 
 import platform
@@ -88,7 +89,7 @@ def check(config: Config) -> None:
             raise InputError(f"{system} needs --trl-python, a Python with trl 0.23.1")
     uneven = [s for s in config.shapes if SHAPES[s].mean_length is not None]
     if "limit" in config.systems and ("B" in config.shapes or uneven):
-        raise InputError("limit knows GPT-2 and responses of one length alone: shapes A and C")
+        raise InputError("limit knows GPT-2 and responses of one length alone: no B, no D")
 
 
 def bench(name: str, config: Config) -> list[dict[str, Any]]:
@@ -101,7 +102,7 @@ def bench(name: str, config: Config) -> list[dict[str, Any]]:
         for _ in range(config.turns):
             for system in config.systems:
                 found[system].append(one_turn(system, name, shape, Path(folder), config))
-    rows, on = [], measured_on()
+    rows, on = [], measured_on(device(config.device))
     for system, turns in found.items():
         work = turns[0]["work"]
         check_work(system, shape, work)
@@ -179,7 +180,8 @@ def check_work(system: str, shape: Shape, work: dict[str, int]) -> None:
 def show(rows: list[dict[str, Any]], config: Config) -> None:
     """A table of rates, and of what the first system's are over the others'."""
     table = Table(title="response tokens/s, medians")
-    for heading in ("shape", "system", "stage", "tokens/s", "lowest", "highest", "first ÷ it"):
+    headings = ("shape", "system", "stage", "tokens/s", "lowest", "highest", "first ÷ it", "memory")
+    for heading in headings:
         table.add_column(heading)
     first = {
         (row["shape"], row["stage"]): row["tokens_per_second"]
@@ -194,8 +196,16 @@ def show(rows: list[dict[str, Any]], config: Config) -> None:
             row["stage"],
             *(f"{row[key]:,.0f}" for key in ("tokens_per_second", "lowest", "highest")),
             "" if ours is None else f"{ours / row['tokens_per_second']:.2f}",
+            memory(row),
         )
     Console().print(table)
+
+
+def memory(row: dict[str, Any]) -> str:
+    """Peak memory over what the shape asks for (`_speed_memory`), where that is known."""
+    if row["stage"] != "iteration" or "expected_bytes" not in row["work"]:
+        return ""
+    return f"{(row['peak_bytes'] - row['base_bytes']) / row['work']['expected_bytes']:.2f}"
 
 
 if __name__ == "__main__":

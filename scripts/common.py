@@ -127,14 +127,18 @@ def run_beside(python: Path, script: str, folder: Path) -> dict[str, Any]:
     return found
 
 
-def measured_on() -> dict[str, Any]:
-    """What a figure of speed depends on beside the versions: the machine and the commit."""
+def measured_on(where: str) -> dict[str, Any]:
+    """What a figure of speed depends on beside the versions: the machine and the commit.
+
+    Args:
+        where: The device.
+    """
     name = platform.processor() or platform.machine()
     known = Path("/proc/cpuinfo")
     if known.exists():
         names = [x for x in known.read_text().splitlines() if x.startswith("model name")]
         name = names[0].split(":", 1)[1].strip() if names else name
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
@@ -143,7 +147,7 @@ def measured_on() -> dict[str, Any]:
         "processor": name,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name() if where.startswith("cuda") else None,
         "commit": commit,
     }
 

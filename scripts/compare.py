@@ -172,8 +172,10 @@ def check_same_terms(config: Config) -> None:
 def _apart(there: Any, now: Any) -> str:
     if not isinstance(there, dict):
         return f"{there}, not {now}"
-    other = {name for name in there.keys() | now.keys() if there.get(name) != now.get(name)}
-    return ", ".join(f"{n} = {there.get(n)}, not {now.get(n)}" for n in sorted(other))
+    absent = "(no such option)"
+    pairs = {n: (there.get(n, absent), now.get(n, absent)) for n in there.keys() | now.keys()}
+    other = [f"{name} = {a}, not {b}" for name, (a, b) in sorted(pairs.items()) if a != b]
+    return ", ".join(other)
 
 
 def own_options(config: Config, algorithm: str) -> dict[str, Any]:

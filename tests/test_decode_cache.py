@@ -27,7 +27,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlhf_gym import attention, decode, sampling
 from rlhf_gym.attention import step_attention
-from rlhf_gym.decode import DecodeCache, last_hidden, supports_slots
+from rlhf_gym.decode import (
+    DecodeCache,
+    last_hidden,
+    looks_plain,
+    supports_slots,
+    turns_with_length,
+)
 from rlhf_gym.lm import CausalLM, continuation_log_probs
 from rlhf_gym.sampling import draw, sample_responses, sample_with_log_probs
 from rlhf_gym.tokens import PAD, continuations, pad_rows, row_lengths, unflatten
@@ -453,3 +459,11 @@ def test_last_hidden_of_rows_alone(load_lm):
         got = last_hidden(lm, tokens)
     expected = torch.stack([hidden_alone(lm, row.tolist()) for row in tokens])
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["default", "dynamic"])
+def test_rotary_embeddings_that_turn_with_length_are_left_to_full_forwards(kind):
+    rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 100.0}
+    model = AutoModelForCausalLM.from_config(make_config("llama", rope_parameters=rope))
+    assert turns_with_length(model) == (kind == "dynamic")
+    assert looks_plain(model) == (kind == "default")

@@ -178,12 +178,12 @@ def plant_another_ratio(env, policy, monkeypatch):
 
 
 def plant_text_behind_the_eos(env, policy, monkeypatch):
-    sample = policy.sample
+    sample = policy.sample_with_log_probs
 
-    def on_and_on(prompts, max_new_tokens, *, stop_at_eos=True):
-        return sample(prompts, max_new_tokens, stop_at_eos=False)
+    def on_and_on(prompts, max_new_tokens, stop_at_eos=True):
+        return sample(prompts, max_new_tokens, False)
 
-    policy.sample = on_and_on
+    policy.sample_with_log_probs = on_and_on
 
 
 def plant_off_by_one(env, policy, monkeypatch):
@@ -191,6 +191,16 @@ def plant_off_by_one(env, policy, monkeypatch):
     monkeypatch.setattr(
         CausalLM, "log_probs_of", lambda self, h, *rest: log_probs_of(self, h.roll(1, 0), *rest)
     )
+
+
+def plant_decoding_that_drifts(env, policy, monkeypatch):
+    sample = policy.sample_with_log_probs
+
+    def drifting(*arguments):
+        found = sample(*arguments)
+        return found._replace(log_probs=1.02 * found.log_probs)
+
+    policy.sample_with_log_probs = drifting
 
 
 def plant_another_mask(env, policy, monkeypatch):
@@ -211,6 +221,7 @@ FAULTS = {
     plant_biased_estimator: "rewards",
     plant_early_payment: "rewards",
     plant_another_ratio: "ratio",
+    plant_decoding_that_drifts: "decoding",
     plant_text_behind_the_eos: "ends",
     plant_off_by_one: "recomputed",
 }

@@ -31,6 +31,7 @@ from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
+from rlhf_gym.precision import warn_if_emulated
 from rlhf_gym.tokens import PAD, Sequences, continuations, pad_rows
 
 N = 4
@@ -561,7 +562,9 @@ def test_a_rollout_holds_what_the_training_code_says_of_it(
     if own_critic:
         policy_options["critic"] = save_lm(seed=7)
     learner = make_learner(n_waves=2, policy_options=policy_options)
-    policy, scored = learner.policy, []
+    policy, scored, passes = learner.policy, [], []
+    score = policy.score
+    policy.score = lambda sequences: passes.append(sequences) or score(sequences)
     nn.init.normal_(policy.value_head.weight, std=0.3)
     # In bfloat16 other neighbours in a product round otherwise.
     close = {"atol": 1e-5 if precision == "fp32" else 5e-2, "rtol": 1e-5}
@@ -576,6 +579,8 @@ def test_a_rollout_holds_what_the_training_code_says_of_it(
 
     learner.learn(1, callback=Watch(check))
     assert torch.cat(scored).std() > 0.1
+    # The check's own is one; in bfloat16 each wave took another.
+    assert len(passes) == (1 if precision == "fp32" else 3)
 
 
 def test_flagship_costs_one_forward_an_episode_not_one_a_token(make_learner):
@@ -802,9 +807,23 @@ def test_training_leaves_the_shared_reference_alone(
     assert digest(learner.policy.lm) != policy
 
 
-def test_emulated_bfloat16_is_said_once_a_policy(make_learner, monkeypatch, caplog):
+def test_emulated_bfloat16_is_said_where_it_is_used(make_learner, monkeypatch, caplog):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     make_learner(policy_options={"precision": "fp32"})
+    warn_if_emulated(torch.device("cuda"), "bf16")
     assert "emulated" not in caplog.text
     make_learner(policy_options={"precision": "bf16"})
     assert caplog.text.count("emulated") == 1
+
+
+def test_sampling_and_scoring_take_float64(make_learner):
+    learner = make_learner(policy_options={"critic": None})
+    policy = learner.policy.double()
+    prompts = torch.tensor([[3, 4, 5], [6, 7, PAD]])
+    found = policy.sample_with_log_probs(prompts, 6)
+    sequences = continuations(prompts, found.responses)
+    values, log_probs = policy.score(sequences)
+    taken = found.responses != PAD
+    torch.testing.assert_close(found.log_probs[taken], log_probs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.values[taken], values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(policy.values(sequences), values, atol=1e-6, rtol=0)

@@ -165,6 +165,10 @@ def test_memory_is_measured_and_its_bound_kept(tmp_path):
     for row in (plain, critic, every):
         assert 0.1 * 2**30 < row["before_bytes"] <= row["peak_bytes"] < 6 * 2**30
         assert 0 < max(row["largest_share"].values()) < 0.5
+    stages = {"sample", "play", "gradient", "update"}
+    assert plain["largest_share"].keys() == stages
+    assert critic["largest_share"].keys() == stages | {"values"}
+    assert every["largest_share"].keys() == stages | {"score"}, "in bfloat16"
 
 
 def odd_job(n: int) -> dict[str, int]:
@@ -235,6 +239,15 @@ def test_a_comparison_tunes_compares_and_goes_on(tmp_path):
         best = max(ours, key=lambda r: float(r["optimality"]))["rate"]
         row = next(r for r in rows if (r["algorithm"], r["rate"], r["seed"]) == (name, best, "0"))
         assert entry["iqm"] == pytest.approx(float(row["optimality"]))
+    # Other terms would be another comparison: what differs is named, and no row is lost.
+    terms = json.loads((folder / "terms.json").read_text())
+    terms["options"]["ppo"]["gae_lambda"] = 0.5
+    del terms["options"]["ppo"]["critic_lambda"]
+    (folder / "terms.json").write_text(json.dumps(terms))
+    before = (folder / "results.csv").read_text()
+    said = run(*command, "--seeds", 4, "--options", "rloo.n_waves", 1, code=2)
+    assert "critic_lambda = (no such option), not None, gae_lambda = 0.5, not 0.8" in said
+    assert (folder / "results.csv").read_text() == before
 
 
 def test_a_comparison_says_what_is_wrong_before_hours_are_spent(tmp_path):

@@ -3,6 +3,14 @@
 from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.policy import CausalLMPolicy
 from agents.sb3.ppo import PPO
+from agents.sb3.response_algorithm import ResponseAlgorithm
 from agents.sb3.vec_env import TokenSB3VecEnv, build
 
-__all__ = ["PPO", "CausalLMPolicy", "SequenceRolloutBuffer", "TokenSB3VecEnv", "build"]
+__all__ = [
+    "PPO",
+    "CausalLMPolicy",
+    "ResponseAlgorithm",
+    "SequenceRolloutBuffer",
+    "TokenSB3VecEnv",
+    "build",
+]

@@ -1,4 +1,4 @@
-"""Checkpoints of the flagship at update boundaries: safetensors and JSON, never a pickle.
+"""Checkpoints of a `ResponseAlgorithm` between two updates: safetensors and JSON, never a pickle.
 
 A checkpoint is written under a temporary name, synced and renamed, so that a run stopped at any
 moment leaves the last whole one. Resumed from it, a run on CPU goes on as if never stopped.

@@ -40,9 +40,8 @@ class Groups(NamedTuple):
 class GroupLearner(ResponseAlgorithm):
     """Learns by a loss of whole responses, and without a critic; a subclass says what `loss` is.
 
-    The gradient of a minibatch does not depend
-    on how it is cut into passes: where it takes several, its log-probs are computed once without
-    and once with gradients.
+    The gradient of a minibatch does not depend on how it is cut into passes: where it takes
+    several, its log-probs are computed once without and once with gradients.
     """
 
     @property

@@ -34,9 +34,8 @@ class SB3Learner:
 
     Args:
         algorithm: As `agents.sb3.build` returns it.
-        checkpoint_seconds: At least so long between checkpoints (the flagship's only).
-        sample_every: Updates between two records of sample responses (the flagship's only); 0
-            records none.
+        checkpoint_seconds: At least so long between checkpoints, which a `ResponseAlgorithm` has.
+        sample_every: Updates between two records of its sample responses; 0 records none.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class SB3Learner:
     def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
         """Sample about `total_tokens` tokens in all and learn from them.
 
-        The flagship writes checkpoints into ``run.checkpoints`` and goes on from the last one.
+        A `ResponseAlgorithm` writes checkpoints into ``run.checkpoints`` and goes on from the last.
         """
         if run is None:
             self.algorithm.learn(total_tokens, log_interval=1)

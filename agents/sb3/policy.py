@@ -21,13 +21,13 @@ from torch.distributions import Categorical
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from rlhf_gym.decode import DecodeCache, last_hidden
+from rlhf_gym.decode import DecodeCache, last_hidden, turns_with_length
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM, passes
 from rlhf_gym.lora import add_adapters, merged, twin
 from rlhf_gym.masks import NO_MASK, Limits, Mask
 from rlhf_gym.models import embedded, is_causal, load_pretrained, recompute_activations
-from rlhf_gym.precision import Precision, warn_if_emulated
+from rlhf_gym.precision import Precision
 from rlhf_gym.sampling import Sampled, draw, sample_with_log_probs
 from rlhf_gym.tokens import Sequences
 
@@ -155,7 +155,6 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.core = replace(self._load_core(), mask=self.mask, precision=self.precision)
-        warn_if_emulated(self.core.device, self.precision)
         self.lm = self.core.model
         if not isinstance(self.action_space, spaces.Discrete):
             raise ValueError(f"CausalLMPolicy acts in Discrete(V), not in {self.action_space}")
@@ -279,24 +278,40 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     @torch.no_grad()
     def sample_with_log_probs(
-        self, prompts: Tensor, max_new_tokens: int, stop_at_eos: bool = True
+        self,
+        prompts: Tensor,
+        max_new_tokens: int,
+        stop_at_eos: bool = True,
+        *,
+        with_values: bool = True,
     ) -> Sampled:
         """`sample`, and each token's log-prob and (on a shared trunk) value, from decoding."""
         self._check_guide()
+        valued = with_values and self.critic is None
         return sample_with_log_probs(
             self.core,
             prompts,
             max_new_tokens,
             stop_at_eos=stop_at_eos,
-            value_head=self.value_head if self.critic is None else None,
+            value_head=self.value_head if valued else None,
         )
+
+    @property
+    def decoding_scores(self) -> bool:
+        """Whether decoding's log-probs are those of a pass over whole sequences, to 1e-5.
+
+        Not in bfloat16, which rounds otherwise in the update; nor where rounding moves the edge of
+        a reference's top-k or top-p set; nor where a state depends on what comes after it.
+        """
+        alike = self.precision == "fp32" and not self.core.mask.follows_reference
+        return alike and not turns_with_length(self.lm)
 
     @torch.no_grad()
     def values(self, sequences: Sequences) -> Tensor:
         """Values of the states that the chosen tokens were chosen in, (M,)."""
         values = torch.zeros(int(sequences.lengths.sum()), device=self.device)
         for part, places in passes(sequences):
-            values[places] = self.predict_values(part).flatten()
+            values[places] = self.predict_values(part).flatten().float()
         return values
 
     @torch.no_grad()
@@ -307,9 +322,10 @@ class CausalLMPolicy(ActorCriticPolicy):
         log_probs = torch.zeros_like(values)
         for part, places in passes(sequences):
             hidden = self.core.states(part)
-            values[places] = self.value_head(self.value_states(part, hidden)).flatten()
+            found = self.value_head(self.value_states(part, hidden)).flatten()
+            values[places] = found.float()
             limits = self.core.limits(part, hidden)
-            log_probs[places] = self.core.log_probs_of(hidden, part.chosen(), limits)
+            log_probs[places] = self.core.log_probs_of(hidden, part.chosen(), limits).float()
         return values, log_probs
 
     @torch.no_grad()

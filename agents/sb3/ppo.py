@@ -153,20 +153,20 @@ class PPO(ResponseAlgorithm):
             n_waves=n_waves,
             n_epochs=n_epochs,
             n_minibatches=n_minibatches,
-            gae_lambda=gae_lambda,
-            vf_coef=vf_coef,
-            ent_coef=ent_coef,
             max_grad_norm=max_grad_norm,
             microbatch_tokens=microbatch_tokens,
             gamma=gamma,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
+            policy_kwargs={"entropy": ent_coef != 0.0, **(policy_kwargs or {})},
             verbose=verbose,
             seed=seed,
             device=device,
-            _init_setup_model=_init_setup_model,
+            _init_setup_model=False,
         )
+        self.gae_lambda, self.vf_coef, self.ent_coef = gae_lambda, vf_coef, ent_coef
+        if _init_setup_model:
+            self._setup_model()
 
     def _estimate(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
         """Advantages and returns of the rollout, by the options."""

@@ -5,6 +5,7 @@ Notation: N rows of the environment, T the token budget, M chosen tokens.
 
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from rlhf_gym.lm import tokens_per_pass
 from rlhf_gym.sampling import Sampled
 from rlhf_gym.tokens import PAD, continuations, unflatten
 
-EXTREMES: dict[str, Any] = {"ratio_min": min, "ratio_max": max}
+EXTREMES: dict[str, Callable[[list[float]], float]] = {"ratio_min": min, "ratio_max": max}
 """Statistics of a minibatch whose mean over an update's minibatches says little."""
 
 
@@ -44,9 +45,6 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         n_waves: Waves an update; an update has n_waves · N episodes.
         n_epochs: Passes over the episodes of an update.
         n_minibatches: Optimiser steps a pass; each takes whole sequences, about equal in tokens.
-        gae_lambda: λ of GAE, where there is a critic.
-        vf_coef: Weight of the value loss, where there is one.
-        ent_coef: Weight of the entropy, where there is one.
         max_grad_norm: Clip of the gradient's norm.
         microbatch_tokens: Most tokens, padding included, in one forward and backward pass; the
             gradient does not depend on it. None takes what fits a CPU's cache, 2¹⁴ on a GPU.
@@ -75,9 +73,6 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         n_waves: int = 1,
         n_epochs: int = 1,
         n_minibatches: int = 8,
-        gae_lambda: float = 1.0,
-        vf_coef: float = 0.0,
-        ent_coef: float = 0.0,
         max_grad_norm: float = 1.0,
         microbatch_tokens: int | None = None,
         gamma: float = 1.0,
@@ -105,16 +100,16 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
             learning_rate,
             n_steps=n_waves * budget,
             gamma=1.0,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
+            gae_lambda=1.0,
+            ent_coef=0.0,
+            vf_coef=0.0,
             max_grad_norm=max_grad_norm,
             use_sde=False,
             sde_sample_freq=-1,
             rollout_buffer_class=SequenceRolloutBuffer,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs={"entropy": ent_coef != 0.0, **(policy_kwargs or {})},
+            policy_kwargs={"entropy": False, **(policy_kwargs or {})},
             verbose=verbose,
             seed=seed,
             device=device,
@@ -129,20 +124,21 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
     def _gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
         """Leave the gradient of one minibatch at the parameters; statistics of it.
 
-        "policy_loss" is among them, "gradient_norm" too, which the step then fills in.
+        The log shows their means over an update. A NaN in one whose name ends in "_loss" stops the
+        run; "gradient_norm" is filled in by the step.
         """
 
     def _prepare_rollout(self) -> None:
-        """What a class of this one has to do before it samples."""
+        """Called before a rollout samples."""
 
     def _finish_rollout(self, waves: list[dict[str, Any]]) -> None:
-        """And after it has sampled: the infos of each wave."""
+        """Called after a rollout has been estimated and logged, with the infos of each wave."""
 
     def _prepare_update(self) -> None:
-        """And before an update."""
+        """Called before the first minibatch of an update."""
 
     def _finish_update(self) -> None:
-        """And after it."""
+        """Called after the last step of an update."""
 
     def _enough(self, statistics: dict[str, float]) -> bool:
         """Whether an update ends before the step on this minibatch."""
@@ -239,16 +235,16 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
 
     def _sample(self, prompts: torch.Tensor, env: TokenVectorEnv) -> Sampled:
         """Whole responses to prompts (N, P), their log-probs and values."""
-        return self.policy.sample_with_log_probs(prompts, env.max_new_tokens, env.stop_at_eos)
+        return self.policy.sample_with_log_probs(
+            prompts,
+            env.max_new_tokens,
+            env.stop_at_eos,
+            with_values=self._has_critic and not self._scores_anew(),
+        )
 
     def _scores_anew(self) -> bool:
-        """Whether log-probs of a rollout take a pass of the policy over whole sequences.
-
-        In float32 decoding finds the same ones. In bfloat16 it rounds otherwise than the update,
-        and the first ratio would not be 1; nor where rounding moves the edge of a reference's
-        top-k or top-p set.
-        """
-        return self.policy.precision != "fp32" or self.policy.core.mask.follows_reference
+        """Whether log-probs of a rollout take a pass of the policy over whole sequences."""
+        return not self.policy.decoding_scores
 
     def _kl_coef(self, env: TokenVectorEnv) -> float:
         """The agent's weight of the penalty against the reference."""
@@ -324,10 +320,7 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
             "returns": minibatch.returns,
         }
         sequences = minibatch.observations
-        losses = [
-            statistics[k] for k in ("policy_loss", "value_loss", "ptx_loss") if k in statistics
-        ]
-        loss = torch.tensor(sum(losses))
+        loss = torch.tensor(sum(v for k, v in statistics.items() if k.endswith("_loss")))
         check_finite("the loss", loss, sequences, **known)
         check_finite("the gradient", norm, sequences, **known)
         statistics["gradient_norm"] = float(norm)
@@ -346,6 +339,3 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
 
     def set_extra_state(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from `extra_state`."""
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout_buffer"]

@@ -15,6 +15,7 @@ from agents.sb3.policy import CausalLMPolicy, Lent
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.models import commit
+from rlhf_gym.precision import warn_if_emulated
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
@@ -146,7 +147,7 @@ def build(
     """Make an SB3 algorithm on `env` with a `CausalLMPolicy`, bound to it as its actor.
 
     Args:
-        algorithm: An on-policy algorithm of Stable-Baselines3, or the flagship `PPO`.
+        algorithm: An on-policy algorithm of Stable-Baselines3, or a `ResponseAlgorithm`.
         env: The environment.
         policy_options: Further keywords of the policy.
         policy_class: `CausalLMPolicy` or a class of it.
@@ -164,5 +165,6 @@ def build(
     policy = learner.policy
     assert isinstance(policy, CausalLMPolicy)
     policy.follow(env.objective.reference)
+    warn_if_emulated(policy.device, policy.precision)
     env.bind_actor(policy)
     return learner

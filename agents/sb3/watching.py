@@ -1,4 +1,4 @@
-"""What is known of a rollout of the flagship: the figures that its log shows."""
+"""What is known of a rollout of whole responses: the figures that its log shows."""
 
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
