@@ -11,9 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents import ppo
 from agents.sb3 import PPO, build
+from rlhf_gym import sampling
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.sampling import sample_responses
+from rlhf_gym.sampling import sample_responses, sample_with_log_probs
 
 N = 8
 READS = ("aten::_local_scalar_dense", "aten::nonzero")
@@ -118,6 +119,23 @@ def test_where_rows_end_it_reads_one_number_a_token(load_lm):
     assert many - few <= steps + 2 * len(prompts), (
         "and two more for each time that rows are dropped"
     )
+
+
+def test_on_a_gpu_it_reads_one_number_in_eight_tokens(load_lm, monkeypatch):
+    assert sampling.look_every(torch.device("cuda")) == 8
+    lm = load_lm("llama")
+    prompts = torch.tensor([[2, 5, 6], [2, 7, 8], [3, 4, 9], [2, 9, 9]])
+    at_once = sample_with_log_probs(lm, prompts, 24, deterministic=True)
+    assert len(set((at_once.responses >= 0).sum(1).tolist())) > 1, "rows end at different tokens"
+    reads = []
+    for every in (1, 8):
+        monkeypatch.setattr(sampling, "look_every", lambda device, every=every: every)
+        with HostReads() as counted_reads:
+            found = sample_with_log_probs(lm, prompts, 24, deterministic=True)
+        assert torch.equal(found.responses, at_once.responses)
+        torch.testing.assert_close(found.log_probs, at_once.log_probs, atol=1e-5, rtol=0)
+        reads.append(counted_reads.count)
+    assert reads[1] < reads[0]
 
 
 def test_a_reward_model_starts_a_critic_that_costs_no_more(scored_env):
