@@ -107,6 +107,34 @@ def test_a_deterministic_agent_learns_toward_the_best_deterministic_policy(name,
     assert reached - start > 0.2 * (most - start)
 
 
+OTHERS = ("ppo_seed", "ppo_ziegler2019", "ppo_nplus2024", "ppo_rl4lms", "sb3_dqn", "sb3_qrdqn")
+LIBRARIES = {"tianshou_ppo": "tianshou", "rllib_ppo": "ray"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*LEARNS, *OTHERS, *LIBRARIES])
+def test_it_runs_on_the_reviews(name, tmp_path):
+    if name in LIBRARIES:
+        pytest.importorskip(LIBRARIES[name])
+    set_random_seed(0)
+    env = gymnasium.make_vec("rlhf_gym/Reviews-v0", num_envs=32, device="cpu").unwrapped
+    assert isinstance(env, TokenVectorEnv)
+    env.reset(seed=0)
+    module = load_algorithm(name)
+    # Longer than any of them waits for before it learns.
+    rows = {"n_steps": 4} if "n_steps" in module.Config.__dataclass_fields__ else {}
+    waits = {"learning_starts": 500} if "dqn" in name else {}
+    learner = module.make(module.Config(**rows, **waits), env)
+    learner.learn(4000)
+    learner.save(tmp_path / "policy")
+    policy = CausalLM.load(str(tmp_path / "policy"))
+    before = env.objective.reference.model.state_dict()
+    after = policy.model.state_dict()
+    assert any(not torch.equal(after[key], before[key]) for key in before)
+    assert all(tensor.isfinite().all() for tensor in after.values())
+
+
 # Losses of whole responses
 
 
