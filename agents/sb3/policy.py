@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
-from torch.distributions import Categorical
-from torch.nn import functional as F
 from transformers import AutoModel
 
+from agents.sb3.distribution import TokenDistribution
+from agents.sb3.last_actions import LastActions
+from agents.sb3.lending import Lent, do_without_frozen, leave_out_frozen
 from rlhf_gym.decode import DecodeCache, last_hidden, turns_with_length
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM, passes
@@ -28,60 +28,10 @@ from rlhf_gym.lora import add_adapters, merged, twin
 from rlhf_gym.masks import NO_MASK, Limits, Mask
 from rlhf_gym.models import embedded, is_causal, load_pretrained, recompute_activations
 from rlhf_gym.precision import Precision
-from rlhf_gym.sampling import Sampled, draw, sample_with_log_probs
+from rlhf_gym.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.tokens import Sequences
 
 Observations = Tensor | Sequences
-
-
-class TokenDistribution(Distribution):
-    """The next-token distribution of M states, from tempered float32 logits (M, V)."""
-
-    def __init__(self, logits: Tensor) -> None:
-        super().__init__()
-        self.log_p = F.log_softmax(logits, -1)
-
-    @property
-    def distribution(self) -> Categorical:
-        """As PyTorch's own, for algorithms that ask for a divergence."""
-        return Categorical(logits=self.log_p, validate_args=False)
-
-    @distribution.setter
-    def distribution(self, value: Any) -> None:
-        pass  # SB3's base class declares it without a value
-
-    def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """Not used: the language model's head is the net."""
-        raise NotImplementedError
-
-    def proba_distribution(self, logits: Tensor) -> "TokenDistribution":
-        """The distribution with other logits."""
-        return TokenDistribution(logits)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """(M,) log-probs of tokens (M,)."""
-        return self.log_p.gather(-1, x.long().reshape(-1, 1)).squeeze(-1)
-
-    def entropy(self) -> Tensor:
-        """(M,) nats."""
-        return -(self.log_p.exp() * self.log_p).sum(-1)
-
-    def sample(self) -> Tensor:
-        """(M,) tokens, drawn."""
-        return draw(self.log_p)
-
-    def mode(self) -> Tensor:
-        """(M,) likeliest tokens."""
-        return self.log_p.argmax(-1)
-
-    def actions_from_params(self, logits: Tensor, deterministic: bool = False) -> Tensor:
-        """(M,) tokens of the distribution with these logits."""
-        return TokenDistribution(logits).get_actions(deterministic)
-
-    def log_prob_from_params(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(M,) drawn tokens and their log-probs."""
-        tokens = TokenDistribution(logits).sample()
-        return tokens, TokenDistribution(logits).log_prob(tokens)
 
 
 class CausalLMPolicy(ActorCriticPolicy):
@@ -184,7 +134,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         nn.init.zeros_(self.value_head.bias)
         self._cache = DecodeCache(self.core)
         self._guide_cache: DecodeCache | None = None  # of the model that a top-k mask asks
-        self._last: _LastActions | None = None
+        self._last: LastActions | None = None
         head = list(self.value_head.parameters())
         options = dict(self.optimizer_kwargs)
         others = any(options.get(name) for name in ("foreach", "differentiable"))
@@ -210,8 +160,8 @@ class CausalLMPolicy(ActorCriticPolicy):
             )
         if self.lora_rank:
             add_adapters(core.model, self.lora_rank, alpha=self.lora_alpha)
-            self.register_state_dict_post_hook(_leave_out_frozen)
-            self.register_load_state_dict_post_hook(_do_without_frozen)
+            self.register_state_dict_post_hook(leave_out_frozen)
+            self.register_load_state_dict_post_hook(do_without_frozen)
         return core
 
     def _load_critic(self, name: str) -> CausalLM:
@@ -239,7 +189,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         distribution = self._distribution(hidden, self._limits(obs, hidden))
         actions = distribution.get_actions(deterministic)
         log_probs = distribution.log_prob(actions)
-        self._last = _LastActions(obs, actions, log_probs)
+        self._last = LastActions(obs, actions, log_probs)
         return actions, self.value_head(self.value_states(obs, hidden)), log_probs
 
     def get_distribution(self, obs: Observations) -> TokenDistribution:  # type: ignore[override]
@@ -450,65 +400,3 @@ class CausalLMPolicy(ActorCriticPolicy):
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
-
-
-class Lent:
-    """A model that a policy is to share with its owner: never copied, and left out of pickles.
-
-    Args:
-        lm: The model, frozen.
-    """
-
-    def __init__(self, lm: CausalLM | None) -> None:
-        self.lm = lm
-
-    def __reduce__(self) -> tuple[type["Lent"], tuple[None]]:
-        return Lent, (None,)
-
-
-def _leave_out_frozen(
-    policy: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object
-) -> None:
-    for name in _frozen(policy):
-        state.pop(prefix + name, None)
-
-
-def _do_without_frozen(policy: nn.Module, keys: Any) -> None:
-    frozen = _frozen(policy)
-    keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
-
-
-def _frozen(policy: nn.Module) -> set[str]:
-    """Names of what does not learn."""
-    every = policy.named_parameters(remove_duplicate=False)
-    names = {name for name, parameter in every if not parameter.requires_grad}
-    return names | {name for name, _ in policy.named_buffers(remove_duplicate=False)}
-
-
-class _LastActions:
-    """What the last forward pass chose, found again by the content of a row."""
-
-    def __init__(self, observations: Tensor, actions: Tensor, log_probs: Tensor) -> None:
-        self._observations = observations.detach().cpu().numpy()
-        self._actions = actions.detach().cpu().numpy()
-        self._log_probs = log_probs.detach().cpu().numpy()
-        self._table: dict[tuple[bytes, int], float] | None = None
-
-    def look_up(
-        self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Log-probs (N,) and whether each is known (N,)."""
-        same = observations.shape == self._observations.shape and np.array_equal(
-            actions, self._actions
-        )
-        if same and np.array_equal(observations, self._observations):
-            return self._log_probs.copy(), np.ones(len(actions), dtype=np.bool_)
-        if self._table is None:
-            rows = zip(self._observations, self._actions, self._log_probs, strict=True)
-            self._table = {(row.tobytes(), int(a)): float(p) for row, a, p in rows}
-        found = [
-            self._table.get((row.tobytes(), int(a)))
-            for row, a in zip(observations, actions, strict=True)
-        ]
-        known = np.array([p is not None for p in found])
-        return np.array([p or 0.0 for p in found], dtype=np.float32), known
