@@ -1,0 +1,99 @@
+"""Does the environment end, score and pay as the objective says?"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from agents.doctor.patient import TOLERANCE, Patient, Problem
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.models import same_tokens, trunk
+from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.tokens import PAD, row_lengths
+
+
+def ends(patient: Patient) -> Problem | None:
+    """A response ends at its first EOS, or at the budget."""
+    try:
+        patient.env.reset(seed=0)
+        actions = patient.responses.cpu().numpy()
+        patient.env.play(actions, np.zeros(actions.shape, dtype=np.float32))
+    except ValueError as error:
+        return Problem(
+            "ends",
+            f"the environment refuses the policy's responses: {error}",
+            "stop sampling at the first of the reference's eos_ids, which belongs to the response, "
+            "and pad with -1 behind it",
+        )
+    return None
+
+
+def score(patient: Patient) -> Problem | None:
+    """The reward model reads the last token of the response, not the padding behind it."""
+    reward = patient.objective.reward
+    if not isinstance(reward, RewardModel) or not reward.causal or reward.probability:
+        return None
+    if not same_tokens(reward.tokenizer, patient.objective.reference.tokenizer):
+        return None
+    rows = patient.padded.tokens.to(reward.device)
+    found = reward.scores(rows)
+    plain = []
+    for row in rows[:4]:
+        kept = row[row != PAD][None]
+        with torch.no_grad():
+            hidden = trunk(reward.model)(input_ids=kept, use_cache=False).last_hidden_state
+            logits = reward.head(hidden[0, -1]) + reward.biases.to(reward.device)
+        logits = logits.float()
+        plain.append(logits.mean() if reward.column is None else logits[reward.column])
+    gap = float((torch.stack(plain) - found[: len(plain)]).abs().max())
+    if gap <= TOLERANCE * max(1.0, float(found.abs().max())):
+        return None
+    return Problem(
+        "score",
+        f"scores of padded rows are {gap:.2g} from those of the same rows alone",
+        "take the hidden state at each row's last real token, by its length",
+    )
+
+
+def rewards(patient: Patient) -> Problem | None:
+    """`play` pays what `step` pays, and a response's rewards sum to score − β Σ k."""
+    env, actions = patient.env, patient.responses.cpu().numpy()
+    lengths = row_lengths(actions)
+    log_probs = np.zeros(actions.shape, dtype=np.float32)
+    mask = actions != PAD
+    log_probs[mask] = patient.log_probs.cpu().numpy()
+    env.reset(seed=0)
+    played, infos, _ = env.play(actions, log_probs)
+    promised = infos["score"] - patient.objective.kl_coef * np.where(mask, infos["kl"], 0).sum(1)
+    gap = float(np.abs(played.sum(1) - promised).max())
+    late = float(np.abs(np.where(mask, 0.0, played)).max())
+    first = _first_steps(env, actions, log_probs)
+    step_gap = float(np.abs(first - played[:, 0])[lengths > 1].max(initial=0.0))
+    if max(gap, late, step_gap) <= TOLERANCE:
+        return None
+    return Problem(
+        "rewards",
+        f"rewards miss score − β Σ k by {gap:.2g}; play and step differ by {step_gap:.2g}; "
+        f"{late:.2g} is paid behind the end",
+        "settle rewards with rlhf_gym.objective.Objective alone, with k1 as the estimator: only "
+        "then is the expected return J",
+    )
+
+
+def _first_steps(
+    env: TokenVectorEnv, actions: npt.NDArray[np.int64], log_probs: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
+    """What `step` pays for the first token of each row, an actor answering with these log-probs."""
+
+    class Told:
+        def log_prob(
+            self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
+        ) -> npt.NDArray[np.float32]:
+            return log_probs[:, 0]
+
+    actor, before = Told(), env.actor
+    env.bind_actor(actor)
+    try:
+        env.reset(seed=0)
+        return env.step(actions[:, 0])[1]
+    finally:
+        env.bind_actor(before)
