@@ -48,8 +48,23 @@ GROUPS = {"rows_per_prompt": 8}
 SHARED = {"critic": "shared", "value_lr_scale": 42.0}
 """The value head on the policy's trunk."""
 
+PLAIN = {
+    "critic": "shared",
+    "critic_warmup": 0,
+    "critic_lambda": None,
+    "gae_lambda": 0.95,
+    "learning_rate": 3e-4,
+    "n_epochs": 1,
+    "n_waves": 2,
+    "normalize_advantage": True,
+    "value_lr_scale": 1.0,
+    "vf_coef": 0.5,
+}
+"""PPO as it is mostly written: one trunk, one learning rate, whitened advantages."""
+
 VARIANTS = (
     Variant("default"),
+    Variant("plain PPO", PLAIN),
     Variant("learning rate × 3", {"learning_rate": 4.5e-4}),
     Variant("learning rate ÷ 3", {"learning_rate": 5e-5}),
     Variant("no decay", {"anneal": False}),
