@@ -228,6 +228,10 @@ def _range(value: float, ends: list[float], digits: int = 3) -> str:
     return f"{_number(value, digits)} [{low}, {high}]"
 
 
+LEAST_SHOWN = -0.2
+"""Optimality below which a plot gives a number in place of a point."""
+
+
 def plots(found: dict[str, Any], scores: dict[str, Floats]) -> Chart:
     """IQM with intervals, performance profiles, probability of improvement."""
     figure = Figure(figsize=(12, 1.6 + 0.28 * max(len(scores), 6)), dpi=110, layout="constrained")
@@ -250,16 +254,22 @@ def plots(found: dict[str, Any], scores: dict[str, Floats]) -> Chart:
 
 def _bars(axes: Axes, rows: list[tuple[str, float, list[float]]]) -> None:
     for at, (_, value, (low, high)) in enumerate(rows):
+        if value < LEAST_SHOWN:  # the others would lie on one another
+            edge = axes.get_yaxis_transform()
+            axes.text(0.02, at, f"◂ {_number(value)}", transform=edge, va="center", fontsize=8)
+            continue
         axes.plot([low, high], [at, at], color="tab:blue", linewidth=4, alpha=0.4)
         axes.plot(value, at, "o", color="tab:blue", markersize=4)
     axes.set_yticks(range(len(rows)), [name for name, _, _ in rows], fontsize=8)
+    axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.grid(axis="x", alpha=0.3)
 
 
 def _profiles(axes: Axes, scores: dict[str, Floats]) -> None:
     library, _ = _rliable()
-    lowest = min(float(values.min()) for values in scores.values())
-    taus = np.linspace(max(lowest, -0.2), 1, 61)
+    shown = np.concatenate([values.flatten() for values in scores.values()])
+    shown = shown[shown >= LEAST_SHOWN]
+    taus = np.linspace(shown.min(initial=1.0) - 0.02, 1, 61)
     lines, _ = library.create_performance_profile(scores, taus, reps=2)
     for i, (name, line) in enumerate(lines.items()):
         style = ("-", "--", ":")[i // 10 % 3]
