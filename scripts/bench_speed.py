@@ -179,8 +179,8 @@ def check_work(system: str, shape: Shape, work: dict[str, int]) -> None:
 
 def show(rows: list[dict[str, Any]], config: Config) -> None:
     """A table of rates, and of what the first system's are over the others'."""
-    table = Table(title="response tokens/s, medians")
-    headings = ("shape", "system", "stage", "tokens/s", "lowest", "highest", "first ÷ it", "memory")
+    table = Table(title="response tokens/s, medians; ratio: the first system's over this one's")
+    headings = ("shape", "system", "stage", "tokens/s", "lowest", "highest", "ratio", "memory")
     for heading in headings:
         table.add_column(heading)
     first = {

@@ -198,7 +198,7 @@ def test_bad_input_exits_2_and_leaves_nothing(tiny, tmp_path, save_lm):
 def test_bench_speed_writes_its_rows(tmp_path):
     file = tmp_path / "speed.json"
     said = run(
-        *("bench_speed.py", "--shapes", "A", "--iterations", 1, "--row-episodes", 1),
+        *("bench_speed.py", "--shapes", "E-width-64", "--iterations", 1, "--row-episodes", 1),
         *("--systems", "rlhf_gym", "generate", "limit", "sb3_rows", "--output", file),
     )
     rows = json.loads(file.read_text())
@@ -208,7 +208,11 @@ def test_bench_speed_writes_its_rows(tmp_path):
     whole = {row["system"]: row for row in rows if row["stage"] == "iteration"}
     assert whole["rlhf_gym"]["work"]["optimiser_steps"] == 16
     assert whole["rlhf_gym"]["work"]["parameters"] == whole["limit"]["work"]["parameters"]
-    assert "first ÷ it" in said
+    work = whole["rlhf_gym"]["work"]
+    taken = whole["rlhf_gym"]["peak_bytes"] - whole["rlhf_gym"]["base_bytes"]
+    assert 0.2 < taken / work["expected_bytes"] < 5, "of so small a model libraries take their part"
+    assert f"{taken / work['expected_bytes']:.2f}" in said
+    assert "ratio" in said
     run("bench_speed.py", "--systems", "trl_ppo", code=2)
     run("bench_speed.py", "--systems", "limit", "--shapes", "B", code=2)
 
