@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from agents.sb3 import PPO
 from agents.sb3.adam import TF1Adam
 from agents.sb3.advantage_estimation import Baseline
-from agents.sb3.learner import SB3Learner, response_learner
+from agents.sb3.learner import MEMORY_OPTIONS, SB3Learner, response_learner
 from agents.sb3.loss import KLLoss, KLOld
 from agents.sb3.ppo import MeanOver
 from agents.sb3.ptx import PretrainingMix
@@ -24,14 +24,7 @@ from rlhf_gym.training.sft_data import as_sequences, load_examples, prepare
 
 Critic = Literal["auto", "shared", "separate", "reward_model"]
 
-POLICY_OPTIONS = (
-    "value_lr_scale",
-    "critic_lr_scale",
-    "precision",
-    "gradient_checkpointing",
-    "lora_rank",
-    "lora_alpha",
-)
+POLICY_OPTIONS = ("value_lr_scale", "critic_lr_scale", *MEMORY_OPTIONS)
 """Options that are keywords of `CausalLMPolicy`."""
 
 OTHER_OPTIONS = (

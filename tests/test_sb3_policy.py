@@ -564,14 +564,23 @@ def test_a_rollout_holds_what_the_training_code_says_of_it(
     learner = make_learner(n_waves=2, policy_options=policy_options)
     policy, scored, passes = learner.policy, [], []
     score = policy.score
-    policy.score = lambda sequences: passes.append(sequences) or score(sequences)
+
+    def watched(sequences: Sequences) -> tuple[torch.Tensor, torch.Tensor]:
+        passes.append(score(sequences))
+        return passes[-1]
+
+    policy.score = watched
     nn.init.normal_(policy.value_head.weight, std=0.3)
     # In bfloat16 other neighbours in a product round otherwise.
     close = {"atol": 1e-5 if precision == "fp32" else 5e-2, "rtol": 1e-5}
 
     def check(model: Any) -> None:
         buffer = model.rollout_buffer
+        rollout = [torch.cat(parts) for parts in zip(*passes, strict=True)]
         for minibatch in buffer.get(None):
+            kept = (minibatch.old_values, minibatch.old_log_prob)
+            for ours, theirs in zip(kept, rollout, strict=False):  # in bfloat16, to the last bit
+                assert torch.equal(ours.sort().values, theirs.sort().values)
             values, log_probs = policy.score(minibatch.observations)
             torch.testing.assert_close(minibatch.old_values, values, **close)
             torch.testing.assert_close(minibatch.old_log_prob, log_probs, **close)

@@ -6,12 +6,9 @@ from typing import Any
 from torch.optim import Adam
 
 from agents.sb3.groups import GroupLearner
-from agents.sb3.learner import SB3Learner, response_learner
+from agents.sb3.learner import MEMORY_OPTIONS, SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.precision import Precision
-
-POLICY_OPTIONS = ("precision", "gradient_checkpointing", "lora_rank", "lora_alpha")
-"""Options that are keywords of `CausalLMPolicy`."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def make_group_learner(
     names = [field.name for field in fields(GroupConfig)]
     options = {name: own.pop(name, getattr(config, name)) for name in names}
     policy = {
-        **{name: options.pop(name) for name in POLICY_OPTIONS},
+        **{name: options.pop(name) for name in MEMORY_OPTIONS},
         "optimizer_class": Adam,
         "optimizer_kwargs": {"eps": options.pop("adam_eps")},
     }

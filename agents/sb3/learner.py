@@ -28,6 +28,9 @@ from rlhf_gym.models import load_causal_lm
 
 ADAPTERS = "adapters.safetensors"
 
+MEMORY_OPTIONS = ("precision", "gradient_checkpointing", "lora_rank", "lora_alpha")
+"""Options of learners from whole responses that are keywords of their `CausalLMPolicy`."""
+
 
 class SB3Learner:
     """Learns with an SB3 algorithm; writes SB3's log into a training run.

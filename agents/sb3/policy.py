@@ -106,6 +106,7 @@ class CausalLMPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self.core = replace(self._load_core(), mask=self.mask, precision=self.precision)
         self.lm = self.core.model
+        self._turns_with_length = turns_with_length(self.lm)
         if not isinstance(self.action_space, spaces.Discrete):
             raise ValueError(f"CausalLMPolicy acts in Discrete(V), not in {self.action_space}")
         if self.core.vocab_size != self.action_space.n:
@@ -254,7 +255,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         a reference's top-k or top-p set; nor where a state depends on what comes after it.
         """
         alike = self.precision == "fp32" and not self.core.mask.follows_reference
-        return alike and not turns_with_length(self.lm)
+        return alike and not self._turns_with_length
 
     @torch.no_grad()
     def values(self, sequences: Sequences) -> Tensor:
