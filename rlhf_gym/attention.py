@@ -1,19 +1,23 @@
-"""Attention of a decoding step on a CPU: one query a row, in two batched matrix products.
+"""Attention on a CPU where PyTorch's scaled_dot_product_attention is slow.
 
-PyTorch's scaled_dot_product_attention is made for many queries; for one it takes twice as long, and
-for grouped heads transformers copies every key and value first.
+It is made for many queries: for the one of a decoding step it takes twice as long as two batched
+matrix products, and for grouped heads transformers copies every key and value first. Its gradient
+in bfloat16 takes two to three times as long as in float32 for sequences up to about 128 tokens.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-NAME = "rlhf_gym_step"
+from rlhf_gym.models import recomputes_activations
+
+STEP, WIDE = "rlhf_gym_step", "rlhf_gym_float32"
 
 HARMLESS = ("position_ids", "use_cache", "cache_position")
 """What models pass along that changes no attention."""
@@ -46,7 +50,8 @@ def step_attention(
     """
     n, heads, queries, width = query.shape
     special = dropout or any(v is not None for k, v in options.items() if k not in HARMLESS)
-    plain = queries == 1 and query.dtype == torch.float32 and not special
+    known = query.dtype in (torch.float32, torch.bfloat16)
+    plain = queries == 1 and known and not special
     if not plain or attention_mask is None or torch.is_grad_enabled():
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **options
@@ -57,23 +62,77 @@ def step_attention(
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
     mask = attention_mask.expand(n, key.shape[1], groups, -1).flatten(0, 1)
     scale = width**-0.5 if scaling is None else scaling
-    scores = torch.baddbmm(mask, asked, keys.transpose(1, 2), alpha=scale)
-    seen = torch.bmm(torch.softmax(scores, -1), values)
-    return seen.view(n, 1, heads, -1), None
+    with torch.autocast(query.device.type, enabled=False):  # scores of bfloat16 are float32
+        scores = torch.baddbmm(
+            mask.float(), asked.float(), keys.float().transpose(1, 2), alpha=scale
+        )
+        seen = torch.bmm(torch.softmax(scores, -1), values.float())
+    return seen.view(n, 1, heads, -1).to(query.dtype), None
 
 
-AttentionInterface.register(NAME, step_attention)
+def float32_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers: "sdpa" in float32, whatever comes in.
+
+    Arguments and result are those of "sdpa"; the result has the type of the query.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.float()
+        seen, _ = sdpa_attention_forward(
+            module,
+            query.float(),
+            key.float(),
+            value.float(),
+            attention_mask,
+            dropout,
+            scaling,
+            **options,
+        )
+    return seen.to(query.dtype), None
+
+
+AttentionInterface.register(STEP, step_attention)
+AttentionInterface.register(WIDE, float32_attention)
+AttentionMaskInterface.register(WIDE, sdpa_mask)
 
 
 @contextmanager
 def for_a_step(model: PreTrainedModel) -> Iterator[None]:
     """Within, the model attends by `step_attention` if it would by "sdpa", on a CPU."""
+    with _instead(model, STEP) if _is_slow(model) else nullcontext():
+        yield
+
+
+@contextmanager
+def for_bfloat16(model: PreTrainedModel) -> Iterator[None]:
+    """Within, the model attends by `float32_attention` if it would by "sdpa", on a CPU.
+
+    Not where it computes activations again in the backward pass, which lies outside.
+    """
+    slow = _is_slow(model) and not recomputes_activations(model)
+    with _instead(model, WIDE) if slow else nullcontext():
+        yield
+
+
+def _is_slow(model: PreTrainedModel) -> bool:
+    attends_by = model.config.get_text_config()._attn_implementation
+    return attends_by == "sdpa" and model.device.type == "cpu"
+
+
+@contextmanager
+def _instead(model: PreTrainedModel, name: str) -> Iterator[None]:
     config = model.config.get_text_config()
     usual = config._attn_implementation
-    if usual != "sdpa" or model.device.type != "cpu":
-        yield
-        return
-    config._attn_implementation = NAME
+    config._attn_implementation = name
     try:
         yield
     finally:

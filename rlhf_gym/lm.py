@@ -5,6 +5,7 @@ Notation: N rows, L columns, M chosen tokens, d the model's width, V the number 
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rlhf_gym.attention import for_bfloat16
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import exact_kl
 from rlhf_gym.lots import in_lots, logit_rows
@@ -133,7 +135,8 @@ class CausalLM:
             ids: Token ids.
             **inputs: Further inputs of the model's forward pass.
         """
-        with autocast(self.device, self.precision, reuse_casts=self.reuse_casts):
+        attention = for_bfloat16(self.model) if self.precision == "bf16" else nullcontext()
+        with attention, autocast(self.device, self.precision, reuse_casts=self.reuse_casts):
             hidden = trunk(self.model)(input_ids=ids, **inputs).last_hidden_state
         return at_least_float32(hidden)
 

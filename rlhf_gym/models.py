@@ -193,6 +193,11 @@ def recompute_activations(model: PreTrainedModel, on: bool) -> None:
     switch(*([{"use_reentrant": False}] if on else []))
 
 
+def recomputes_activations(model: PreTrainedModel) -> bool:
+    """What `recompute_activations` has set; it takes effect in training mode alone."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
 def cache_name(model: PreTrainedModel) -> str:
     """What the trunk calls its cache: `cache` from transformers 5.24 on, before `past_key_values`.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_gym.decode import looks_plain
-from rlhf_gym.models import cache_name, embedded, trunk
+from rlhf_gym.models import cache_name, embedded, recomputes_activations, trunk
 from rlhf_gym.tokens import PAD, continuations, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,7 @@ def shares_prefix(model: PreTrainedModel) -> bool:
                 type(model).__name__,
             )
     # A recomputed layer may not read a cache that later layers have filled.
-    recomputes = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    return _shares[model] and not recomputes
+    return _shares[model] and not recomputes_activations(model)
 
 
 @torch.no_grad()

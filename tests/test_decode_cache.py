@@ -1,7 +1,6 @@
 """What is cached never shows: any history of rows gives the full forward's answers."""
 
 import logging
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -21,12 +20,9 @@ from conftest import (
     make_tokenizer,
 )
 from tokenizers import Tokenizer, models
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rlhf_gym import attention, decode, sampling
-from rlhf_gym.attention import step_attention
+from rlhf_gym import decode, sampling
 from rlhf_gym.decode import (
     DecodeCache,
     last_hidden,
@@ -334,43 +330,6 @@ def test_the_same_prompt_is_prefilled_once(load_lm, family):
     assert sampled.responses.tolist() == alone.tolist()
     expected = continuation_log_probs(lm, prompts, sampled.responses)
     torch.testing.assert_close(sampled.log_probs, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("family", SERVED)
-def test_a_decoding_step_attends_by_matrix_products(load_lm, monkeypatch, family):
-    """On a CPU in float32, where scaled_dot_product_attention is slow for one query."""
-    lm = load_lm(family)
-    prompts = prompts_of(lm, 6)
-    assert supports_slots(lm)
-    asked = []
-
-    def watched(module, query, *rest, **options):
-        asked.append(query.shape[2])
-        return sdpa_attention_forward(module, query, *rest, **options)
-
-    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
-    kept = lm.model.config._attn_implementation
-    fast = sample_with_log_probs(lm, prompts, 12, deterministic=True)
-    assert not asked, "every step took the short way"
-    assert lm.model.config._attn_implementation == kept == "sdpa"
-    monkeypatch.setattr(decode, "for_a_step", lambda _: nullcontext())
-    slow = sample_with_log_probs(lm, prompts, 12, deterministic=True)
-    assert torch.equal(fast.responses, slow.responses)
-    torch.testing.assert_close(fast.log_probs, slow.log_probs, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("odd", ["sliding_window", "dropout", "queries", "mask", "gradient"])
-def test_what_is_not_plain_attention_is_left_to_sdpa(monkeypatch, odd):
-    asked = []
-    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *a, **o: asked.append(o))
-    query = torch.zeros(2, 4, 2 if odd == "queries" else 1, 8)
-    keys = torch.zeros(2, 2, 5, 8)
-    mask = None if odd == "mask" else torch.zeros(2, 1, 1, 5)
-    options = {"sliding_window": 3} if odd == "sliding_window" else {"sliding_window": None}
-    dropout = 0.1 if odd == "dropout" else 0.0
-    with torch.set_grad_enabled(odd == "gradient"):
-        step_attention(nn.Identity(), query, keys, keys, mask, dropout, **options)
-    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])

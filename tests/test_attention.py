@@ -1,0 +1,124 @@
+"""Attention on a CPU: the ways round scaled_dot_product_attention, and where they are not taken."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import SERVED
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from rlhf_gym import attention, decode
+from rlhf_gym.attention import float32_attention, step_attention
+from rlhf_gym.decode import supports_slots
+from rlhf_gym.models import recompute_activations
+from rlhf_gym.sampling import sample_with_log_probs
+
+PROMPTS = torch.tensor([[2, 5, 6], [2, 9, 11], [2, 7, 4]])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", SERVED)
+def test_a_decoding_step_attends_by_matrix_products(load_lm, monkeypatch, family, precision):
+    """On a CPU, where scaled_dot_product_attention is slow for one query."""
+    lm = replace(load_lm(family), precision=precision)
+    assert supports_slots(lm)
+    asked = []
+
+    def watched(module, query, *rest, **options):
+        if query.shape[2] == 1:
+            asked.append(query.shape)
+        return sdpa_attention_forward(module, query, *rest, **options)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    kept = lm.model.config._attn_implementation
+    fast = sample_with_log_probs(lm, PROMPTS, 12, deterministic=True)
+    assert not asked, "every step took the short way"
+    assert lm.model.config._attn_implementation == kept == "sdpa"
+    monkeypatch.setattr(decode, "for_a_step", lambda _: nullcontext())
+    slow = sample_with_log_probs(lm, PROMPTS, 12, deterministic=True)
+    assert torch.equal(fast.responses, slow.responses)
+    tolerance = 1e-5 if precision == "fp32" else 5e-2
+    torch.testing.assert_close(fast.log_probs, slow.log_probs, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("odd", ["sliding_window", "dropout", "queries", "mask", "gradient"])
+def test_what_is_not_plain_attention_is_left_to_sdpa(monkeypatch, odd):
+    asked = []
+    monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *a, **o: asked.append(o))
+    query = torch.zeros(2, 4, 2 if odd == "queries" else 1, 8)
+    keys = torch.zeros(2, 2, 5, 8)
+    mask = None if odd == "mask" else torch.zeros(2, 1, 1, 5)
+    options = {"sliding_window": 3} if odd == "sliding_window" else {"sliding_window": None}
+    dropout = 0.1 if odd == "dropout" else 0.0
+    with torch.set_grad_enabled(odd == "gradient"):
+        step_attention(nn.Identity(), query, keys, keys, mask, dropout, **options)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_in_bfloat16_sequences_attend_in_float32(load_lm, monkeypatch, family):
+    """Even within autocast, forward and backward: its gradient in bfloat16 is slow on a CPU."""
+    lm = replace(load_lm(family).trainable(), precision="bf16")
+    met = []
+
+    def watched(module, query, *rest, **options):
+        met.append(query.dtype)
+        return sdpa_attention_forward(module, query, *rest, **options)
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", watched)
+    hidden = lm.hidden_states(PROMPTS, use_cache=False)
+    layers = lm.model.config.num_hidden_layers
+    assert met == [torch.float32] * layers
+    assert lm.model.config._attn_implementation == "sdpa"
+    hidden.square().sum().backward()
+    missing = [n for n, p in lm.model.named_parameters() if p.grad is None and "head" not in n]
+    assert not [n for n in missing if "attn" in n]
+    plain = replace(lm, precision="fp32").hidden_states(PROMPTS, use_cache=False)
+    assert len(met) == layers, "float32 goes its own way"
+    assert 0 < float((hidden - plain).detach().abs().max() / plain.detach().abs().max()) < 3e-2
+
+
+def test_what_is_computed_again_in_the_backward_pass_attends_as_it_did(load_lm, monkeypatch):
+    """Gradient checkpointing recomputes outside the forward pass: both attend by "sdpa"."""
+    lm = replace(load_lm("gpt2").trainable(), precision="bf16")
+    lm.model.train()
+    recompute_activations(lm.model, True)
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)  # called by nobody
+    lm.hidden_states(PROMPTS, use_cache=False).square().sum().backward()
+    assert lm.model.transformer.h[0].attn.c_attn.weight.grad.abs().max() > 0
+
+
+def test_attention_in_float32_is_sdpa_but_for_the_result():
+    """The result, and the gradient, are rounded once and at the end."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 4, 5, 8).bfloat16().requires_grad_() for _ in range(3))
+    mask = torch.zeros(2, 1, 5, 5).masked_fill_(torch.rand(2, 1, 5, 5) < 0.3, -1e4).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        seen, weights = float32_attention(nn.Identity(), query, key, value, mask)
+    wide = [x.detach().float().requires_grad_() for x in (query, key, value)]
+    expected, _ = sdpa_attention_forward(nn.Identity(), *wide, mask.float())
+    assert weights is None and seen.dtype == torch.bfloat16
+    assert torch.equal(seen, expected.bfloat16())
+    seen.float().sum().backward()
+    expected.sum().backward()
+    for half, full in zip((query, key, value), wide, strict=True):
+        assert torch.equal(half.grad, full.grad.bfloat16())
+
+
+@torch.no_grad()
+def test_in_bfloat16_padding_is_not_seen(load_lm):
+    """A mask of two dimensions is one for "sdpa" whichever function attends."""
+    lm = replace(load_lm("llama"), precision="bf16")
+    alone = lm.hidden_states(PROMPTS[:1], use_cache=False)
+    padded = torch.tensor([[2, 5, 6, 0]])
+    beside = lm.hidden_states(padded, use_cache=False, attention_mask=torch.tensor([[1, 1, 1, 0]]))
+    torch.testing.assert_close(beside[:, :3], alone, atol=1e-2, rtol=1e-2)
+    left = lm.hidden_states(
+        padded.roll(1),
+        use_cache=False,
+        attention_mask=torch.tensor([[0, 1, 1, 1]]),
+        position_ids=torch.tensor([[0, 0, 1, 2]]),
+    )
+    torch.testing.assert_close(left[:, 1:], alone, atol=1e-2, rtol=1e-2)
