@@ -198,8 +198,8 @@ class CausalLM:
         if not self.mask.follows_reference:
             return self.mask.limits(taken)
         parts = []
-        step = logit_rows(self.vocab_size)
         with torch.no_grad():
+            step = logit_rows(self.vocab_size, hidden.device)
             for at in range(0, len(hidden), step):
                 some = slice(at, at + step)
                 logits = self._unmasked_logits(hidden[some])

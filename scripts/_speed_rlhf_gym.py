@@ -48,9 +48,13 @@ def main(folder: Path) -> None:
     )
     stages: dict[str, list[float]] = {"iteration": []}
     tokens = []
+
+    def iteration() -> None:
+        learner.learn(1, reset_num_timesteps=True)
+
     for i in range(options["iterations"] + 1):
         begun = time.perf_counter()
-        learner.learn(1, reset_num_timesteps=True)
+        iteration()
         ended = time.perf_counter()  # callbacks, logs and all
         if not i:
             continue
@@ -69,6 +73,7 @@ def main(folder: Path) -> None:
         tokens=tokens,
         work=work,
         versions={"rlhf_gym": rlhf_gym.__version__, "torch": torch.__version__},
+        profiled=iteration if options["profile"] else None,
     )
 
 

@@ -2,12 +2,13 @@
 
 import json
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.profiler import ProfilerActivity, profile
 
 steps = [0]
 """Optimiser steps of this process so far."""
@@ -35,6 +36,7 @@ def say(
     tokens: Sequence[int],
     work: Mapping[str, int],
     versions: Mapping[str, str],
+    profiled: Callable[[], object] | None = None,
 ) -> None:
     """Print what was measured as one line of JSON.
 
@@ -43,8 +45,9 @@ def say(
         tokens: Response tokens of each timed iteration.
         work: Episodes and trained parameters of one iteration; its optimiser steps were counted.
         versions: Of what ran.
+        profiled: One more iteration, once all else is measured, for `operations_of`.
     """
-    found = {
+    found: dict[str, Any] = {
         "stages": {name: list(seconds) for name, seconds in stages.items()},
         "tokens": list(tokens),
         # One iteration more warmed up.
@@ -53,7 +56,23 @@ def say(
         "base_bytes": base[0],
         "versions": dict(versions),
     }
+    found["operations"] = operations_of(profiled) if profiled else None
     print(json.dumps(found))
+
+
+def operations_of(iteration: Callable[[], object]) -> dict[str, float]:
+    """Seconds that an iteration spends in each operation of PyTorch; the largest 12, and the sum.
+
+    On a CPU time within Python counts for the operation around it, or for none.
+    """
+    gpu = on[0].startswith("cuda")
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=kinds) as seen:
+        iteration()
+    clock = "self_device_time_total" if gpu else "self_cpu_time_total"
+    spent = {event.key: getattr(event, clock) / 1e6 for event in seen.key_averages()}
+    largest = sorted(spent, key=spent.__getitem__, reverse=True)[:12]
+    return {"all": sum(spent.values()), **{name: spent[name] for name in largest}}
 
 
 def live_tokens(responses: torch.Tensor, eos: int) -> int:

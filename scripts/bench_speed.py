@@ -58,6 +58,8 @@ class Config:
     """How often each system has its turn; the medians over all iterations are reported."""
     row_episodes: int = 4
     """Episodes of sb3_rows, whose time a token does not depend on them."""
+    profile: bool = False
+    """One more iteration of ours says which operations take its time; the JSON has it."""
     device: str = "auto"
     """Where to run: auto, cpu, cuda."""
 
@@ -126,6 +128,7 @@ def bench(name: str, config: Config) -> list[dict[str, Any]]:
                     "peak_bytes": max(turn["peak_bytes"] for turn in turns),
                     "base_bytes": turns[0]["base_bytes"],
                     "work": work,
+                    **({"operations": turns[-1]["operations"]} if stage == "iteration" else {}),
                     "versions": {"python": platform.python_version(), **turns[0]["versions"]},
                     "device": device(config.device),
                     "measured_on": on,
@@ -153,6 +156,7 @@ def one_turn(system: str, name: str, shape: Shape, folder: Path, config: Config)
         "precision": "bf16" if system.endswith("bf16") else "fp32",
         "iterations": config.iterations,
         "row_episodes": config.row_episodes,
+        "profile": config.profile,
         "threads": torch.get_num_threads(),
         "device": device(config.device),
     }

@@ -199,7 +199,7 @@ def test_bench_speed_writes_its_rows(tmp_path):
     file = tmp_path / "speed.json"
     said = run(
         *("bench_speed.py", "--shapes", "E-width-64", "--iterations", 1, "--row-episodes", 1),
-        *("--systems", "rlhf_gym", "generate", "limit", "sb3_rows", "--output", file),
+        *("--systems", "rlhf_gym", "generate", "limit", "sb3_rows", "--output", file, "--profile"),
     )
     rows = json.loads(file.read_text())
     stages = {row["stage"] for row in rows if row["system"] == "rlhf_gym"}
@@ -213,6 +213,8 @@ def test_bench_speed_writes_its_rows(tmp_path):
     assert 0.2 < taken / work["expected_bytes"] < 5, "of so small a model libraries take their part"
     assert f"{taken / work['expected_bytes']:.2f}" in said
     assert "ratio" in said
+    spent = whole["rlhf_gym"]["operations"]
+    assert 0 < spent["aten::mm"] < spent["all"] and whole["generate"]["operations"] is None
     run("bench_speed.py", "--systems", "trl_ppo", code=2)
     run("bench_speed.py", "--systems", "limit", "--shapes", "B", code=2)
 
