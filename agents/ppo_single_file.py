@@ -29,8 +29,8 @@ import rlhf_gym  # noqa: F401 (registers the environments)
 from rlhf_gym.devices import resolve_device
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import passes
 from rlhf_gym.models import is_causal, same_tokens, trunk
+from rlhf_gym.passes import passes
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import sample_responses
 from rlhf_gym.tokens import PAD, Sequences, continuations
@@ -244,7 +244,9 @@ class SingleFilePPO:
         self.optimizer.zero_grad()
         total = len(batch.log_probs)
         sums: dict[str, float] = {}
-        for part, places in passes(batch.sequences, self.config.microbatch_tokens):
+        for part, places in passes(
+            self.policy.model, batch.sequences, self.config.microbatch_tokens
+        ):
             value_loss = (self.values(part) - batch.returns[places]) ** 2
             objective = -self.config.vf_coef * value_loss
             terms = {"value_loss": value_loss}
@@ -277,7 +279,7 @@ class SingleFilePPO:
     def per_token(self, sequences: Sequences) -> dict[str, Tensor]:
         """Log-probs and values of all M tokens, in passes that fit a cache."""
         out = {n: torch.zeros(int(sequences.lengths.sum())) for n in ("log_probs", "values")}
-        for part, places in passes(sequences):
+        for part, places in passes(self.policy.model, sequences):
             out["log_probs"][places.cpu()] = self.log_probs(part).cpu()
             out["values"][places.cpu()] = self.values(part).cpu()
         return out

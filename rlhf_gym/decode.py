@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf_gym.attention import for_a_step
-from rlhf_gym.lm import CausalLM, tokens_per_pass
+from rlhf_gym.lm import CausalLM
 from rlhf_gym.models import cache_name
+from rlhf_gym.passes import tokens_per_pass
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)

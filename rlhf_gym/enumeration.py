@@ -18,8 +18,9 @@ import torch
 from torch.nn import functional as F
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM, passes
+from rlhf_gym.lm import CausalLM
 from rlhf_gym.objective import Objective
+from rlhf_gym.passes import passes
 from rlhf_gym.responses import Responses
 from rlhf_gym.tokens import Sequences, pad_rows
 
@@ -267,7 +268,7 @@ class Enumeration:
         out = torch.empty(len(rows), lm.vocab_size, dtype=torch.float64)
         reference = self.objective.reference
         lm = lm.following(reference) if lm is not reference else lm
-        for part, places in passes(sequences):
+        for part, places in passes(lm.model, sequences):
             hidden = lm.states(part)
             guiding = hidden if lm.guide is None else lm.guide.states(part)
             limits = reference.next_limits(guiding, torch.full_like(part.starts, depth))

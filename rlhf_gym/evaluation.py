@@ -16,9 +16,10 @@ import torch
 from rlhf_gym.enumeration import Enumeration, listable
 from rlhf_gym.errors import InputError
 from rlhf_gym.figures import measured
-from rlhf_gym.lm import CausalLM, kl_to, passes
+from rlhf_gym.lm import CausalLM, kl_to
 from rlhf_gym.objective import Objective, TextReward, judged_by
 from rlhf_gym.optimum import best_of_n, best_value, optimality
+from rlhf_gym.passes import passes
 from rlhf_gym.prompts import PromptDataset
 from rlhf_gym.responses import Responses
 from rlhf_gym.sampling import sample_responses
@@ -120,7 +121,7 @@ def _measure(
     responses = Responses(reference, sequences, stop_at_eos=stop_at_eos)
     kl = torch.zeros(int(sequences.lengths.sum()), device=reference.device)
     log_ratio, ref_log_prob = torch.zeros_like(kl), torch.zeros_like(kl)
-    for part, places in passes(sequences):
+    for part, places in passes(reference.model, sequences):
         at_ref, at_policy, chosen = reference.states(part), policy.states(part), part.chosen()
         limits = reference.limits(part, at_ref)
         ref_log_prob[places] = reference.log_probs_of(at_ref, chosen, limits)

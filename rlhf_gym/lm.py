@@ -4,7 +4,6 @@ Notation: N rows, L columns, M chosen tokens, d the model's width, V the number 
 """
 
 import copy
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -32,6 +31,7 @@ from rlhf_gym.models import (
     vocabulary_size,
     weights_stamp,
 )
+from rlhf_gym.passes import passes
 from rlhf_gym.precision import Precision, at_least_float32, autocast
 from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
 
@@ -240,7 +240,7 @@ class CausalLM:
         """Log-prob of every chosen token, (M,), in one pass over whole sequences; no gradient."""
         out = torch.zeros(int(sequences.lengths.sum()), device=self.device)
         with torch.no_grad():
-            for part, places in passes(sequences):
+            for part, places in passes(self.model, sequences):
                 hidden = self.states(part)
                 limits = self.limits(part, hidden)
                 out[places] = self.log_probs_of(hidden, part.chosen(), limits)
@@ -272,40 +272,6 @@ class CausalLM:
             return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         # The same in one call of the backend, three times as fast.
         return list(backend.decode_batch(rows, skip_special_tokens=True))
-
-
-def tokens_per_pass(device: torch.device) -> int:
-    """Tokens that one no-gradient pass takes: what fits a CPU's cache, or fills a GPU."""
-    return 1 << (12 if device.type == "cpu" else 16)
-
-
-def passes(
-    sequences: Sequences, max_tokens: int | None = None
-) -> Iterator[tuple[Sequences, Tensor]]:
-    """Cut the rows into groups of like length, so that little is spent on padding.
-
-    Args:
-        sequences: N rows with M chosen tokens.
-        max_tokens: Most tokens of a group, padding included (at least one row a group);
-            `tokens_per_pass` if None.
-
-    Yields:
-        Some of the rows, and the places (int64) of their chosen tokens among all M.
-    """
-    max_tokens = max_tokens or tokens_per_pass(sequences.tokens.device)
-    totals = (sequences.starts + sequences.lengths).tolist()
-    order = sorted(range(len(totals)), key=totals.__getitem__)
-    first = torch.cumsum(sequences.lengths, 0) - sequences.lengths
-    at = 0
-    while at < len(order):
-        end = at + 1
-        while end < len(order) and (end + 1 - at) * totals[order[end]] <= max_tokens:
-            end += 1
-        rows = torch.tensor(order[at:end], device=first.device)
-        part = sequences.rows(rows)
-        within, columns = part.cells()
-        yield part, first[rows][within] + columns - part.starts[within]
-        at = end
 
 
 def shared_causal_lm(

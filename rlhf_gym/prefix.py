@@ -62,16 +62,6 @@ def last_states_after(
     return second[torch.arange(len(candidates), device=ends.device), ends - 1]  # type: ignore[no-any-return]
 
 
-def work(model: PreTrainedModel, tokens: float, scores: float) -> float:
-    """About how many operations a layer takes for so many tokens and attention scores.
-
-    12 d² weights a token; 4 d operations a score, and its exponential, about 100, in every head.
-    """
-    config = model.config.get_text_config()
-    d, heads = int(config.hidden_size), int(config.num_attention_heads)
-    return tokens * 24 * d**2 + scores * (4 * d + 100 * heads)
-
-
 _shares: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 

@@ -25,9 +25,9 @@ from transformers import (
 
 from rlhf_gym.choices import choice_log_probs, listwise_loss, plackett_luce_loss
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import passes, tokens_per_pass
 from rlhf_gym.models import load_pretrained, load_tokenizer, trunk, weights_stamp
-from rlhf_gym.prefix import last_states, last_states_after, repeated, shares_prefix, work
+from rlhf_gym.passes import by_length, pass_cost, passes, tokens_per_pass, work
+from rlhf_gym.prefix import last_states, last_states_after, repeated, shares_prefix
 from rlhf_gym.prompts import prompt_ids
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
 
@@ -175,9 +175,9 @@ class RewardModel(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits of rows of token ids: (B, L) right-padded with PAD -> (B, M) float32."""
         out = torch.zeros(len(tokens), self.heads, device=self.device)
-        step = max(1, tokens_per_pass(tokens.device) // max(tokens.shape[1], 1))
-        # Rows of like length together, so that little is spent on padding.
-        for rows in torch.argsort(row_lengths(tokens)).split(step):
+        lengths, most = row_lengths(tokens).tolist(), tokens_per_pass(tokens.device)
+        for group in by_length(lengths, most, pass_cost(self.model)):
+            rows = torch.tensor(group, device=tokens.device)
             out[rows] = self._as_logits(self._raw(tokens[rows]))
         return out
 
@@ -244,7 +244,7 @@ class RewardModel(nn.Module):
                 "takes a causal trunk with one head, and its logit as reward"
             )
         out = torch.zeros(int(sequences.lengths.sum()), device=self.device)
-        for part, places in passes(sequences):
+        for part, places in passes(self.model, sequences):
             hidden = trunk(self.model)(input_ids=model_ids(part.tokens), use_cache=False)
             rows, columns = part.cells()
             raw = _score(self.model)(hidden.last_hidden_state[rows, columns]).float()

@@ -78,6 +78,9 @@ class Config:
     """Peak of the learning rate."""
     weight_decay: float = 0.5
     """Of AdamW."""
+    members: int = 1
+    """Models that are trained on the same choices, with other heads and in another order; their
+    mean logit is judged."""
     run_dir: Path = Path("runs/labeller")
     """Folder to write to."""
     device: str = "auto"
@@ -160,17 +163,29 @@ def pretrained(config: Config, pool: list[Comparison]) -> str:
 def study(
     config: Config, pool: list[Comparison], backbone: str, seed: int, loss: str, size: int
 ) -> dict[str, float]:
-    """Train on `size` choices of the labeller, and judge."""
+    """Train `members` models on `size` choices of the labeller, and judge them together."""
     begun = time.perf_counter()
     utilities = np.array([c.scores for c in pool])
     best = human.choose(utilities, config.temperature, np.random.default_rng(seed))
-    torch.manual_seed(seed)
-    model = RewardModel.from_backbone(backbone, device=device(config.device))
     if not config.with_prompt:
-        opening = (int(model.tokenizer.bos_token_id),)
+        opening = (int(load_tokenizer(backbone).bos_token_id),)
         pool = [_alone(c, opening) for c in pool]
     labelled = [choice(c, int(b), loss) for c, b in zip(pool, best, strict=True)]
-    encoded, _ = encode_comparisons(labelled[: config.held_out + size], model, None)
+    labelled = labelled[: config.held_out + size]
+    members = [
+        judged(config, labelled, backbone, 1000 * member + seed) for member in range(config.members)
+    ]
+    return {
+        **recovered(np.mean(members, 0), utilities[: config.held_out] / config.temperature),
+        "seconds": time.perf_counter() - begun,
+    }
+
+
+def judged(config: Config, labelled: list[Comparison], backbone: str, seed: int) -> Floats:
+    """Train a model on all but the first `held_out` comparisons; its logits (N, K) of those."""
+    torch.manual_seed(seed)
+    model = RewardModel.from_backbone(backbone, device=device(config.device))
+    encoded, _ = encode_comparisons(labelled, model, None)
     test, train = encoded[: config.held_out], encoded[config.held_out :]
     model.start_at(candidate_rows(train, 1024).to(model.device))
     options = RewardTraining(
@@ -182,11 +197,7 @@ def study(
     )
     with tempfile.TemporaryDirectory() as folder:
         train_reward_model(model, train, options, checkpoint_dir=folder)
-    logits = np.array(judgement(model, test).logits)
-    return {
-        **recovered(logits, utilities[: config.held_out] / config.temperature),
-        "seconds": time.perf_counter() - begun,
-    }
+    return np.array(judgement(model, test).logits)
 
 
 def _alone(comparison: Comparison, opening: tuple[int, ...]) -> Comparison:

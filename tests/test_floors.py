@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["errors", "figures", "progress"],
     ["devices", "files", "tokens", "choices"],
-    ["masks", "attention"],
-    ["prompts", "kl", "human", "models", "lots", "lora", "precision"],
+    ["masks", "passes"],
+    ["prompts", "kl", "human", "models", "lots", "lora", "precision", "attention"],
     ["lm", "preferences"],
     ["decode", "preference_formats"],
     ["preference_survey", "prefix"],

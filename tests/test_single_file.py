@@ -58,7 +58,8 @@ def test_its_updates_are_the_flagships(make_vector_env, save_reward_model, by_mo
             learner.learn(1000)
     ours = weights(single.policy.model, single.critic.model, single.value_head)
     for a, b in zip(ours, weights(theirs.lm, theirs.critic_trunk, theirs.value_head), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+        # Adam makes much of a gradient that is all rounding; a whole step is 1e-3.
+        torch.testing.assert_close(a, b, atol=3e-6, rtol=1e-5)
     moved = any(not torch.equal(a, b) for a, b in zip(before, ours[: len(before)], strict=True))
     assert moved == (updates > 1), "the first update is the critic's alone"
 
@@ -70,5 +71,5 @@ def test_it_is_one_short_file_without_this_folder():
     nodes = list(ast.walk(ast.parse(text)))
     imported = [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
     imported += [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
-    assert "rlhf_gym.lm" in imported
+    assert "rlhf_gym.passes" in imported
     assert not [name for name in imported if name.split(".")[0] in ("agents", "stable_baselines3")]

@@ -15,7 +15,7 @@ from agents.sb3.response_algorithm import ResponseAlgorithm
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import k3
-from rlhf_gym.lm import passes
+from rlhf_gym.passes import passes
 from rlhf_gym.tokens import row_sums
 
 
@@ -86,7 +86,7 @@ class GroupLearner(ResponseAlgorithm):
         sequences, core = minibatch.observations, self.policy.core
         lengths = sequences.lengths
         self.policy.optimizer.zero_grad()
-        parts = list(passes(sequences, self._microbatch_tokens()))
+        parts = list(passes(core.model, sequences, self._microbatch_tokens()))
         whole = self._log_probs(minibatch) if len(parts) == 1 else core.log_probs(sequences)
         leaf = row_sums(whole.detach(), lengths).requires_grad_()
         loss = self.loss(self._groups(minibatch, leaf))

@@ -23,10 +23,11 @@ from agents.sb3.last_actions import LastActions
 from agents.sb3.lending import Lent, do_without_frozen, leave_out_frozen
 from rlhf_gym.decode import DecodeCache, last_hidden, turns_with_length
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM, passes
+from rlhf_gym.lm import CausalLM
 from rlhf_gym.lora import add_adapters, merged, twin
 from rlhf_gym.masks import NO_MASK, Limits, Mask
 from rlhf_gym.models import embedded, is_causal, load_pretrained, recompute_activations
+from rlhf_gym.passes import passes
 from rlhf_gym.precision import Precision
 from rlhf_gym.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.tokens import Sequences
@@ -261,7 +262,7 @@ class CausalLMPolicy(ActorCriticPolicy):
     def values(self, sequences: Sequences) -> Tensor:
         """Values of the states that the chosen tokens were chosen in, (M,)."""
         values = torch.zeros(int(sequences.lengths.sum()), device=self.device)
-        for part, places in passes(sequences):
+        for part, places in passes(self.core.model, sequences):
             values[places] = self.predict_values(part).flatten().float()
         return values
 
@@ -271,7 +272,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         self._check_guide()
         values = torch.zeros(int(sequences.lengths.sum()), device=self.device)
         log_probs = torch.zeros_like(values)
-        for part, places in passes(sequences):
+        for part, places in passes(self.core.model, sequences):
             hidden = self.core.states(part)
             found = self.value_head(self.value_states(part, hidden)).flatten()
             values[places] = found.float()

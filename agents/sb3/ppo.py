@@ -24,7 +24,8 @@ from agents.sb3.response_algorithm import ResponseAlgorithm
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import KLController
-from rlhf_gym.lm import CausalLM, passes
+from rlhf_gym.lm import CausalLM
+from rlhf_gym.passes import passes
 
 MAX_WARMUP = 0.2
 """Share of a training in which the policy may wait for its critic."""
@@ -257,7 +258,8 @@ class PPO(ResponseAlgorithm):
             rows, lengths = len(sequences.lengths), sequences.lengths
             weights = (total / (rows * lengths)).repeat_interleave(lengths).to(weights.dtype)
         means: dict[str, float] = {"gradient_norm": 0.0}
-        for part, places in passes(sequences, self._microbatch_tokens()):
+        model, at_most = self.policy.core.model, self._microbatch_tokens()
+        for part, places in passes(model, sequences, at_most):
             terms = terms_of(minibatch.rows(part, places))
             # Weighted by the minibatch's token count, so that micro-batches change nothing.
             ((terms.pop("objective") * weights[places]).sum() / -total).backward()

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from rlhf_gym.lm import CausalLM, passes
+from rlhf_gym.lm import CausalLM
 from rlhf_gym.masks import NO_MASK
+from rlhf_gym.passes import passes
 from rlhf_gym.tokens import Sequences
 
 
@@ -46,7 +47,7 @@ class PretrainingMix:
         texts = self.draw(n_tokens).to(lm.device)
         total = int(texts.lengths.sum())
         mean = 0.0
-        for part, _ in passes(texts, max_tokens):
+        for part, _ in passes(lm.model, texts, max_tokens):
             log_probs = lm.log_probs_of(lm.states(part), part.chosen())
             (-self.coef / total * log_probs.sum()).backward()
             mean -= float(log_probs.detach().sum()) / total

@@ -24,7 +24,7 @@ from agents.sb3.watching import known_scale, rollout_figures
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import REWARD_ESTIMATORS, KLController
-from rlhf_gym.lm import tokens_per_pass
+from rlhf_gym.passes import tokens_per_pass
 from rlhf_gym.sampling import Sampled
 from rlhf_gym.tokens import PAD, continuations, unflatten
 

@@ -1,0 +1,110 @@
+"""Which rows go through a model together: those of like length, so that little is padding.
+
+Notation: N rows, M chosen tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_gym.tokens import Sequences
+
+LAYER_COST = 4e7
+"""Operations that a CPU could do while it is busy with a layer's calls, whatever the tokens are."""
+
+NEVER = 1 << 40
+"""More tokens than any pass has."""
+
+
+def work(model: PreTrainedModel, tokens: float, scores: float) -> float:
+    """About how many operations a layer takes for so many tokens and attention scores.
+
+    12 d² weights a token; 4 d operations a score, and its exponential, about 100, in every head.
+    """
+    config = model.config.get_text_config()
+    d, heads = int(config.hidden_size), int(config.num_attention_heads)
+    return tokens * 24 * d**2 + scores * (4 * d + 100 * heads)
+
+
+def pass_cost(model: PreTrainedModel) -> int:
+    """Tokens that could be computed in the time which a pass takes beside its tokens' own.
+
+    On a GPU one pass more never pays.
+    """
+    on_cpu = model.device.type == "cpu"
+    return int(LAYER_COST / work(model, 1, 0)) if on_cpu else NEVER
+
+
+def tokens_per_pass(device: torch.device) -> int:
+    """Tokens that one no-gradient pass takes: what fits a CPU's cache, or fills a GPU."""
+    return 1 << (12 if device.type == "cpu" else 16)
+
+
+def by_length(lengths: Sequence[int], max_tokens: int, cost: int) -> list[list[int]]:
+    """Groups of rows that are cheapest to compute: each takes rows × its longest + `cost`.
+
+    Args:
+        lengths: Of N rows, in tokens.
+        max_tokens: Most tokens of a group, padding included (at least one row a group).
+        cost: Of a group, in tokens (`pass_cost`).
+
+    Returns:
+        Rows of each group, the shortest first.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    cuts = _cuts([lengths[row] for row in order], cost)
+    groups, at = [], 0
+    while at < len(order):
+        end = at + 1
+        while (
+            end < len(order)
+            and end not in cuts
+            and (end + 1 - at) * lengths[order[end]] <= max_tokens
+        ):
+            end += 1
+        groups.append(order[at:end])
+        at = end
+    return groups
+
+
+def passes(
+    model: PreTrainedModel, sequences: Sequences, max_tokens: int | None = None
+) -> Iterator[tuple[Sequences, Tensor]]:
+    """Cut rows into the groups (`by_length`) that a model takes at a time.
+
+    Args:
+        model: Which.
+        sequences: N rows with M chosen tokens.
+        max_tokens: Most tokens of a group; `tokens_per_pass` if None.
+
+    Yields:
+        Some of the rows, and the places (int64) of their chosen tokens among all M.
+    """
+    max_tokens = max_tokens or tokens_per_pass(sequences.tokens.device)
+    totals = (sequences.starts + sequences.lengths).tolist()
+    first = torch.cumsum(sequences.lengths, 0) - sequences.lengths
+    for group in by_length(totals, max_tokens, pass_cost(model)):
+        rows = torch.tensor(group, device=first.device)
+        part = sequences.rows(rows)
+        within, columns = part.cells()
+        yield part, first[rows][within] + columns - part.starts[within]
+
+
+def _cuts(ascending: Sequence[int], cost: int) -> set[int]:
+    """Where to cut rows of ascending lengths, by dynamic programming over the lengths there are."""
+    widths, counts = np.unique(np.asarray(ascending), return_counts=True)
+    ends = np.concatenate([[0], np.cumsum(counts)])
+    # The least that the rows up to an end cost, and where the last group of them begins.
+    least, begins = np.zeros(len(ends)), np.zeros(len(ends), dtype=np.int64)
+    for i in range(1, len(ends)):
+        costs = least[:i] + (ends[i] - ends[:i]) * widths[i - 1] + cost
+        begins[i] = costs.argmin()
+        least[i] = costs[begins[i]]
+    cuts, i = set(), len(widths)
+    while i:
+        i = int(begins[i])
+        cuts.add(int(ends[i]))
+    return cuts
