@@ -15,14 +15,18 @@ MAX_LOGITS = 1 << 25
 """Most logits of a lot: 128 MiB in float32."""
 
 MAX_SCORED_LOGITS = 1 << 22
-"""The same without a gradient on a CPU, where smaller lots cost next to no time."""
+"""The same without a gradient on a CPU, where smaller lots cost little time."""
+
+FEWEST_ROWS = 256
+"""Rows of such a lot, however many logits they have: the head's weights are read for each."""
 
 
 def logit_rows(vocab_size: int, device: torch.device) -> int:
     """How many rows of logits a lot may hold."""
-    scored = device.type == "cpu" and not torch.is_grad_enabled()
-    most = min(MAX_LOGITS, MAX_SCORED_LOGITS) if scored else MAX_LOGITS
-    return max(1, most // vocab_size)
+    rows = MAX_LOGITS // vocab_size
+    if device.type == "cpu" and not torch.is_grad_enabled():
+        rows = min(rows, max(MAX_SCORED_LOGITS // vocab_size, FEWEST_ROWS))
+    return max(1, rows)
 
 
 def in_lots(

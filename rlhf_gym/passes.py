@@ -10,16 +10,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rlhf_gym.models import trunk
 from rlhf_gym.tokens import Sequences
 
 LAYER_COST = 4e7
-"""Operations that a CPU could do while it is busy with a layer's calls, whatever the tokens are."""
+"""Operations that two cores could do while a layer's calls keep them waiting."""
+
+LEAST_COST = 32
+"""Tokens that could be computed while the weights are read, or their gradient is added up."""
 
 NEVER = 1 << 40
 """More tokens than any pass has."""
 
 
-def work(model: PreTrainedModel, tokens: float, scores: float) -> float:
+def layer_operations(model: PreTrainedModel, tokens: float, scores: float) -> float:
     """About how many operations a layer takes for so many tokens and attention scores.
 
     12 d² weights a token; 4 d operations a score, and its exponential, about 100, in every head.
@@ -34,8 +38,14 @@ def pass_cost(model: PreTrainedModel) -> int:
 
     On a GPU one pass more never pays.
     """
-    on_cpu = model.device.type == "cpu"
-    return int(LAYER_COST / work(model, 1, 0)) if on_cpu else NEVER
+    if model.device.type != "cpu":
+        return NEVER
+    embedding = model.get_input_embeddings()
+    table = sum(p.numel() for p in embedding.parameters()) if embedding is not None else 0
+    weights = max(sum(p.numel() for p in trunk(model).parameters()) - table, 1)
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
+    # Two operations a weight; the embedding's gradient is added up over its whole table.
+    return int(LAYER_COST * layers / (2 * weights) + LEAST_COST * (1 + table / weights))
 
 
 def tokens_per_pass(device: torch.device) -> int:
@@ -44,7 +54,9 @@ def tokens_per_pass(device: torch.device) -> int:
 
 
 def by_length(lengths: Sequence[int], max_tokens: int, cost: int) -> list[list[int]]:
-    """Groups of rows that are cheapest to compute: each takes rows × its longest + `cost`.
+    """Groups of rows that are cheap to compute: each takes rows × its longest + `cost`.
+
+    The cheapest cuts of the rows by length; groups that would be too large are cut once more.
 
     Args:
         lengths: Of N rows, in tokens.
@@ -55,7 +67,8 @@ def by_length(lengths: Sequence[int], max_tokens: int, cost: int) -> list[list[i
         Rows of each group, the shortest first.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    cuts = _cuts([lengths[row] for row in order], cost)
+    padded = len(order) * lengths[order[-1]] if order else 0
+    cuts = _cuts([lengths[row] for row in order], cost) if cost < padded else set()
     groups, at = [], 0
     while at < len(order):
         end = at + 1

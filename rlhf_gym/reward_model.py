@@ -26,7 +26,7 @@ from transformers import (
 from rlhf_gym.choices import choice_log_probs, listwise_loss, plackett_luce_loss
 from rlhf_gym.errors import InputError
 from rlhf_gym.models import load_pretrained, load_tokenizer, trunk, weights_stamp
-from rlhf_gym.passes import by_length, pass_cost, passes, tokens_per_pass, work
+from rlhf_gym.passes import by_length, layer_operations, pass_cost, passes, tokens_per_pass
 from rlhf_gym.prefix import last_states, last_states_after, repeated, shares_prefix
 from rlhf_gym.prompts import prompt_ids
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
@@ -209,8 +209,8 @@ class RewardModel(nn.Module):
         n, p = prompts.shape
         b, c = candidates.shape
         # Once shared, a candidate's tokens look at all columns; a plain row's at half of them.
-        plain = work(self.model, b * (p + c), b * (p + c) ** 2 / 2)
-        shared = work(self.model, n * p + b * c, n * p**2 / 2 + b * c * (p + c))
+        plain = layer_operations(self.model, b * (p + c), b * (p + c) ** 2 / 2)
+        shared = layer_operations(self.model, n * p + b * c, n * p**2 / 2 + b * c * (p + c))
         empty = bool((row_lengths(prompts) == 0).any() or (row_lengths(candidates) == 0).any())
         return shared <= MAX_SHARE * plain and not empty and shares_prefix(self.model)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile
 
@@ -69,8 +70,12 @@ def operations_of(iteration: Callable[[], object]) -> dict[str, float]:
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=kinds) as seen:
         iteration()
-    clock = "self_device_time_total" if gpu else "self_cpu_time_total"
-    spent = {event.key: getattr(event, clock) / 1e6 for event in seen.key_averages()}
+    events = seen.key_averages()
+    if gpu:  # kernels alone: the operation that started one has its time too
+        kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+        spent = {event.key: event.self_device_time_total / 1e6 for event in kernels}
+    else:
+        spent = {event.key: event.self_cpu_time_total / 1e6 for event in events}
     largest = sorted(spent, key=spent.__getitem__, reverse=True)[:12]
     return {"all": sum(spent.values()), **{name: spent[name] for name in largest}}
 

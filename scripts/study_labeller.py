@@ -2,9 +2,9 @@
 
 In Reviews-v0 the labeller is known: P(choice) = softmax(VADER compound / temperature). So is the
 best that any model can do, the Bayes rate. For each seed, number of comparisons and loss (listwise
-over K = 4, or the three pairs that contain the chosen one) a reward model is trained, and judged
-on held-out comparisons by the mean KL(P_labeller ‖ P_model) and by its expected top-1 accuracy.
-Writes pool.jsonl, results.csv (a row a model; done rows are skipped when it is run again),
+over K = 4, or the three pairs that contain the chosen one) a reward model, or several (--members),
+is trained, and judged on held-out comparisons by the mean KL(P_labeller ‖ P_model) and by its
+expected top-1 accuracy. Writes pool.jsonl, results.csv (a row a model; done rows are skipped when it is run again),
 labeller.json and labeller.png into the run folder.
 """
 
@@ -90,8 +90,12 @@ class Config:
 def main(config: Config) -> None:
     """Sample once, then train and judge a model for each seed, size and loss."""
     plain = dataclasses.asdict(config)
+    if config.members < 1:
+        raise InputError("--members must be at least 1")
     # More seeds, sizes and losses may be added to a study later.
     fixed = {k: v for k, v in plain.items() if k not in ("seeds", "sizes", "losses")}
+    if config.members == 1:  # as before there was a choice
+        del fixed["members"]
     check_same_run(config.run_dir, fixed, resume=True)
     begin_run(config.run_dir, fixed)
     file = config.run_dir / "results.csv"

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import BUDGET, assert_same_gradients, play_rollout
+from conftest import BUDGET, assert_same_gradients, count_forwards, play_rollout
 from stable_baselines3.common.utils import set_random_seed
 
 from agents import dpo, nlpo, online_dpo, sb3_dqn, trajectory_balance
@@ -17,6 +17,7 @@ from agents.algorithm import load_algorithm
 from agents.sb3 import PPO, build
 from agents.sb3.groups import GroupLearner, Groups
 from agents.training_run import TrainingRun
+from rlhf_gym import passes
 from rlhf_gym.enumeration import Enumeration
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -237,6 +238,23 @@ def test_micro_batches_change_no_groups_gradient(make_vector_env):
     for other in gradients[1:]:
         assert_same_gradients(other, gradients[0], 1e-4)
     assert any(g.abs().max() > 1e-3 for g in gradients[0])
+
+
+def test_groups_of_uneven_length_that_fit_at_once_are_computed_once(make_vector_env, monkeypatch):
+    env = make_vector_env(N)
+    env.group_rows(4)
+    learner = build(Odd, env, seed=0, device="cpu", n_waves=2)
+    play_rollout(learner)
+    (minibatch,) = learner.rollout_buffer.get(None, 4)
+    learner._gradient(minibatch)
+    together = [p.grad.clone() for p in learner.policy.lm.parameters()]
+    monkeypatch.setattr(passes, "LAYER_COST", 0.0)
+    monkeypatch.setattr(passes, "LEAST_COST", 0)
+    parts = list(passes.passes(learner.policy.core.model, minibatch.observations, 10_000))
+    with count_forwards(learner.policy.core) as shapes:
+        learner._gradient(minibatch)
+    assert len(shapes) == len(parts) > 2
+    assert_same_gradients([p.grad for p in learner.policy.lm.parameters()], together, 1e-4)
 
 
 def test_groups_hold_what_was_paid_and_stay_together(make_vector_env):

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["errors", "figures", "progress"],
     ["devices", "files", "tokens", "choices"],
-    ["masks", "passes"],
-    ["prompts", "kl", "human", "models", "lots", "lora", "precision", "attention"],
+    ["masks"],
+    ["prompts", "kl", "human", "models", "lots", "lora", "precision", "attention", "passes"],
     ["lm", "preferences"],
     ["decode", "preference_formats"],
     ["preference_survey", "prefix"],

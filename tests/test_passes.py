@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import V, draw_responses
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
 
 from rlhf_gym import passes as module
 from rlhf_gym.passes import NEVER, by_length, pass_cost, passes
@@ -54,7 +54,17 @@ def test_a_pass_costs_fewer_tokens_the_larger_the_model():
         pass_cost(GPT2LMHeadModel(GPT2Config(vocab_size=9, n_embd=d, n_layer=1, n_head=2)))
         for d in (32, 128)
     )
-    assert small > 10 * large > 0
+    assert small > 4 * large > 4 * module.LEAST_COST
+
+
+def test_any_model_has_a_cost_and_a_gpu_never_cuts():
+    state_space = MambaForCausalLM(MambaConfig(vocab_size=9, hidden_size=16, num_hidden_layers=2))
+    assert 0 < pass_cost(state_space) < NEVER
+    huge = GPT2Config(vocab_size=50257, n_embd=2048, n_layer=2, n_head=16)
+    with torch.device("meta"):
+        elsewhere = GPT2LMHeadModel(huge)
+    assert pass_cost(elsewhere) == NEVER
+    assert by_length([3, 90, 5], NEVER, NEVER) == [[0, 2, 1]]
 
 
 def test_uneven_rows_are_scored_as_in_one_pass(load_lm, monkeypatch):
@@ -63,6 +73,7 @@ def test_uneven_rows_are_scored_as_in_one_pass(load_lm, monkeypatch):
     prompts = torch.from_numpy(rng.integers(0, V, (40, 3)))
     sequences = continuations(prompts, torch.from_numpy(draw_responses(40, 12)))
     monkeypatch.setattr(module, "LAYER_COST", 0.0)
+    monkeypatch.setattr(module, "LEAST_COST", 0)
     assert len(list(passes(lm.model, sequences))) == len(set(sequences.lengths.tolist())) > 3
     cut = lm.log_probs(sequences)
     monkeypatch.setattr(module, "LAYER_COST", float(1 << 60))

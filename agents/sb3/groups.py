@@ -86,21 +86,25 @@ class GroupLearner(ResponseAlgorithm):
         sequences, core = minibatch.observations, self.policy.core
         lengths = sequences.lengths
         self.policy.optimizer.zero_grad()
-        parts = list(passes(core.model, sequences, self._microbatch_tokens()))
-        whole = self._log_probs(minibatch) if len(parts) == 1 else core.log_probs(sequences)
-        leaf = row_sums(whole.detach(), lengths).requires_grad_()
+        at_most = self._microbatch_tokens()
+        parts = list(passes(core.model, sequences, at_most))
+        # What fits at once keeps its graph; else it is computed once more for the gradient.
+        kept: list[Tensor] | None = None
+        if len(parts) == 1 or sum(len(p.lengths) * p.width for p, _ in parts) <= at_most:
+            kept = [self._log_probs(minibatch.rows(*part)) for part in parts]
+            order = torch.cat([places for _, places in parts])
+            now = torch.cat(kept).detach()[torch.argsort(order)]
+        else:
+            now = core.log_probs(sequences)
+        leaf = row_sums(now, lengths).requires_grad_()
         loss = self.loss(self._groups(minibatch, leaf))
         loss.backward()
         assert leaf.grad is not None
         # d loss / d log π of each token is that of its response.
-        weights = leaf.grad.repeat_interleave(lengths).to(whole.dtype)
-        if len(parts) == 1:
-            (whole * weights).sum().backward()
-        else:
-            for part, places in parts:
-                log_probs = self._log_probs(minibatch.rows(part, places))
-                (log_probs * weights[places]).sum().backward()
-        now = whole.detach()
+        weights = leaf.grad.repeat_interleave(lengths).to(now.dtype)
+        for i, (part, places) in enumerate(parts):
+            log_probs = kept[i] if kept else self._log_probs(minibatch.rows(part, places))
+            (log_probs * weights[places]).sum().backward()
         ratio = (now - minibatch.old_log_prob).exp()
         low, high = torch.stack(ratio.aminmax()).tolist()
         return {
