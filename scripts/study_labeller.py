@@ -4,8 +4,8 @@ In Reviews-v0 the labeller is known: P(choice) = softmax(VADER compound / temper
 best that any model can do, the Bayes rate. For each seed, number of comparisons and loss (listwise
 over K = 4, or the three pairs that contain the chosen one) a reward model, or several (--members),
 is trained, and judged on held-out comparisons by the mean KL(P_labeller ‖ P_model) and by its
-expected top-1 accuracy. Writes pool.jsonl, results.csv (a row a model; done rows are skipped when it is run again),
-labeller.json and labeller.png into the run folder.
+expected top-1 accuracy. Writes pool.jsonl, results.csv (a row a model; done rows are skipped when
+it is run again), labeller.json and labeller.png into the run folder.
 """
 
 import dataclasses
