@@ -79,8 +79,6 @@ def float32_attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """An attention function of transformers: "sdpa" in float32, whatever comes in.
@@ -91,14 +89,7 @@ def float32_attention(
         if attention_mask is not None and attention_mask.is_floating_point():
             attention_mask = attention_mask.float()
         seen, _ = sdpa_attention_forward(
-            module,
-            query.float(),
-            key.float(),
-            value.float(),
-            attention_mask,
-            dropout,
-            scaling,
-            **options,
+            module, query.float(), key.float(), value.float(), attention_mask, **options
         )
     return seen.to(query.dtype), None
 
