@@ -52,6 +52,8 @@ class Config:
     """Seeds 0 to n − 1."""
     rates: tuple[float, ...] = ()
     """Multiples of the default learning rate to try first; none takes the default."""
+    tuned: dict[str, str] = field(default_factory=dict)
+    """What --rates multiplies where that is not the learning rate, ALGORITHM OPTION …"""
     options: dict[str, str] = field(default_factory=dict)
     """Options that differ from an algorithm's defaults, ALGORITHM.NAME VALUE …"""
     num_envs: int = 256
@@ -105,7 +107,7 @@ def main(config: Config) -> None:
     check_options(config)
     plain = dataclasses.asdict(config)
     # More algorithms, environments, rates and seeds may be added to a comparison later.
-    growing = ("algorithms", "envs", "total_tokens", "seeds", "rates", "options", "workers")
+    growing = "algorithms envs total_tokens seeds rates tuned options workers".split()
     fixed = {k: v for k, v in plain.items() if k not in growing}
     check_same_run(config.run_dir, fixed, resume=True)
     begin_run(config.run_dir, fixed)
@@ -156,11 +158,15 @@ def check_same_terms(config: Config) -> None:
         InputError: Rows that are there already were made under other terms.
     """
     file = config.run_dir / "terms.json"
-    before = read_json(file) if file.exists() else {"tokens": {}, "options": {}}
-    options = {algorithm: all_options(config, algorithm) for algorithm in config.algorithms}
-    for kind, now in (("tokens", budgets(config)), ("options", options)):
+    before = read_json(file) if file.exists() else {}
+    terms: dict[str, dict[str, Any]] = {
+        "tokens": budgets(config),
+        "options": {name: all_options(config, name) for name in config.algorithms},
+        "tuned": {name: tuned(config, name) for name in config.algorithms},
+    }
+    for kind, now in terms.items():
         for name, value in now.items():
-            there = before[kind].setdefault(name, value)
+            there = before.setdefault(kind, {}).setdefault(name, value)
             if there != value:
                 raise InputError(
                     f"{config.run_dir} compares {name} with {kind} {_apart(there, value)}; give "
@@ -213,10 +219,19 @@ def check_options(config: Config) -> None:
         known = {f.name for f in dataclasses.fields(load_algorithm(algorithm).Config)}
         if option not in known:
             raise InputError(f"--options {name}: {algorithm} has no option {option!r}")
+    for algorithm in config.tuned:
+        if algorithm not in config.algorithms:
+            raise InputError(f"--tuned {algorithm}: say one of {list(config.algorithms)}")
     if config.rates:
         for algorithm in config.algorithms:
-            if not hasattr(load_algorithm(algorithm).Config(), "learning_rate"):
-                raise InputError(f"--rates: {algorithm} has no option learning_rate")
+            name = tuned(config, algorithm)
+            if not isinstance(getattr(load_algorithm(algorithm).Config(), name, None), float):
+                raise InputError(f"--rates: {algorithm} has no option {name} that is a number")
+
+
+def tuned(config: Config, algorithm: str) -> str:
+    """The option that --rates multiplies."""
+    return config.tuned.get(algorithm, "learning_rate")
 
 
 def do(config: Config, jobs: list[Job], file: Path) -> None:
@@ -234,8 +249,9 @@ def trained(config: Config, job: Job) -> Row:
     algorithm = load_algorithm(job.algorithm)
     options = own_options(config, job.algorithm)
     if config.rates:
-        default = options.get("learning_rate", algorithm.Config().learning_rate)
-        options["learning_rate"] = job.rate * default
+        name = tuned(config, job.algorithm)
+        default = options.get(name, getattr(algorithm.Config(), name))
+        options[name] = job.rate * default
     measure = partial(
         train_and_measure,
         yardstick(config, job.env, job.split),
