@@ -31,6 +31,7 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.models import is_causal, same_tokens, trunk
 from rlhf_gym.passes import passes
+from rlhf_gym.process import prepare_process
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.sampling import sample_responses
 from rlhf_gym.tokens import PAD, Sequences, continuations
@@ -328,7 +329,7 @@ def main(options: Options) -> None:
     """Train and save."""
     torch.manual_seed(options.seed)
     np.random.seed(options.seed)
-    torch.set_flush_denormal(True)
+    prepare_process()
     keywords = {key: parsed(text) for key, text in options.env_kwargs.items()}
     keywords["device"] = resolve_device(options.device)
     env = gymnasium.make_vec(options.env, num_envs=options.num_envs, **keywords).unwrapped

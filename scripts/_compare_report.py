@@ -160,6 +160,7 @@ def env_table(found: dict[str, Any], env: str) -> tuple[list[str], list[list[str
     head = ["algorithm", "optimality (IQM)", "mean", "lowest", "score", "KL, nats"]
     head += ["tokens/s", "learning rate ×", "seeds"]
     rows = [row for row in found["rows"] if row["env"] == env]
+    tuned = found["config"]["tuned"]  # what was multiplied where not the learning rate
     with_gold = any("gold" in row for row in rows)
     if with_gold:
         head.insert(6, "gold")
@@ -173,7 +174,7 @@ def env_table(found: dict[str, Any], env: str) -> tuple[list[str], list[list[str
             _half(row["score"], row["score_interval"]),
             _half(row["kl"], row["kl_interval"], 2),
             f"{row['tokens'] / row['seconds']:,.0f}",
-            f"{row['rate']:g}",
+            f"{row['rate']:g}" + (f" ({tuned[name]})" if (name := row["algorithm"]) in tuned else ""),
             str(row["seeds"]),
         ]
         if with_gold:

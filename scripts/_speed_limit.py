@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlhf_gym.process import prepare_process
+
 CLIP, LAMBDA, VALUE_WEIGHT = 0.2, 0.95, 0.1
 
 
@@ -189,6 +191,7 @@ def main(folder: Path) -> None:
     """Learn for a while; the first iteration warms up."""
     options = json.loads((folder / "options.json").read_text())
     begin(options)
+    prepare_process()
     n, budget, start = options["episodes"], options["response"], options["prompt"]
     ppo = PPO(folder, options)
     prompts = torch.tensor(

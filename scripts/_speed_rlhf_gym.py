@@ -18,6 +18,7 @@ import rlhf_gym
 from agents.sb3 import PPO, build
 from rlhf_gym.files import read_json
 from rlhf_gym.lots import MAX_LOGITS
+from rlhf_gym.process import prepare_process
 
 # The critic's trunk and the precision of each.
 SYSTEMS: dict[str, dict[str, Any]] = {
@@ -31,6 +32,7 @@ def main(folder: Path) -> None:
     """Learn for a while; the first iteration warms up."""
     options = read_json(folder / "options.json")
     begin(options)
+    prepare_process()
     shape = SHAPES[options["shape"]]
     env = load_env(shape, folder, options["device"])
     policy = SYSTEMS[options["system"]]

@@ -29,6 +29,7 @@ from rlhf_gym.evaluation import draw_responses
 from rlhf_gym.files import whole_lines
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.optimum import best_of_n, best_value, optimality
+from rlhf_gym.process import prepare_process
 
 Job = TypeVar("Job")
 Row = dict[str, Any]
@@ -142,7 +143,7 @@ def cores() -> int:
 def _prepare(threads: int) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
+    prepare_process()
 
 
 def _end_with_parent() -> None:

@@ -23,6 +23,7 @@ from rlhf_gym.devices import resolve_device
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import read_json, write_json
+from rlhf_gym.process import prepare_process
 from rlhf_gym.progress import time_bar
 
 Config = TypeVar("Config")
@@ -46,9 +47,7 @@ def run(main: Callable[[Config], object], config_class: type[Config], doc: str |
 def status(main: Callable[[Config], object], config: Config) -> int:
     """Run `main(config)` and say how it ended."""
     quiet()
-    # Gradients that reach far back are denormal numbers, on which a CPU is ten times slower. Before
-    # any other work, since worker threads take this setting over when they are made.
-    torch.set_flush_denormal(True)
+    prepare_process()
     try:
         main(config)
     except InputError as error:

@@ -219,6 +219,11 @@ def check_options(config: Config) -> None:
         known = {f.name for f in dataclasses.fields(load_algorithm(algorithm).Config)}
         if option not in known:
             raise InputError(f"--options {name}: {algorithm} has no option {option!r}")
+    check_tuned(config)
+
+
+def check_tuned(config: Config) -> None:
+    """Raise an InputError where --rates has nothing to multiply."""
     for algorithm in config.tuned:
         if algorithm not in config.algorithms:
             raise InputError(f"--tuned {algorithm}: say one of {list(config.algorithms)}")
@@ -226,7 +231,7 @@ def check_options(config: Config) -> None:
         for algorithm in config.algorithms:
             name = tuned(config, algorithm)
             if not isinstance(getattr(load_algorithm(algorithm).Config(), name, None), float):
-                raise InputError(f"--rates: {algorithm} has no option {name} that is a number")
+                raise InputError(f"--rates: {algorithm} has no option {name} that is a float")
 
 
 def tuned(config: Config, algorithm: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from test_scripts import SCRIPTS, run
 
+from agents import ppo
+
 pytestmark = pytest.mark.smoke
 
 WORDS = "good bad fine poor glad sad".split()
@@ -250,8 +252,31 @@ def test_a_comparison_tunes_compares_and_goes_on(tmp_path):
     assert (folder / "results.csv").read_text() == before
 
 
+def test_rates_multiply_the_option_that_is_tuned(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import compare
+
+    seen = []
+
+    def measured(ruler, algorithm, options, *others, **keywords):
+        seen.append(options)
+        return {}
+
+    monkeypatch.setattr(compare, "train_and_measure", measured)
+    config = compare.Config(
+        algorithms=("ppo", "sb3_trpo"), rates=(3.0,), tuned={"sb3_trpo": "target_kl"},
+        options={"sb3_trpo.target_kl": "0.02"}, num_envs=2, run_dir=tmp_path, device="cpu",
+    )  # fmt: skip
+    for algorithm in config.algorithms:
+        compare.trained(config, compare.Job("rlhf_gym/Exact-v0", algorithm, True, 3.0, 1000))
+    assert seen == [{"learning_rate": 3 * ppo.Config().learning_rate}, {"target_kl": 0.06}]
+
+
 def test_a_comparison_says_what_is_wrong_before_hours_are_spent(tmp_path):
     command = ["compare.py", "--algorithms", "ppo", "--run-dir", tmp_path, "--device", "cpu"]
     assert "ppo has no option 'gamme'" in run(*command, "--options", "ppo.gamme", 1, code=2)
     assert "say ALGORITHM.NAME" in run(*command, "--options", "gamma", 1, code=2)
     assert "one for each" in run(*command, "--total-tokens", 1, 2, code=2)
+    assert "say one of ['ppo']" in run(*command, "--tuned", "rloo", "learning_rate", code=2)
+    wrong = ("--rates", 1, "--tuned", "ppo", "n_waves")
+    assert "ppo has no option n_waves that is a float" in run(*command, *wrong, code=2)
