@@ -41,7 +41,8 @@ def write_report(
         config: Options of the comparison.
         rows: Rows of results.csv, the trials of tuning left out.
         scales: For each environment, what its figures are held against.
-        rates: For each environment and algorithm, the multiple of its learning rate.
+        rates: For each environment and algorithm, the multiple of its learning rate, or of what
+            `config["tuned"]` names.
     """
     envs, algorithms = config["envs"], config["algorithms"]
     found = {
@@ -166,15 +167,17 @@ def env_table(found: dict[str, Any], env: str) -> tuple[list[str], list[list[str
         head.insert(6, "gold")
     body = []
     for row in sorted(rows, key=lambda row: -row["iqm"]):
+        name = row["algorithm"]
+        multiple = f"{row['rate']:g}" + (f" ({tuned[name]})" if name in tuned else "")
         cells = [
-            row["algorithm"],
+            name,
             _range(row["iqm"], row["iqm_interval"]),
             _half(row["optimality"], row["optimality_interval"]),
             _number(row["lowest"]),
             _half(row["score"], row["score_interval"]),
             _half(row["kl"], row["kl_interval"], 2),
             f"{row['tokens'] / row['seconds']:,.0f}",
-            f"{row['rate']:g}" + (f" ({tuned[name]})" if (name := row["algorithm"]) in tuned else ""),
+            multiple,
             str(row["seeds"]),
         ]
         if with_gold:

@@ -14,12 +14,15 @@ import transformers
 from _speed_work import begin, live_tokens, say
 from transformers import AutoModelForCausalLM
 
+from rlhf_gym.process import prepare_process
+
 
 @torch.no_grad()
 def main(folder: Path) -> None:
     """Sample for a while; the first wave warms up."""
     options = json.loads((folder / "options.json").read_text())
     begin(options)
+    prepare_process()
     device, budget, n = options["device"], options["response"], options["episodes"]
     load = {"dtype": torch.bfloat16 if options["precision"] == "bf16" else torch.float32}
     model = AutoModelForCausalLM.from_pretrained(folder / "reference", **load).to(device).eval()

@@ -2,7 +2,7 @@
 
 `python scripts/_speed_limit.py FOLDER` prints a JSON line as `_speed_work.say` does. The same
 mathematics as the flagship with a shared critic: sampling, log-probs and values, reference, reward
-model, GAE, and the clipped update; no Gymnasium, no SB3, no logs, no checks. It knows what the
+model, GAE, and the clipped update; no environment, no SB3, no logs, no checks. It knows what the
 shape fixes: prompts and responses are of one length each, so nothing is ever masked.
 """
 

@@ -19,12 +19,14 @@ from stable_baselines3.common.buffers import RolloutBuffer
 
 from agents.sb3 import build
 from rlhf_gym.files import read_json
+from rlhf_gym.process import prepare_process
 
 
 def main(folder: Path) -> None:
     """Learn for a while; the first iteration warms up."""
     options = read_json(folder / "options.json")
     begin(options)
+    prepare_process()
     shape = SHAPES[options["shape"]]
     env = load_env(shape, folder, options["device"])
     episodes = options["row_episodes"]

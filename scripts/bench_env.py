@@ -27,6 +27,7 @@ import rlhf_gym
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.files import write_json
 from rlhf_gym.objective import Objective
+from rlhf_gym.process import prepare_process
 from rlhf_gym.sampling import sample_responses
 from rlhf_gym.tokens import row_lengths
 
@@ -146,7 +147,7 @@ class _Clock:
 def peak(rows: int) -> dict[str, int]:
     """Peak memory of `play` with so many rows of 16 + 48 tokens, V = 50,257, beside the models'."""
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+    with ProcessPoolExecutor(1, fresh, initializer=prepare_process) as pool:
         before, after = pool.submit(_peak, rows).result()
     return {"rows": rows, "tokens": rows * 48, "peak_bytes": after - before}
 

@@ -27,6 +27,7 @@ import rlhf_gym
 from agents.sb3 import PPO, build
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import write_json
+from rlhf_gym.process import prepare_process
 
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -67,7 +68,7 @@ def main(config: Config) -> None:
     fresh = multiprocessing.get_context("spawn")
     rows = []
     for way in config.ways:
-        with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+        with ProcessPoolExecutor(1, fresh, initializer=prepare_process) as pool:
             rows.append(pool.submit(measure, way, shape, device(config.device)).result())
     config.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(config.output, rows)

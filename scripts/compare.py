@@ -53,7 +53,7 @@ class Config:
     rates: tuple[float, ...] = ()
     """Multiples of the default learning rate to try first; none takes the default."""
     tuned: dict[str, str] = field(default_factory=dict)
-    """What --rates multiplies where that is not the learning rate, ALGORITHM OPTION …"""
+    """What --rates multiplies in place of the learning rate, ALGORITHM OPTION …"""
     options: dict[str, str] = field(default_factory=dict)
     """Options that differ from an algorithm's defaults, ALGORITHM.NAME VALUE …"""
     num_envs: int = 256
@@ -79,7 +79,7 @@ class Job(NamedTuple):
         env: Environment id.
         algorithm: Its name.
         tuning: Whether it is one of the trials that choose the learning rate.
-        rate: Multiple of the default learning rate.
+        rate: Multiple of the default learning rate, or of what `Config.tuned` names.
         seed: The seed.
     """
 
@@ -158,11 +158,13 @@ def check_same_terms(config: Config) -> None:
         InputError: Rows that are there already were made under other terms.
     """
     file = config.run_dir / "terms.json"
-    before = read_json(file) if file.exists() else {}
+    before = read_json(file) if file.exists() else {"tuned": {}}
+    # Before there was --tuned it was the learning rate.
+    before.setdefault("tuned", dict.fromkeys(before.get("options", ()), "learning_rate"))
     terms: dict[str, dict[str, Any]] = {
         "tokens": budgets(config),
         "options": {name: all_options(config, name) for name in config.algorithms},
-        "tuned": {name: tuned(config, name) for name in config.algorithms},
+        "tuned": {n: multiplied(config, n)[0] for n in config.algorithms if config.rates},
     }
     for kind, now in terms.items():
         for name, value in now.items():
@@ -223,20 +225,24 @@ def check_options(config: Config) -> None:
 
 
 def check_tuned(config: Config) -> None:
-    """Raise an InputError where --rates has nothing to multiply."""
+    """Raise an InputError if --tuned names no algorithm, or --rates has nothing to multiply."""
+    if config.tuned and not config.rates:
+        raise InputError("--tuned says what --rates multiplies; give --rates too")
     for algorithm in config.tuned:
         if algorithm not in config.algorithms:
             raise InputError(f"--tuned {algorithm}: say one of {list(config.algorithms)}")
     if config.rates:
         for algorithm in config.algorithms:
-            name = tuned(config, algorithm)
-            if not isinstance(getattr(load_algorithm(algorithm).Config(), name, None), float):
-                raise InputError(f"--rates: {algorithm} has no option {name} that is a float")
+            name, value = multiplied(config, algorithm)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise InputError(f"--rates: {algorithm} has no option {name} that is a number")
 
 
-def tuned(config: Config, algorithm: str) -> str:
-    """The option that --rates multiplies."""
-    return config.tuned.get(algorithm, "learning_rate")
+def multiplied(config: Config, algorithm: str) -> tuple[str, Any]:
+    """The option that --rates multiplies, and its value; None if there is no such option."""
+    name = config.tuned.get(algorithm, "learning_rate")
+    default = getattr(load_algorithm(algorithm).Config(), name, None)
+    return name, own_options(config, algorithm).get(name, default)
 
 
 def do(config: Config, jobs: list[Job], file: Path) -> None:
@@ -251,12 +257,10 @@ def do(config: Config, jobs: list[Job], file: Path) -> None:
 
 def trained(config: Config, job: Job) -> Row:
     """Train and measure."""
-    algorithm = load_algorithm(job.algorithm)
     options = own_options(config, job.algorithm)
     if config.rates:
-        name = tuned(config, job.algorithm)
-        default = options.get(name, getattr(algorithm.Config(), name))
-        options[name] = job.rate * default
+        name, value = multiplied(config, job.algorithm)
+        options[name] = job.rate * value
     measure = partial(
         train_and_measure,
         yardstick(config, job.env, job.split),
@@ -273,7 +277,7 @@ def trained(config: Config, job: Job) -> Row:
         row = measure()
     except InputError as error:
         # A rate at which it breaks is an answer too; the comparison goes on with another.
-        print(f"{job.algorithm} at {job.rate:g} times its learning rate: {error}")
+        print(f"{job.algorithm} at {job.rate:g} times its {name}: {error}")
         row = {name: float("-inf") for name in COLUMNS[5:9]} | {"tokens": 0, "seconds": 0.0}
     return {**job._asdict(), "tuning": 1, **row}
 

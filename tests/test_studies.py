@@ -250,6 +250,14 @@ def test_a_comparison_tunes_compares_and_goes_on(tmp_path):
     said = run(*command, "--seeds", 4, "--options", "rloo.n_waves", 1, code=2)
     assert "critic_lambda = (no such option), not None, gae_lambda = 0.5, not 0.8" in said
     assert (folder / "results.csv").read_text() == before
+    # A folder from before there was --tuned.
+    terms = {name: terms[name] for name in ("tokens", "options")}
+    terms["options"].pop("ppo")
+    (folder / "terms.json").write_text(json.dumps(terms))
+    other = ("--options", "rloo.n_waves", 1, "--tuned", "rloo", "max_grad_norm")
+    said = run(*command, "--seeds", 4, *other, code=2)
+    assert "compares rloo with tuned learning_rate, not max_grad_norm" in said
+    assert (folder / "results.csv").read_text() == before
 
 
 def test_rates_multiply_the_option_that_is_tuned(monkeypatch, tmp_path):
@@ -277,6 +285,7 @@ def test_a_comparison_says_what_is_wrong_before_hours_are_spent(tmp_path):
     assert "ppo has no option 'gamme'" in run(*command, "--options", "ppo.gamme", 1, code=2)
     assert "say ALGORITHM.NAME" in run(*command, "--options", "gamma", 1, code=2)
     assert "one for each" in run(*command, "--total-tokens", 1, 2, code=2)
-    assert "say one of ['ppo']" in run(*command, "--tuned", "rloo", "learning_rate", code=2)
-    wrong = ("--rates", 1, "--tuned", "ppo", "n_waves")
-    assert "ppo has no option n_waves that is a float" in run(*command, *wrong, code=2)
+    assert "say one of ['ppo']" in run(*command, "--rates", 1, "--tuned", "rloo", "gamma", code=2)
+    wrong = ("--rates", 1, "--tuned", "ppo", "critic")
+    assert "ppo has no option critic that is a number" in run(*command, *wrong, code=2)
+    assert "give --rates too" in run(*command, "--tuned", "ppo", "clip_range", code=2)
