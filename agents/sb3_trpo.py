@@ -1,13 +1,9 @@
-"""sb3-contrib's TRPO, unedited, on whole sequences. ``--algorithm sb3_trpo``."""
+"""sb3-contrib's TRPO on whole sequences. ``--algorithm sb3_trpo``."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-from torch.nn import Parameter
 
 from agents.sb3.contrib import contrib
 from agents.sb3.learner import SB3Learner, stock_learner
-from agents.sb3.policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
 
 
@@ -35,22 +31,12 @@ class Config:
     """λ of generalised advantage estimation."""
 
 
-class TRPOPolicy(CausalLMPolicy):
-    """TRPO takes the critic's weights from their names: everything with "value" in it."""
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, Parameter]]:
-        """As a module's, but no weight of the language model is named like a critic's."""
-        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
-            # GPT-NeoX calls its attention's weights query_key_value.
-            ours = name.removeprefix(prefix).lstrip(".").startswith("lm.")
-            yield name.replace("value", "v") if ours else name, parameter
-
-
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
+    contrib()
+    # Needs sb3-contrib, so it is imported after the check.
+    from agents.sb3.trpo import TRPO, TRPOPolicy
+
     # Fused attention has no second derivatives.
     eager = {"attn_implementation": "eager"}
-    trpo = contrib().TRPO
-    return stock_learner(trpo, config, env, policy_class=TRPOPolicy, policy_options=eager)
+    return stock_learner(TRPO, config, env, policy_class=TRPOPolicy, policy_options=eager)

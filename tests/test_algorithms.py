@@ -127,7 +127,7 @@ def test_it_runs_on_the_reviews(name, tmp_path):
     rows = {"n_steps": 4} if "n_steps" in module.Config.__dataclass_fields__ else {}
     waits = {"learning_starts": 500} if "dqn" in name else {}
     learner = module.make(module.Config(**rows, **waits), env)
-    learner.learn(500 if name == "sb3_trpo" else 4000)  # a step of which is many passes
+    learner.learn(4000)
     learner.save(tmp_path / "policy")
     policy = CausalLM.load(str(tmp_path / "policy"))
     before = env.objective.reference.model.state_dict()
@@ -505,6 +505,38 @@ def test_trpo_moves_every_weight(make_vector_env, family):
     learner.learn(2 * 7 * N)  # the last update's rate is 0
     after = dict(learner.policy.named_parameters())
     assert [n for n, p in after.items() if torch.equal(p, before[n])] == []
+
+
+def test_trpo_takes_the_gradients_and_products_of_the_library(make_vector_env, monkeypatch):
+    from sb3_contrib import TRPO as Stock
+
+    from agents.sb3.trpo import TRPO
+
+    ours, steps = TRPO._compute_actor_grad, []
+
+    def both(self, kl_div, policy_objective):
+        found = ours(self, kl_div, policy_objective)
+        expected = Stock._compute_actor_grad(self, kl_div, policy_objective)
+        assert [id(p) for p in found[0]] == [id(p) for p in expected[0]]
+        assert found[3] == expected[3]
+        torch.testing.assert_close(found[1], expected[1])
+        torch.testing.assert_close(found[2], expected[2])
+        direction = torch.randn_like(found[1])
+        a, b = (
+            self.hessian_vector_product(actor, grad_kl, direction) - self.cg_damping * direction
+            for actor, _, grad_kl, _ in (found, expected)
+        )
+        assert a.norm() > 1e-2
+        assert (a - b).norm() < 1e-4 * a.norm()
+        steps.append(found)
+        return found
+
+    monkeypatch.setattr(TRPO, "_compute_actor_grad", both)
+    module = load_algorithm("sb3_trpo")
+    env = make_vector_env(N)
+    env.reset(seed=0)
+    module.make(module.Config(n_steps=7, batch_size=28), env).learn(2 * 7 * N)
+    assert len(steps) == 2
 
 
 def test_maskable_ppo_serves_masks_that_differ_from_state_to_state(make_vector_env):
