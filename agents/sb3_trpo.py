@@ -35,8 +35,8 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
     contrib()
     # Needs sb3-contrib, so it is imported after the check.
-    from agents.sb3.trpo import TRPO, TRPOPolicy
+    from agents.sb3.trpo import TRPO
 
     # Fused attention has no second derivatives.
     eager = {"attn_implementation": "eager"}
-    return stock_learner(TRPO, config, env, policy_class=TRPOPolicy, policy_options=eager)
+    return stock_learner(TRPO, config, env, policy_options=eager)
