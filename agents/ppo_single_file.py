@@ -160,10 +160,10 @@ class SingleFilePPO:
         prompts, _ = self.env.reset()
         tokens = updates = 0
         while tokens < total_tokens:
+            remaining = 1.0 - tokens / total_tokens
             rollout, figures, prompts = self.collect(prompts)
             tokens += len(rollout.log_probs)
-            remaining = 1.0 - min(tokens / total_tokens, 1.0)
-            waits = updates < self.config.critic_warmup and remaining > 0.8
+            waits = updates < self.config.critic_warmup and tokens <= 0.2 * total_tokens
             figures |= self.update(rollout, remaining, waits)
             updates += 1
             if run is not None:
@@ -217,7 +217,7 @@ class SingleFilePPO:
 
         Args:
             rollout: The responses.
-            remaining: Share of the training that is left, for the schedule.
+            remaining: Share of the training that was left before the rollout, for the schedule.
             waits: Whether only the critic learns.
         """
         config = self.config
@@ -320,7 +320,7 @@ class Printer:
 def parsed(text: str) -> Any:
     """A value of the command line."""
     try:
-        return json.loads(text)
+        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
     except ValueError:
         return text
 

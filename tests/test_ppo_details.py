@@ -229,6 +229,45 @@ def test_options_reach_adam(make_vector_env):
     assert constant.algorithm.lr_schedule(0.5) == pytest.approx(rate)
 
 
+def test_the_rate_falls_from_its_start_and_the_last_update_learns(make_vector_env):
+    once = {"n_waves": 1, "n_epochs": 1, "n_minibatches": 1, "critic_warmup": 0}
+    config = ppo.Config(critic="shared", learning_rate=1e-3, **once)
+    env = make_vector_env(N)
+    learner = ppo.make(config, env)
+    taken, lives = [], []
+    train = learner.algorithm.train
+
+    def watched() -> None:
+        before = [p.detach().clone() for p in learner.policy.lm.parameters()]
+        train()
+        now = learner.policy.lm.parameters()
+        lives.append(any(not torch.equal(a, b) for a, b in zip(before, now, strict=True)))
+        taken.append(learner.policy.optimizer.param_groups[0]["lr"])
+
+    learner.algorithm.train = watched
+    total, sampled = 60 * N, []
+    learner.algorithm.collect_rollouts = _noting(learner.algorithm, sampled)
+    learner.learn(total)
+    assert len(taken) > 3
+    assert taken == pytest.approx([1e-3 * (1 - tokens / total) for tokens in sampled])
+    assert taken[0] == pytest.approx(1e-3)
+    assert all(lives)
+
+    again = len(taken)
+    learner.learn(total)  # a second training has a schedule of its own
+    assert taken[again] == pytest.approx(1e-3)
+
+
+def _noting(algorithm: PPO, sampled: list[int]) -> Callable[..., bool]:
+    collect = algorithm.collect_rollouts
+
+    def collected(*args: Any, **options: Any) -> bool:
+        sampled.append(algorithm.num_timesteps)
+        return collect(*args, **options)
+
+    return collected
+
+
 PRESETS = [
     module.name
     for module in pkgutil.iter_modules(agents.__path__)
@@ -373,10 +412,10 @@ def test_the_critic_learns_alone_at_first_unless_the_training_is_short(
 
 def test_a_critic_that_was_taken_over_need_not_be_waited_for(make_vector_env, tmp_path):
     learner = ppo.make(ppo.Config(critic_warmup=3), make_vector_env(N))
-    assert learner.algorithm._waits()
+    assert learner.algorithm._waits(0)
     learner.save(tmp_path / "policy")
     learner.start_from(tmp_path / "policy")
-    assert not learner.algorithm._waits()
+    assert not learner.algorithm._waits(0)
 
 
 def test_a_pinned_critic_is_loaded_at_its_commit(make_vector_env, save_reward_model, monkeypatch):

@@ -108,7 +108,6 @@ class GroupLearner(ResponseAlgorithm):
         ratio = (now - minibatch.old_log_prob).exp()
         low, high = torch.stack(ratio.aminmax()).tolist()
         return {
-            "gradient_norm": 0.0,
             "policy_loss": loss.item(),
             "kl_old": float(k3(minibatch.old_log_prob, now).mean()),
             "ratio_min": low,

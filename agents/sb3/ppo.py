@@ -79,7 +79,7 @@ class PPO(ResponseAlgorithm):
         microbatch_tokens: Most tokens, padding included, in one forward and backward pass; the
             gradient does not depend on it. None takes what fits a CPU's cache, 2¹⁴ on a GPU.
         gamma: Must be 1: the objective is undiscounted.
-        stats_window_size: Episodes that running means cover.
+        stats_window_size: Taken for Stable-Baselines3's sake; a figure is of one rollout.
         tensorboard_log: Folder for TensorBoard.
         policy_kwargs: Keywords of the policy.
         verbose: 0 or 1.
@@ -189,19 +189,20 @@ class PPO(ResponseAlgorithm):
         return self.baseline == "critic"
 
     def _finish_rollout(self, waves: list[dict[str, Any]]) -> None:
-        if self.kl_controller is not None and not self._waits():
+        # What a policy has cost that could not have moved is nothing to steer by.
+        if self.kl_controller is not None and not self._waits(self._tokens_before):
             kl_sums = np.concatenate([wave["kl_sum"] for wave in waves])
             self.kl_controller.update(float(kl_sums.mean()), len(kl_sums))
 
-    def _waits(self) -> bool:
-        """Whether the policy stands still while its critic learns."""
+    def _waits(self, tokens: int) -> bool:
+        """Whether the policy stands still, `tokens` into a training, while its critic learns."""
         early = self._n_updates < self.critic_warmup * self.n_epochs
         # A short training would else end before its policy has moved.
-        soon = self._current_progress_remaining > 1 - MAX_WARMUP
+        soon = tokens <= MAX_WARMUP * self._total_timesteps
         return early and soon and self._has_critic
 
     def _prepare_update(self) -> None:
-        self._waiting = self._waits()
+        self._waiting = self._waits(self.num_timesteps)
         exact = self.kl_old == "exact" and not self._waiting
         self._old = self.policy.snapshot() if exact else None
 
@@ -257,7 +258,7 @@ class PPO(ResponseAlgorithm):
         if self.mean_over == "response":
             rows, lengths = len(sequences.lengths), sequences.lengths
             weights = (total / (rows * lengths)).repeat_interleave(lengths).to(weights.dtype)
-        means: dict[str, float] = {"gradient_norm": 0.0}
+        means: dict[str, float] = {}
         model, at_most = self.policy.core.model, self._microbatch_tokens()
         for part, places in passes(model, sequences, at_most):
             terms = terms_of(minibatch.rows(part, places))

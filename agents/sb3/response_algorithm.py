@@ -49,7 +49,7 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         microbatch_tokens: Most tokens, padding included, in one forward and backward pass; the
             gradient does not depend on it. None takes what fits a CPU's cache, 2¹⁴ on a GPU.
         gamma: Must be 1: the objective is undiscounted.
-        stats_window_size: Episodes that running means cover.
+        stats_window_size: Taken for Stable-Baselines3's sake; a figure is of one rollout.
         tensorboard_log: Folder for TensorBoard.
         policy_kwargs: Keywords of the policy.
         verbose: 0 or 1.
@@ -93,6 +93,7 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
         self.microbatch_tokens = microbatch_tokens
         self.stage_seconds: dict[str, float] = {}  # of the last iteration
+        self._tokens_before = 0  # this rollout
         budget = env.get_attr("max_new_tokens")[0] if isinstance(env, VecEnv) else 1
         super().__init__(
             policy,
@@ -125,7 +126,7 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         """Leave the gradient of one minibatch at the parameters; statistics of it.
 
         The log shows their means over an update. A NaN in one whose name ends in "_loss" stops the
-        run; "gradient_norm" is filled in by the step.
+        run; the step adds "gradient_norm".
         """
 
     def _prepare_rollout(self) -> None:
@@ -160,7 +161,7 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         assert isinstance(rollout_buffer, SequenceRolloutBuffer)
         token_env: TokenVectorEnv = env.get_attr("unwrapped")[0]
         known_scale(token_env)  # its one computation belongs to no iteration
-        self._begun = self._now()
+        self._begun, self._tokens_before = self._now(), self.num_timesteps
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()  # writes checkpoints
@@ -177,6 +178,10 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         self._finish_rollout(waves)
         callback.on_rollout_end()
         return True
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """Schedules go by what was left before the rollout: from 1, and above 0 at the last."""
+        super()._update_current_progress_remaining(self._tokens_before, total_timesteps)
 
     def _now(self) -> float:
         """Seconds, once the device has done what it was asked."""
@@ -299,9 +304,10 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
                 self._n_updates += 1
                 continue
             break
-        for name in logged[0]:
+        for name in {name: None for row in logged for name in row}:
             over = EXTREMES.get(name, np.mean)
-            self.logger.record(f"train/{name}", over([row[name] for row in logged]))
+            found = [row[name] for row in logged if name in row]
+            self.logger.record(f"train/{name}", over(found))
         if "ratio_max_error" in logged[0]:
             self.logger.record("train/ratio_first_max_error", logged[0]["ratio_max_error"])
         self._finish_update()
