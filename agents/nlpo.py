@@ -67,16 +67,21 @@ class NLPO(PPO):
         return self
 
     def extra_state(self) -> dict[str, Tensor]:
-        """The lagged policy's weights, and how many rollouts there were."""
-        lagged = {} if self._lagged is None else self._lagged.model.state_dict()
-        return {**lagged, ROLLOUTS: torch.tensor(self._rollouts)}
+        """What the lagged policy has learned, and how many rollouts there were."""
+        count = {ROLLOUTS: torch.tensor(self._rollouts)}
+        if self._lagged is None:
+            return count
+        # Frozen weights are the reference's own.
+        learn = {name for name, p in self.policy.lm.named_parameters() if p.requires_grad}
+        weights = self._lagged.model.named_parameters()
+        return count | {name: p for name, p in weights if name in learn}
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         """Go on under the same mask."""
         self._rollouts = int(state.pop(ROLLOUTS))
         if state:
             lagged = self.policy.snapshot()
-            lagged.model.load_state_dict(state)
+            lagged.model.load_state_dict(state, strict=False)
             self._follow(lagged)
 
     def _follow(self, lagged: CausalLM) -> None:

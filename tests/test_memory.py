@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agents import ppo
+from agents import nlpo, ppo
 from agents.doctor import Patient, examine
 from agents.sb3 import PPO, build
 from agents.sb3.learner import SB3Learner
@@ -423,6 +423,25 @@ def test_cached_decoding_follows_the_adapters(make_vector_env):
         cached = policy.get_distribution(prompts).log_p
         torch.testing.assert_close(cached, torch.log_softmax(full, -1), atol=1e-5, rtol=1e-5)
         move(policy, 0.1)
+
+
+def test_a_lagged_policy_of_adapters_keeps_nothing_of_the_reference(make_vector_env):
+    env = make_vector_env(N)
+    env.reset(seed=0)
+    learner = nlpo.make(nlpo.Config(lora_rank=2, critic_warmup=0), env)
+    states = []
+    learner.algorithm._finish_update = lambda: states.append(learner.algorithm.extra_state())
+    learner.learn(1)
+    (state,) = states
+    kept = {name: tensor for name, tensor in state.items() if name != nlpo.ROLLOUTS}
+    learn = {name: p for name, p in learner.policy.lm.named_parameters() if p.requires_grad}
+    assert kept.keys() == learn.keys()
+    before = weights(env.objective.reference.model)
+    altered = {name: tensor + 1 for name, tensor in kept.items()}
+    learner.algorithm.set_extra_state({**altered, nlpo.ROLLOUTS: state[nlpo.ROLLOUTS]})
+    assert_equal(weights(env.objective.reference.model), before)
+    lagged = dict(learner.algorithm._lagged.model.named_parameters())
+    assert all(torch.equal(lagged[name], tensor) for name, tensor in altered.items())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
