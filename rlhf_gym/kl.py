@@ -89,6 +89,15 @@ class KLController(Protocol):
         ...
 
 
+def check_first_weight(kl_coef: float) -> None:
+    """Raise an InputError if a controller that multiplies could never move this weight."""
+    if not kl_coef > 0:
+        raise InputError(
+            f"a controller of the KL penalty multiplies its weight, so {kl_coef} would never "
+            "change; set kl_coef above 0, or kl_control=fixed"
+        )
+
+
 class FixedKL:
     """Always the same weight.
 
@@ -112,10 +121,11 @@ class AdaptiveKL:
         horizon: Episodes in which the weight may change by a fifth.
 
     Raises:
-        InputError: Target or horizon is not positive.
+        InputError: A number is not positive.
     """
 
     def __init__(self, kl_coef: float, target: float, horizon: float) -> None:
+        check_first_weight(kl_coef)
         if not target > 0 or not horizon > 0:
             raise InputError(f"target and horizon must be positive, not {target} and {horizon}")
         self.kl_coef, self.target, self.horizon = kl_coef, target, horizon
@@ -134,9 +144,13 @@ class LagrangianKL:
         kl_coef: The first weight, above 0.
         target: Nats a sequence.
         rate: Step of log β for a nat.
+
+    Raises:
+        InputError: The first weight is not positive.
     """
 
     def __init__(self, kl_coef: float, target: float, rate: float) -> None:
+        check_first_weight(kl_coef)
         self.kl_coef, self.target, self.rate = kl_coef, target, rate
 
     def update(self, kl: float, episodes: int) -> None:

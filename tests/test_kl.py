@@ -142,3 +142,9 @@ def test_an_adaptive_weight_stays_positive():
     for bad in ({"target": 0.0, "horizon": 1.0}, {"target": 1.0, "horizon": 0.0}):
         with pytest.raises(InputError, match="positive"):
             AdaptiveKL(0.1, **bad)
+
+
+@pytest.mark.parametrize("make", [AdaptiveKL, LagrangianKL])
+def test_a_weight_of_nothing_cannot_be_controlled(make):
+    with pytest.raises(InputError, match="would never change"):
+        make(0.0, 6.0, 1.0)
