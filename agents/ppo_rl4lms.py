@@ -2,7 +2,11 @@
 
 Ramamurthy et al. (2023), IMDB: Stable-Baselines3's PPO with a critic of its own and a constant
 learning rate. They update after 1,280 tokens; here a wave is the least, so take few rows
-(``--num-envs 27`` of 48 tokens). Their γ = 0.99 is 1 here: the objective is undiscounted.
+(``--num-envs 27`` of 48 tokens). What differs: their γ = 0.99 is 1, since the objective is
+undiscounted. They whiten advantages over minibatches of 64 tokens of many responses; here a
+minibatch is one or two whole responses, whose own mean would take away what tells a good one from a
+bad one, so all of a rollout are whitened together. Their value head starts at random, and their
+AdamW decays weights by 10⁻⁶.
 """
 
 from dataclasses import dataclass
@@ -32,4 +36,7 @@ class Config(ppo.Config):
     kl_coef: float | None = 0.1
     kl_control: Literal["fixed", "adaptive", "lagrangian"] = "adaptive"
     kl_target: float = 24.0  # 0.5 nats a token, 48 tokens
+    kl_horizon: float = 270.0  # the weight moves by 2 % an update of 27 episodes at most
+    adam_eps: float = 1e-8
     normalize_advantage: bool = True
+    normalize_over: Literal["minibatch", "rollout"] = "rollout"

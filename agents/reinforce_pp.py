@@ -1,8 +1,8 @@
 """REINFORCE++: no critic, advantages whitened over the rollout. ``--algorithm reinforce_pp``.
 
 Hu et al. 2025: the rewards to come, the KL penalty in them, whitened over all tokens of a rollout,
-under PPO's clip. With `baseline` group_mean, `samples_per_prompt` above 1 and `scale_by_std` False
-it is their REINFORCE++-baseline.
+under PPO's clip. With `baseline` group_mean, `samples_per_prompt` above 1, `scale_by_std` False and
+`kl_loss` k2, which leaves the score alone in the reward, it is their REINFORCE++-baseline.
 """
 
 from dataclasses import dataclass
