@@ -66,7 +66,7 @@ def collect_comparisons(
             group = slice(i * k, (i + 1) * k)
             comparisons.append(
                 Comparison(
-                    prompt=responses.prompts[i * k],
+                    prompt=prompts.chats.get(prompt, responses.prompts[i * k]),
                     candidates=tuple(responses.texts[group]),
                     best=int(chosen[i]),
                     ids=(prompt, tuple(ids[group])),

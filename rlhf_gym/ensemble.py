@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.errors import InputError
+from rlhf_gym.prompts import Prompt
 from rlhf_gym.reward_model import RewardModel
 
 Pooling = Literal["mean", "min", "uncertainty"]
@@ -88,6 +89,6 @@ class RewardEnsemble:
         """One score of the members': (B, M) -> (B,)."""
         return pool(scores, self.pooling, self.uncertainty_weight)
 
-    def encode(self, prompt: str, response: str) -> list[int]:
-        """Ids of a prompt and a response given as text (see `RewardModel.encode`)."""
+    def encode(self, prompt: Prompt, response: str) -> list[int]:
+        """Ids of a prompt and a response (see `RewardModel.encode`)."""
         return self.members[0].encode(prompt, response)

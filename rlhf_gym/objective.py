@@ -4,7 +4,7 @@ Nothing else in the project computes a reward. Notation: N rows, M chosen tokens
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.kl import REWARD_ESTIMATORS, RewardEstimator, k1
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.models import context_length, same_tokens
+from rlhf_gym.prompts import Prompt
 from rlhf_gym.responses import Responses
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import Sequences, pad_rows, row_sums
@@ -66,6 +67,8 @@ class Objective:
         cuts: What the reward and the shaping see of a response, applied in turn.
         shaping: Pure functions applied to the scores in turn.
         token_rewards: Paid token by token; their sum is a part of R(x, y).
+        chats: The messages that a prompt's ids were; a reward model with a tokenizer and chat
+            template of its own reads them in place of the prompt's text.
         kl_estimator: What estimates the penalty: "k1". Only with k1 is the expected return J; "k2"
             and "k3" are here to be studied, and miss J*.
 
@@ -82,6 +85,7 @@ class Objective:
         cuts: Sequence[Cut] = (),
         shaping: Sequence[Shaping] = (),
         token_rewards: Sequence[TokenReward] = (),
+        chats: Mapping[tuple[int, ...], Prompt] | None = None,
         kl_estimator: RewardEstimator = "k1",
     ) -> None:
         if not kl_coef >= 0:
@@ -95,6 +99,7 @@ class Objective:
         self.kl_coef = float(kl_coef)
         self.cuts, self.shaping = tuple(cuts), tuple(shaping)
         self.token_rewards = tuple(token_rewards)
+        self.chats = {} if chats is None else chats
         self.kl_estimator = kl_estimator
         # A reward model with the policy's tokenizer scores the very ids that were sampled;
         # re-tokenised text need not be the same ids.
@@ -208,7 +213,12 @@ class Objective:
     def _reward_ids(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
         if self._shares_ids:
             return responses.sequences.tokens
-        texts = zip(responses.prompts, responses.texts, strict=True)
+        prompts: list[Prompt] = list(responses.prompts)
+        if self.chats and reward.tokenizer.chat_template:
+            tokens, starts, _ = (part.tolist() for part in responses.sequences)
+            ids = [tuple(row[:start]) for row, start in zip(tokens, starts, strict=True)]
+            prompts = [self.chats.get(*pair) for pair in zip(ids, prompts, strict=True)]
+        texts = zip(prompts, responses.texts, strict=True)
         rows = [reward.encode(*pair) for pair in texts]
         members = reward.members if isinstance(reward, RewardEnsemble) else (reward,)
         reach = min(context_length(m.model) or 1 << 31 for m in members)
@@ -259,7 +269,12 @@ def load_callable(name: str) -> Callable[..., object]:
         raise InputError(f"a callable is named 'package.module:function', not {name!r}")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except ImportError as error:
+        raise InputError(
+            f"cannot import {name!r}: {error}; for a file of your own put its folder on the path: "
+            "PYTHONPATH=. python scripts/…"
+        ) from error
+    except AttributeError as error:
         raise InputError(f"cannot import {name!r}: {error}") from error
     if not callable(found):
         raise InputError(f"{name!r} is not callable")

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.choices import Choice, ranking_choices
 from rlhf_gym.errors import InputError
-from rlhf_gym.prompts import Prompt, is_prompt, prompt_ids
+from rlhf_gym.prompts import Prompt, continued_ids, is_prompt
 
 LABELS = ("best", "ranking", "scores", "votes", "pairs")
 
@@ -124,8 +124,8 @@ class Comparison:
         if self.ids is not None:
             return list(self.ids[0]), [list(candidate) for candidate in self.ids[1]]
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        ends = tokenizer(list(self.candidates), add_special_tokens=False)["input_ids"]
-        return prompt_ids(self.prompt, tokenizer, eos), [[*end, *eos] for end in ends]
+        start, rest = continued_ids(self.prompt, self.candidates, tokenizer, eos)
+        return start, [[*ids, *eos] for ids in rest]
 
     def shortened(self) -> "Comparison | None":
         """The same without the dialogue's first turns, up to the next human one; None if single."""
@@ -221,7 +221,8 @@ def _problems(row: Any) -> Iterator[str]:
     elif not all(reason in ("stop", "length") for reason in reasons):
         yield f"finish_reasons must be stop or length, not {reasons!r}"
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        texts = [row["prompt"], *candidates]  # a dataset's further columns may be anything
+        json.dumps(texts, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
         yield "a text holds half a character (a lone surrogate), which no tokenizer reads"
 
@@ -238,7 +239,7 @@ def _candidate_problems(candidates: Sequence[Any], ids: Any) -> Iterator[str]:
         yield "ids must hold a prompt and one list of token ids for each candidate"
     for i, text in enumerate(candidates):
         if not isinstance(text, str):
-            yield f"candidate {i} is not a text, but {json.dumps(text)[:60]}"
+            yield f"candidate {i} is not a text, but {json.dumps(text, default=str)[:60]}"
         # A sampled candidate may end at once, and may be drawn twice: its ids say what it is.
         elif ids is None and not text.strip():
             yield f"candidate {i} is empty"

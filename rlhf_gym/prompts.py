@@ -4,7 +4,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +226,32 @@ def prompt_ids(
     return ids
 
 
+def continued_ids(
+    prompt: Prompt,
+    responses: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    eos_ids: Sequence[int],
+) -> tuple[list[int], list[list[int]]]:
+    """Token ids of a prompt and of each response that continues it, with no EOS added.
+
+    Prompt and response are tokenised as one text where the border allows it: a tokenizer that opens
+    each text with a space would else put one between the two.
+    """
+    start = prompt_ids(prompt, tokenizer, eos_ids)
+    if isinstance(prompt, str):
+        wholes = _tokenised([prompt + response for response in responses], tokenizer, eos_ids)
+    else:
+        text = prompt_text(prompt, tokenizer)
+        joined = [text + response for response in responses]
+        wholes = list(tokenizer(joined, add_special_tokens=False)["input_ids"])
+    alone = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
+    rest = [
+        list(whole[len(start) :] if whole[: len(start)] == start else by_itself)
+        for whole, by_itself in zip(wholes, alone, strict=True)
+    ]
+    return start, rest
+
+
 def _tokenised(
     prompts: Sequence[Prompt | tuple[int, ...]],
     tokenizer: PreTrainedTokenizerBase,
@@ -281,11 +307,13 @@ class PromptDataset:
         ids: Token ids of each prompt.
         max_tokens: The budget that all of them keep.
         dropped: How many were too long for it; none is cut midway unless that is asked for.
+        chats: The messages that a prompt's ids were, where it was a chat.
     """
 
     ids: tuple[tuple[int, ...], ...]
     max_tokens: int
     dropped: int = 0
+    chats: dict[tuple[int, ...], Prompt] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_texts(
@@ -352,7 +380,10 @@ class PromptDataset:
                 f"{max_tokens}, the shortest has {longest}; raise max_prompt_tokens, or give more "
                 "prompts"
             )
-        return cls(kept, max_tokens, len(rows) - len(kept))
+        chats: dict[tuple[int, ...], Prompt] = {
+            tuple(row): p for row, p in zip(rows, unique, strict=True) if isinstance(p, list)
+        }
+        return cls(kept, max_tokens, len(rows) - len(kept), chats)
 
     def __len__(self) -> int:
         return len(self.ids)

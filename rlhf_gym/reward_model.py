@@ -28,7 +28,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.models import load_pretrained, load_tokenizer, trunk, weights_stamp
 from rlhf_gym.passes import by_length, layer_operations, pass_cost, passes, tokens_per_pass
 from rlhf_gym.prefix import last_states, last_states_after, repeated, shares_prefix
-from rlhf_gym.prompts import prompt_ids
+from rlhf_gym.prompts import Prompt, continued_ids, prompt_text
 from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
 
 __all__ = ["RewardModel", "choice_log_probs", "listwise_loss", "plackett_luce_loss"]
@@ -277,17 +277,17 @@ class RewardModel(nn.Module):
             return raw[:, self.column, None].float()
         return raw.float() / self.gains.to(raw.device)
 
-    def encode(self, prompt: str, response: str) -> list[int]:
-        """Ids of a prompt and a response given as text.
+    def encode(self, prompt: Prompt, response: str) -> list[int]:
+        """Ids of a prompt, text or chat messages by its own template, and a response.
 
         A causal trunk reads them token after token, closed by its EOS; any other classifier reads
         one text with the special tokens of its tokenizer.
         """
         if not self.causal:
-            return list(self.tokenizer(prompt + response)["input_ids"])
-        ids = self.tokenizer(response, add_special_tokens=False)["input_ids"]
+            return list(self.tokenizer(prompt_text(prompt, self.tokenizer) + response)["input_ids"])
         eos = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        return [*prompt_ids(prompt, self.tokenizer, eos), *ids, *eos]
+        start, (rest,) = continued_ids(prompt, [response], self.tokenizer, eos)
+        return [*start, *rest, *eos]
 
     def normalise(self, tokens: Tensor) -> None:
         """Set gain and bias so that scores of these rows (B, L) have mean 0 and variance 1.

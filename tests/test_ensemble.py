@@ -16,8 +16,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.ensemble import RewardEnsemble, pool
 from rlhf_gym.errors import InputError
+from rlhf_gym.lm import CausalLM
 from rlhf_gym.models import load_tokenizer
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tasks.text import text_vector_env
@@ -234,3 +236,59 @@ def test_a_reward_model_with_another_tokenizer_sees_text_encoded_anew(
             other.eos_token_id,
         ]
         assert float(model.scores(torch.tensor([row]))) == pytest.approx(float(score), abs=1e-5)
+
+
+def test_a_reward_model_with_another_chat_template_reads_the_messages(
+    save_lm, save_reward_model, tmp_path
+):
+    """Roles that are special tokens of the one tokenizer mean nothing to the other."""
+    policy, reward = tmp_path / "policy", tmp_path / "reward"
+    CausalLM.load(save_lm()).save_pretrained(policy)
+    words = load_tokenizer(str(policy))
+    words.chat_template = "<s>{% for m in messages %}<unk> {{ m['content'] }} {% endfor %}"
+    words.save_pretrained(policy)
+    model = RewardModel.load(save_reward_model())
+    model.tokenizer.add_tokens(["extra"])  # so that it is another
+    model.tokenizer.chat_template = (
+        "<s>{% for m in messages %}{{ 'b' if m['role'] == 'user' else 'c' }} {{ m['content'] }} "
+        "{% endfor %}"
+    )
+    model.save_pretrained(reward)
+    chat = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "d"}]
+    file = tmp_path / "chats.json"
+    file.write_text(json.dumps([{"prompt": chat}]))
+    env = text_vector_env(
+        num_envs=2,
+        reference=str(policy),
+        reward_model=str(reward),
+        prompts=str(file),
+        max_prompt_tokens=16,
+        max_new_tokens=BUDGET,
+        split="all",
+    )
+
+    def scores_as_read(messages) -> None:
+        _, infos, _ = env.play(draw_responses(2))
+        for response, score in zip(infos["response"], infos["score"], strict=True):
+            row = model.encode(messages, response)
+            said = model.tokenizer.decode(row)
+            assert said.startswith(f"<s> b {messages[0]['content']} c"), said
+            expected = float(model.scores(torch.tensor([row])))
+            assert expected == pytest.approx(float(score), abs=1e-5)
+
+    env.reset(seed=0)
+    scores_as_read(chat)
+    named = [{"role": "user", "content": "e"}, {"role": "assistant", "content": "f"}]
+    env.reset(options={"prompt": named})
+    scores_as_read(named)
+    (comparison, _) = collect_comparisons(
+        env.objective.reference,
+        env.prompts,
+        lambda prompts, texts: [0.0] * len(texts),
+        n=2,
+        k=2,
+        temperature=1.0,
+        max_new_tokens=BUDGET,
+        seed=0,
+    )
+    assert comparison.prompt in (chat, named)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
+from datetime import datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.figures import measured
 from rlhf_gym.preference_formats import FORMATS, read_comparisons
 from rlhf_gym.preference_survey import has_tie, is_intransitive, survey
-from rlhf_gym.preferences import LABELS, Comparison, write_comparisons
+from rlhf_gym.preferences import LABELS, Comparison, comparison_of, write_comparisons
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -929,3 +930,12 @@ def test_token_ids_are_converted_with_the_tokenizer_that_is_named(tmp_path, scri
         script.main(
             script.Config(data=str(file), output=tmp_path / "n.jsonl", tokenizer="/nowhere")
         )
+
+
+def test_further_columns_of_a_row_may_be_anything():
+    row = {"prompt": "p", "candidates": ["a", "b"], "best": 1, "created": datetime(2026, 1, 2)}
+    assert comparison_of("row 1", row).best == 1
+    with pytest.raises(InputError, match="row 2: candidate 1 is not a text"):
+        comparison_of("row 2", {**row, "candidates": ["a", datetime(2026, 1, 2)]})
+    with pytest.raises(InputError, match="half a character"):
+        comparison_of("row 3", {**row, "candidates": ["a", "\ud800"]})

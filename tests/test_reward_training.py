@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import EOS, V
+from tokenizers import Tokenizer, models, normalizers
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    PreTrainedTokenizerFast,
 )
 
 from rlhf_gym.choices import ChoiceSets, choice_loss
@@ -493,3 +495,45 @@ def test_an_encoder_reads_the_sampled_ids_and_other_texts_anew(load_lm, tmp_path
         model.encode("a b", " c d"),
         model.encode("a b", " e"),
     ]
+
+
+def test_a_causal_model_reads_no_ids_of_another_tokenizer(save_reward_model):
+    model = RewardModel.load(save_reward_model())
+    ids = ((2, 4, 5), ((6, 7, 3), (8, 3)))
+    sampled = Comparison("a b", (" c d", " e"), best=0, ids=ids)
+    encoded, _ = encode_comparisons([sampled], model, None)
+    assert (encoded[0].prompt, encoded[0].candidates) == ([2, 4, 5], [[6, 7, 3], [8, 3]])
+    for other in (((2, 4, 5), ((9, 9, 3), (8, 3))), ((2, 9, 9), ids[1]), ((2, 900), ids[1])):
+        encoded, fit = encode_comparisons([replace(sampled, ids=other)], model, None)
+        assert encoded[0].rows == [model.encode("a b", " c d"), model.encode("a b", " e")]
+        assert fit.whole == 1
+
+
+def spaced_tokenizer() -> PreTrainedTokenizerFast:
+    """As Llama 2's: every text opens with a space of its own."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", "▁", "▁a", "▁b", "▁c", "▁d", "a", "b", "c", "d"]
+    raw = Tokenizer(
+        models.BPE(
+            {word: i for i, word in enumerate(words)},
+            [("▁", letter) for letter in "abcd"],
+            unk_token="<unk>",
+        )
+    )
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def test_a_candidate_is_tokenised_as_what_continues_its_prompt():
+    tokenizer = spaced_tokenizer()
+    name = tokenizer.convert_ids_to_tokens
+    prompt, candidates = Comparison("a b", (" c d", "c"), best=0).encode(tokenizer)
+    assert name(prompt) == ["▁a", "▁b"]
+    assert [name(ids) for ids in candidates] == [["▁c", "▁d", "</s>"], ["c", "</s>"]]
+    assert name(tokenizer(" c d")["input_ids"]) == ["▁", "▁c", "▁d"]  # by itself
+    tokenizer.chat_template = "{{ messages[0]['content'] }} b"
+    chat = Comparison([{"role": "user", "content": "a"}], (" c", " d"), best=0)
+    prompt, candidates = chat.encode(tokenizer)
+    assert name(prompt) == ["▁a", "▁b"]
+    assert [name(ids) for ids in candidates] == [["▁c", "</s>"], ["▁d", "</s>"]]

@@ -90,6 +90,8 @@ def _ids_of(prompt: Prompt, prompts: PromptDataset, reference: CausalLM) -> tupl
         raise InputError(
             f"the prompt has {len(ids)} tokens; max_prompt_tokens is {prompts.max_tokens}"
         )
+    if not isinstance(prompt, str):
+        prompts.chats[tuple(ids)] = prompt
     return tuple(ids)
 
 

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from rlhf_gym.choices import Choice
 from rlhf_gym.errors import InputError
 from rlhf_gym.models import embedded
 from rlhf_gym.preferences import Comparison
-from rlhf_gym.prompts import Prompt, is_held_out, prompt_text
+from rlhf_gym.prompts import Prompt, is_held_out
 from rlhf_gym.reward_model import RewardModel
 from rlhf_gym.tokens import pad_rows
 
@@ -86,7 +86,7 @@ def encode_comparisons(
         soft_temperature: As in `Comparison.choices`.
 
     Raises:
-        InputError: None is left, or token ids come from another tokenizer.
+        InputError: None is left, or the tokenizer has ids that the model cannot embed.
     """
     encoded: list[EncodedComparison] = []
     fit = Fit()
@@ -105,7 +105,7 @@ def encode_comparisons(
         if highest >= vocab:
             raise InputError(
                 f"comparison {i} has token ids up to {highest}, but the reward model embeds "
-                f"{vocab}; its ids come from another tokenizer: leave out `ids`"
+                f"{vocab}; its tokenizer belongs to another model"
             )
         fit.whole += one is comparison
         fit.cut += one is not comparison
@@ -123,22 +123,33 @@ def encode_comparisons(
 
 def _ids(comparison: Comparison, model: RewardModel) -> tuple[list[int], list[list[int]]]:
     """Token ids as the model will read them when it is the reward."""
+    if comparison.ids is not None and not _speaks(comparison, model):
+        comparison = replace(comparison, ids=None)
     if model.causal:
         return comparison.encode(model.tokenizer)
-    if comparison.ids is not None and _speaks(comparison, model):
+    if comparison.ids is not None:
         return [], [[*comparison.ids[0], *row] for row in comparison.ids[1]]
-    prompt = prompt_text(comparison.prompt, model.tokenizer)
-    return [], [model.encode(prompt, candidate) for candidate in comparison.candidates]
+    return [], [model.encode(comparison.prompt, c) for c in comparison.candidates]
 
 
 def _speaks(comparison: Comparison, model: RewardModel) -> bool:
-    """Whether a comparison's token ids are those of the model's tokenizer."""
+    """Whether a comparison's token ids are those of the model's tokenizer.
+
+    They are if they say its texts; spaces aside, which tokenizers treat in many ways at a border.
+    """
     assert comparison.ids is not None
-    prompt = list(comparison.ids[0])
-    if max(prompt, default=0) >= embedded(model.model):
-        return False
-    said = model.tokenizer.decode(prompt, skip_special_tokens=True)
-    return str(said).split() == prompt_text(comparison.prompt, model.tokenizer).split()
+    prompt, candidates = comparison.ids
+    named = [(ids, text) for ids, text in zip(candidates, comparison.candidates, strict=True)]
+    if isinstance(comparison.prompt, str):  # a chat's roles may be special tokens
+        named.append((prompt, comparison.prompt))
+    vocab = embedded(model.model)
+    for ids, text in named:
+        if max(ids, default=0) >= vocab:
+            return False
+        said = model.tokenizer.decode(list(ids), skip_special_tokens=True)
+        if "".join(str(said).split()) != "".join(text.split()):
+            return False
+    return True
 
 
 def candidate_rows(comparisons: Sequence[EncodedComparison], at_most: int | None = None) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.models import context_length
-from rlhf_gym.prompts import Prompt, is_held_out, load_rows, prompt_ids, text_field
+from rlhf_gym.prompts import Prompt, continued_ids, is_held_out, load_rows, text_field
 from rlhf_gym.tokens import Sequences, model_ids, pad_rows
 
 IGNORED = -100
@@ -97,7 +97,7 @@ def load_examples(
     examples = []
     for where, row in load_rows(source, split=split):
         prompt, response = _texts(where, row, column)
-        start, rest = encode(prompt, response, tokenizer, eos_ids)
+        start, (rest,) = continued_ids(prompt, [response], tokenizer, eos_ids)
         held = is_held_out(prompt or response, held_out)
         examples.append(SFTExample(tuple(start), tuple(rest), held))
     return examples
@@ -118,20 +118,6 @@ def _texts(where: str, row: Any, column: str | None) -> tuple[Prompt, str]:
     if messages[-1]["role"] != "assistant":
         raise InputError(f"{where}: the last message must be the assistant's, it is the response")
     return messages[:-1], messages[-1]["content"]
-
-
-def encode(
-    prompt: Prompt, response: str, tokenizer: PreTrainedTokenizerBase, eos_ids: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of the response that continues it, with no EOS added."""
-    start = prompt_ids(prompt, tokenizer, eos_ids)
-    if isinstance(prompt, str):
-        # Tokenised as one text where the border allows it: a tokenizer that opens each text with
-        # a space would else put one between the two.
-        whole = prompt_ids(prompt + response, tokenizer, eos_ids)
-        if whole[: len(start)] == start:
-            return start, whole[len(start) :]
-    return start, list(tokenizer(response, add_special_tokens=False)["input_ids"])
 
 
 def prepare(
