@@ -683,3 +683,37 @@ def test_without_an_end_nothing_is_stopped(make_vector_env):
     whole = np.array([[4, 5, 6, 7, EOS], [4, EOS, 6, 7, 8]])
     _, infos, _ = env.play(whole)
     assert infos["finish_reason"].tolist() == ["length", "length"]
+
+
+def test_rows_of_a_group_are_in_step_again_after_a_reset_of_all(make_vector_env):
+    env = make_vector_env(2)
+    env.group_rows(2)
+    env.reset(seed=0)
+    env.step(np.array([env.objective.reference.eos_ids[0], 4]))  # row 0 is one episode ahead
+    for _ in range(20):
+        tokens, _ = env.reset()
+        assert tokens[0].tolist() == tokens[1].tolist()
+
+
+def test_a_step_whose_reward_fails_can_be_taken_again(make_vector_env):
+    down = [True]
+
+    def sometimes(prompts, responses):
+        if down.pop():
+            raise TimeoutError("the judge does not answer")
+        return [1.0] * len(prompts)
+
+    def constant(prompts, responses):
+        return [1.0] * len(prompts)
+
+    envs = [make_vector_env(2, reward=reward) for reward in (sometimes, constant)]
+    for env in envs:
+        env.reset(seed=0)
+    actions = np.array([5, envs[0].objective.reference.eos_ids[0]])
+    with pytest.raises(TimeoutError):
+        envs[0].step(actions)
+    down.append(False)
+    ours, theirs = (env.step(actions) for env in envs)
+    for a, b in zip(ours[:3], theirs[:3], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert envs[0].episodes == envs[1].episodes == 1

@@ -131,6 +131,9 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
                 if seeds[i] is not None:
                     self._rngs[i] = np_random(seeds[i])[0]
                     self._groups[i // self.rows_per_prompt] = PromptGroup()
+        # Rows that begin together are in step again, however far each had come.
+        for group in np.flatnonzero(mask.reshape(-1, self.rows_per_prompt).all(1)).tolist():
+            self._groups[group] = PromptGroup()
         named = named_prompts(options, int(mask.sum()), self.prompts, self.objective.reference)
         if named is None:
             self._begin(mask)
@@ -141,12 +144,22 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
     def step(self, actions: Ints) -> tuple[Ints, Floats, Bools, Bools, dict[str, Any]]:
         """Append one token to each row.
 
+        Where the reward fails, nothing has happened: the same step may be taken again.
+
         Args:
             actions: (N,) token ids.
 
         Returns:
             Observations (N, L), rewards, terminations, truncations (always False), infos.
         """
+        before = self._tokens, self._kl_sums.copy(), self._along_sums.copy()
+        try:
+            return self._step(actions)
+        except BaseException:
+            self._tokens, self._kl_sums, self._along_sums = before
+            raise
+
+    def _step(self, actions: Ints) -> tuple[Ints, Floats, Bools, Bools, dict[str, Any]]:
         actions = self._checked(actions)
         waiting = self._over.copy()
         begun = self._prompt_lengths > 0
