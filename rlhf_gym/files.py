@@ -16,8 +16,14 @@ from rlhf_gym.errors import InputError
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Fill a temporary folder that takes the name `folder` at the end, if nothing was raised."""
+    """Fill a temporary folder that takes the name `folder` at the end, if nothing was raised.
+
+    What had the name before is put aside until then, and is back in its place if anything fails.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    if not folder.exists() and old.exists():
+        old.rename(folder)  # stopped between the two renames
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -25,12 +31,20 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for file in partial.rglob("*"):
             if file.is_file():
                 _sync(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        try:
+            partial.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
         _sync(folder.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -76,9 +90,9 @@ def whole_lines(file: Path) -> list[str]:
     """Lines of a file that grows line by line; one cut off midway is taken out of it."""
     if not file.exists():
         return []
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
+    written = file.read_bytes()  # which may end within a character
+    whole = written[: written.rfind(b"\n") + 1].decode("utf-8")
+    if not written.endswith(b"\n") and written:
         write_text(file, whole)
     return whole.split("\n")[:-1]  # `splitlines` also cuts at U+2028, which JSON may hold
 

@@ -19,6 +19,7 @@ from agents.sb3 import checkpoint
 from agents.sb3.ppo import PPO
 from agents.training_run import TrainingRun
 from rlhf_gym.errors import InputError
+from rlhf_gym.files import whole_folder, whole_lines
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TOTAL = 600
@@ -182,3 +183,36 @@ def test_killed_at_twenty_moments_it_ends_as_if_never_killed(tmp_path):
         ours, theirs = policy_of(folder), policy_of(whole)
         assert all(torch.equal(ours[k], theirs[k]) for k in theirs), i
         assert record(folder) == record(whole), i
+
+
+def test_a_folder_that_cannot_be_replaced_is_still_there(tmp_path, monkeypatch):
+    folder = tmp_path / "policy"
+    with whole_folder(folder) as partial:
+        (partial / "weights").write_text("old")
+    rename = Path.rename
+
+    def refused(self: Path, target: Path) -> Path:
+        if self.name == ".policy.partial":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="not empty"):
+        patch.setattr(Path, "rename", refused)
+        with whole_folder(folder) as partial:
+            (partial / "weights").write_text("new")
+    assert (folder / "weights").read_text() == "old"
+    folder.rename(tmp_path / ".policy.old")  # as if killed between the two renames
+    with pytest.raises(KeyboardInterrupt), whole_folder(folder):
+        raise KeyboardInterrupt
+    assert (folder / "weights").read_text() == "old"
+    with whole_folder(folder) as partial:
+        (partial / "weights").write_text("new")
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
+    assert (folder / "weights").read_text() == "new"
+
+
+def test_a_line_cut_off_within_a_character_is_taken_out(tmp_path):
+    file = tmp_path / "samples.jsonl"
+    file.write_bytes(b'{"a":"x"}\n{"a":"h\xc3')
+    assert whole_lines(file) == ['{"a":"x"}']
+    assert file.read_bytes() == b'{"a":"x"}\n'
