@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -252,12 +253,19 @@ class CausalLM:
         A top-k or top-p mask is left out: it is the reference's, `generate` knows only its own.
         """
         kept = self.model.generation_config
-        generation = copy.deepcopy(kept)
-        generation.do_sample, generation.temperature = True, self.temperature
-        generation.top_k, generation.top_p = 0, 1.0
-        generation.eos_token_id = list(self.eos_ids)
-        generation.suppress_tokens = list(self.mask.never) or None
-        generation.min_new_tokens = self.mask.min_new_tokens or None
+        # Of the model's own rules (a repetition penalty, say) none is followed here.
+        generation = GenerationConfig(
+            do_sample=True,
+            temperature=self.temperature,
+            top_k=0,
+            top_p=1.0,
+            bos_token_id=kept.bos_token_id,
+            pad_token_id=kept.pad_token_id,
+            decoder_start_token_id=kept.decoder_start_token_id,
+            eos_token_id=list(self.eos_ids),
+            suppress_tokens=list(self.mask.never) or None,
+            min_new_tokens=self.mask.min_new_tokens or None,
+        )
         self.model.generation_config = generation
         try:
             self.model.save_pretrained(folder)

@@ -37,6 +37,7 @@ def load_pretrained(
     revision: str | None = None,
     attn_implementation: str | None = None,
     ignore_mismatched_sizes: bool = False,
+    whole: bool = False,
     **config_options: Any,
 ) -> PreTrainedModel:
     """Load a float32 model by hub name or local path, dropout off, in eval mode.
@@ -47,11 +48,12 @@ def load_pretrained(
         revision: Commit or tag on the hub; pin it for work that is to be repeated.
         attn_implementation: As in transformers; None leaves the choice to it.
         ignore_mismatched_sizes: Whether a head of another width is left untrained.
+        whole: Whether every weight must be there; else a head may be missing, and is random.
         **config_options: Entries of the model's config to set, such as `num_labels`.
 
     Raises:
         UnreachableError: The model cannot be loaded.
-        InputError: Its weights do not fit its config.
+        InputError: Its weights do not fit its config, or some are missing.
     """
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
@@ -86,6 +88,12 @@ def load_pretrained(
         raise InputError(
             f"the weights of {name!r} do not fit its config.json: {', '.join(torn[:3])} have "
             "another shape; mend the config, or take the model's own"
+        )
+    missing = sorted(map(str, loaded["missing_keys"]))
+    if whole and missing:
+        raise InputError(
+            f"{name!r} lacks weights of a {type(model).__name__}, which would be random: "
+            f"{', '.join(missing[:3])}; give the folder of a causal language model"
         )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -218,9 +226,17 @@ def is_causal(model: PreTrainedModel) -> bool:
 def load_causal_lm(
     name: str, *, revision: str | None = None, attn_implementation: str | None = None
 ) -> PreTrainedModel:
-    """A causal LM in float32, dropout off, in eval mode (see `load_pretrained`)."""
+    """A causal LM in float32, dropout off, in eval mode (see `load_pretrained`).
+
+    Raises:
+        InputError: Some of its weights are not there (a classifier's folder has no head of words).
+    """
     return load_pretrained(
-        AutoModelForCausalLM, name, revision=revision, attn_implementation=attn_implementation
+        AutoModelForCausalLM,
+        name,
+        revision=revision,
+        attn_implementation=attn_implementation,
+        whole=True,
     )
 
 

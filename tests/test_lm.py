@@ -250,3 +250,20 @@ def test_texts_are_the_tokenizers_own(load_lm, clean_up):
     lm.tokenizer.clean_up_tokenization_spaces = clean_up
     rows = [[BOS, 4, 5, EOS], [9], [], [6, 1, 7]]
     assert lm.texts(rows) == lm.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def test_what_is_saved_has_no_sampling_rules_of_the_models_own(load_lm, tmp_path):
+    lm = load_lm("llama")
+    lm.model.generation_config.repetition_penalty = 1.3
+    lm.model.generation_config.no_repeat_ngram_size = 2
+    lm.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert "no_repeat_ngram_size" not in saved
+    assert saved.get("repetition_penalty", 1.0) == 1.0
+    assert lm.model.generation_config.repetition_penalty == 1.3
+    assert CausalLM.load(str(tmp_path)).eos_ids == lm.eos_ids
+
+
+def test_a_classifier_is_no_language_model(save_reward_model):
+    with pytest.raises(InputError, match=r"lacks weights .* lm_head"):
+        CausalLM.load(save_reward_model())
