@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from rlhf_gym.errors import InputError
+
 
 @lru_cache(maxsize=1)
 def _analyzer() -> SentimentIntensityAnalyzer:
@@ -35,9 +37,15 @@ def choose(
 
     Returns:
         (N,) index of the chosen candidate.
+
+    Raises:
+        InputError: The temperature is below 0, or no number.
     """
+    if not temperature >= 0:
+        raise InputError(f"a temperature is 0 or more, not {temperature}")
+    if np.isinf(temperature):
+        utilities, temperature = np.zeros_like(utilities), 1.0
     # argmax of utility/τ plus Gumbel noise is a draw from the softmax.
-    chosen: npt.NDArray[np.int64] = (
-        utilities + temperature * rng.gumbel(size=utilities.shape)
-    ).argmax(1)
+    noise = temperature * rng.gumbel(size=utilities.shape)
+    chosen: npt.NDArray[np.int64] = (utilities + noise).argmax(1)
     return chosen

@@ -12,6 +12,7 @@ from gymnasium.utils.env_checker import check_env
 
 import rlhf_gym  # noqa: F401
 from rlhf_gym import human
+from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.responses import Responses
 from rlhf_gym.reward_model import RewardModel
@@ -90,6 +91,11 @@ def test_choices_are_boltzmann_rational():
     expected = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
     assert np.abs(chosen - expected).max() < 0.015
     assert (human.choose(utilities, 0.0, rng) == 2).all()
+    coin = np.bincount(human.choose(utilities, float("inf"), rng), minlength=3) / 20_000
+    np.testing.assert_allclose(coin, 1 / 3, atol=0.02)
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(InputError, match="0 or more"):
+            human.choose(utilities, bad, rng)
 
 
 @pytest.mark.parametrize("split", ["train", "held_out"])
