@@ -240,7 +240,8 @@ class DecodeCache:
 
     Rows that grew by one token cost one decode step, new rows one prefill, unchanged rows nothing.
     The answer never depends on what is remembered: everything is dropped when a parameter of the
-    model changes, and in training mode the memory is neither read nor written.
+    model changes, and in training mode the memory is neither read nor written. PyTorch does not
+    tell of values written through ``parameter.data``: call `clear` after that.
 
     Args:
         lm: The model. Families that `SlotDecoder` cannot serve get full forwards instead.
