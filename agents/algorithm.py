@@ -19,7 +19,8 @@ def load_algorithm(name: str) -> ModuleType:
     except ImportError as error:
         raise InputError(
             f"cannot import the algorithm {name!r} (as {dotted}): {error}\nName a module of "
-            "`agents`, such as ppo, or the dotted path of your own"
+            "`agents`, such as ppo, or the dotted path of your own; for a file of your own put its "
+            "folder on the path: PYTHONPATH=. python scripts/…"
         ) from error
     if not is_dataclass(getattr(module, "Config", None)) or not callable(
         getattr(module, "make", None)

@@ -2,13 +2,17 @@
 
 import gzip
 import json
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 from conftest import prompt_dataset
 
 import rlhf_gym  # noqa: F401
 from rlhf_gym.collect import collect_comparisons
 from rlhf_gym.errors import InputError
+from rlhf_gym.hints import misfit
 from rlhf_gym.objective import load_callable
 from rlhf_gym.prompts import PromptDataset, is_held_out, load_texts
 from rlhf_gym.tasks.text import text_env, text_vector_env
@@ -121,6 +125,13 @@ def short_reward(prompts: list[str], responses: list[str]) -> list[float]:
         ({"temperature": 0}, "temperature must be positive"),
         ({"split": "test"}, "split must be one of"),
         ({"max_prompt_tokens": 1}, "no prompt is left"),
+        ({"kl_coef": "abc"}, "kl_coef: 'abc' is not a number"),
+        ({"max_new_tokens": 4.5}, "max_new_tokens: 4.5 is not a whole number"),
+        ({"stop_at_eos": 1}, "stop_at_eos: 1 is not True or False"),
+        ({"top_k": True}, "top_k: True is not a whole number or None"),
+        ({"reward_model": ["a", 3]}, "is not a text or a list, each a text"),
+        ({"cuts": "stop_token"}, "cuts: 'stop_token' is not a list"),
+        ({"pooling": "most"}, "pooling: 'most' is not one of mean, min, uncertainty"),
     ],
 )
 def test_bad_environment_keywords(save_lm, prompt_file, keywords, message):
@@ -157,11 +168,34 @@ def test_bad_rewards_are_named_when_they_are_paid(save_lm, prompt_file, reward, 
     assert reward in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "hint", "problem"),
+    [
+        (1, float, None),
+        (np.float32(0.5), float, None),
+        (np.int64(3), int, None),
+        (True, float, "True is not a number"),
+        (1, Literal[True], "1 is not one of True"),
+        ([1, "a"], tuple[int, str], None),
+        ([1, 2], tuple[int, ...], None),
+        ([1], tuple[int, int], "[1] is not a list of 2"),
+        ([1, "a"], tuple[int, ...], "[1, 'a'] is not a list, each a whole number"),
+        ("b", Literal["a"] | None, "'b' is not one of a or None"),
+        (None, Literal["a"] | None, None),
+        ("runs", Path, None),
+    ],
+)
+def test_values_are_held_against_hints(value, hint, problem):
+    assert misfit(value, hint) == problem
+
+
 def test_callables_are_named_by_module_and_function():
     assert load_callable("json:dumps") is json.dumps
     for name in ("json", "json:__doc__", "no.such.module:f"):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError) as raised:
             load_callable(name)
+        # A file that is there but not on the path is the usual case.
+        assert ("PYTHONPATH=. python" in str(raised.value)) == (name == "no.such.module:f")
 
 
 def test_a_reward_model_must_reach_as_far_as_the_episode(save_lm, save_reward_model, prompt_file):

@@ -155,7 +155,7 @@ def test_cuts_by_hand(lm):
         ({"shaping": [["clip", {"low": 1.0, "high": 0.0}]]}, "low < high"),
         ({"shaping": [["stop_token", {"token": "a"}]]}, "belongs into cuts"),
         ({"cuts": [["token_bonus", {"bonus": {"a": 1.0}}]]}, "belongs into token_rewards"),
-        ({"kl_estimator": "k4"}, "kl_estimator must be one of"),
+        ({"kl_estimator": "k4"}, "kl_estimator: 'k4' is not one of k1, k2, k3"),
         ({"dense": True, "reward_model": "rlhf_gym.tasks.exact:plain"}, "dense=True needs"),
     ],
 )

@@ -12,6 +12,7 @@ from rlhf_gym.devices import resolve_device
 from rlhf_gym.ensemble import Pooling, RewardEnsemble, check_pooling
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.hints import check_hints
 from rlhf_gym.kl import RewardEstimator
 from rlhf_gym.lm import shared_causal_lm
 from rlhf_gym.masks import make_mask
@@ -120,6 +121,7 @@ def load_parts(
     Raises:
         InputError: Something cannot be loaded, or does not fit; the message names it.
     """
+    check_hints(load_parts, locals())
     device = resolve_device(device)
     lm = shared_causal_lm(reference, reference_revision, temperature, device, tokenizer)
     mask = make_mask(
@@ -185,6 +187,7 @@ def load_parts(
             cuts=make("cuts", cuts, lm),
             shaping=make("shaping", shaping, lm),
             token_rewards=along,
+            chats=dataset.chats,
             kl_estimator=kl_estimator,
         ),
         prompts=dataset,
@@ -236,6 +239,7 @@ def text_vector_env(
     **keywords: Any,
 ) -> TokenVectorEnv:
     """`rlhf_gym/Text-v0` for `gym.make_vec`; keywords as in `load_parts` and `TokenVectorEnv`."""
+    check_hints(text_vector_env, {"num_envs": num_envs, "rows_per_prompt": rows_per_prompt})
     return TokenVectorEnv(
         **load_parts(**keywords),
         num_envs=num_envs,
