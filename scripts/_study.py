@@ -5,7 +5,6 @@ is there already is not done again.
 """
 
 import csv
-import dataclasses
 import multiprocessing
 import os
 import shutil
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,7 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation import draw_responses
 from rlhf_gym.files import whole_lines
+from rlhf_gym.hints import misfit
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.optimum import best_of_n, best_value, optimality
 from rlhf_gym.process import prepare_process
@@ -115,22 +115,42 @@ def train_and_measure(
         seed: Seed of training and measurement.
 
     Raises:
-        InputError: The algorithm has no such option.
+        InputError: The algorithm has no such option, or it may not be that.
     """
     quiet()
-    kind = load_algorithm(algorithm).Config
-    unknown = options.keys() - {field.name for field in dataclasses.fields(kind)}
-    if unknown:
-        raise InputError(f"{algorithm} has no options {sorted(unknown)}")
+    config = with_options(algorithm, options)
     folder.mkdir(parents=True, exist_ok=True)
     figures = train_policy.train(
-        env, algorithm, kind(**options), total_tokens=total_tokens, run_dir=folder, seed=seed
+        env, algorithm, config, total_tokens=total_tokens, run_dir=folder, seed=seed
     )
     policy = CausalLM.load(str(folder / "policy"), device=env.objective.reference.device)
     row = ruler.measure(policy, seed)
     for name in ("policy", "reference", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     return {**row, "tokens": int(figures["tokens"]), "seconds": figures["seconds"]}
+
+
+def with_options(algorithm: str, options: dict[str, Any], prefix: str = "") -> Any:
+    """An algorithm's options, those that differ from its defaults checked first.
+
+    Args:
+        algorithm: A module under `agents`, or a dotted path.
+        options: Names and values.
+        prefix: What the command line has before a name.
+
+    Raises:
+        InputError: The algorithm has no such option, or it may not be that.
+    """
+    kind = load_algorithm(algorithm).Config
+    hints = get_type_hints(kind)
+    for name, value in options.items():
+        if name not in hints:
+            raise InputError(f"--options {prefix}{name}: {algorithm} has no option {name!r}")
+        if problem := misfit(value, hints[name]):
+            raise InputError(f"--options {prefix}{name}: {problem}")
+    config = kind(**options)
+    train_policy.check_counts(config)
+    return config
 
 
 def cores() -> int:

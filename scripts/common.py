@@ -54,7 +54,7 @@ def status(main: Callable[[Config], object], config: Config) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
+        print("stopped; the same command goes on (train_policy.py: with --resume)", file=sys.stderr)
         return 1
     except Exception:
         traceback.print_exc()
@@ -76,16 +76,50 @@ def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> No
     other = other_options(file, config)
     if resume and other:
         raise InputError(
-            f"{run_dir} holds a run with another {', '.join(other)}; give the same options to go "
-            "on, or another --run-dir"
+            f"{run_dir} holds a run with {listed(other)}; give the same options to go on, or "
+            "another --run-dir"
         )
 
 
 def other_options(file: Path, config: dict[str, Any]) -> list[str]:
-    """The options, of those that matter to a result, in which a config differs from a file's."""
-    before, now = read_json(file), json.loads(json.dumps(config, default=str))
+    """Where a config differs from a file's in options that matter to a result; see `apart`."""
     places = ("resume", "run_dir", "device", "wandb")
-    return [key for key in now if key not in places and now[key] != before.get(key)]
+    before, now = (
+        {key: value for key, value in options.items() if key not in places}
+        for options in (read_json(file), json.loads(json.dumps(config, default=str)))
+    )
+    return apart(before, now)
+
+
+def apart(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Where two sets of options differ: a `NAME = VALUE, not VALUE` for each that does.
+
+    Args:
+        there: The options of what is there, as JSON has them.
+        now: Those that were asked for. Names of nested ones are joined by dots.
+    """
+    absent = "(no such option)"
+    before, after = flat(there), flat(now)
+    pairs = {n: (before.get(n, absent), after.get(n, absent)) for n in before | after}
+    return [f"{name} = {a}, not {b}" for name, (a, b) in sorted(pairs.items()) if a != b]
+
+
+def flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Options without nesting; an algorithm's have their own names, as on the command line."""
+    out = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            prefix = "" if name == "algorithm_options" else f"{name}."
+            out |= {f"{prefix}{inner}": x for inner, x in flat(value).items()}
+        else:
+            out[name] = value
+    return out
+
+
+def listed(differences: list[str], most: int = 5) -> str:
+    """The first differences; a folder of another script has dozens."""
+    more = len(differences) - most
+    return ", ".join(differences[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def begin_run(run_dir: Path, config: dict[str, Any]) -> None:
@@ -95,11 +129,12 @@ def begin_run(run_dir: Path, config: dict[str, Any]) -> None:
 
 
 def parse_values(texts: dict[str, str]) -> dict[str, Any]:
-    """Keywords from the command line: values are JSON where they parse, else strings."""
+    """Keywords from the command line: values are JSON or Python's constants, else strings."""
+    constants = {"True": "true", "False": "false", "None": "null"}
 
     def value(text: str) -> Any:
         try:
-            return json.loads(text)
+            return json.loads(constants.get(text, text))
         except ValueError:
             return text
 

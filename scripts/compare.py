@@ -14,16 +14,26 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 from _compare_report import write_report
-from _study import Row, Yardstick, read_rows, run_jobs, train_and_measure
-from common import begin_run, check_same_run, device, make_env, parse_values, run
+from _study import Row, Yardstick, read_rows, run_jobs, train_and_measure, with_options
+from common import (
+    apart,
+    begin_run,
+    check_same_run,
+    device,
+    listed,
+    make_env,
+    parse_values,
+    run,
+)
 
 from agents.algorithm import load_algorithm
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import read_json, write_json
+from rlhf_gym.hints import misfit
 
 COLUMNS = "env,algorithm,tuning,rate,seed,optimality,objective,score,kl,gold,tokens,seconds".split(
     ","
@@ -169,21 +179,12 @@ def check_same_terms(config: Config) -> None:
     for kind, now in terms.items():
         for name, value in now.items():
             there = before.setdefault(kind, {}).setdefault(name, value)
-            if there != value:
+            if other := apart({name: there}, {name: value}):
                 raise InputError(
-                    f"{config.run_dir} compares {name} with {kind} {_apart(there, value)}; give "
-                    "the same ones to go on, or another --run-dir"
+                    f"{config.run_dir} holds a comparison with {kind} {listed(other)}; give the "
+                    "same ones to go on, or another --run-dir"
                 )
     write_json(file, before)
-
-
-def _apart(there: Any, now: Any) -> str:
-    if not isinstance(there, dict):
-        return f"{there}, not {now}"
-    absent = "(no such option)"
-    pairs = {n: (there.get(n, absent), now.get(n, absent)) for n in there.keys() | now.keys()}
-    other = [f"{name} = {a}, not {b}" for name, (a, b) in sorted(pairs.items()) if a != b]
-    return ", ".join(other)
 
 
 def own_options(config: Config, algorithm: str) -> dict[str, Any]:
@@ -195,32 +196,27 @@ def own_options(config: Config, algorithm: str) -> dict[str, Any]:
 
 def all_options(config: Config, algorithm: str) -> dict[str, Any]:
     """The same and its defaults, as JSON has them."""
-    kind = load_algorithm(algorithm).Config
-    whole = kind(**own_options(config, algorithm))
+    whole = with_options(algorithm, own_options(config, algorithm), f"{algorithm}.")
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(whole), default=str))
     return plain
 
 
 def check_options(config: Config) -> None:
     """Raise an InputError before hours are spent."""
-    if min(config.seeds, config.workers) < 1:
-        raise InputError("--seeds and --workers must be at least 1")
-    for algorithm in config.algorithms:
-        load_algorithm(algorithm)
+    if min(config.seeds, config.workers, *config.total_tokens) < 1:
+        raise InputError("--seeds, --workers and --total-tokens must be at least 1")
     if len(config.total_tokens) not in (1, len(config.envs)):
         raise InputError(
             f"--total-tokens takes one number or one for each of the {len(config.envs)} "
             f"environments, not {len(config.total_tokens)}"
         )
     for name in config.options:
-        algorithm, _, option = name.rpartition(".")
-        if algorithm not in config.algorithms:
+        if name.rpartition(".")[0] not in config.algorithms:
             raise InputError(
                 f"--options {name}: say ALGORITHM.NAME with one of {list(config.algorithms)}"
             )
-        known = {f.name for f in dataclasses.fields(load_algorithm(algorithm).Config)}
-        if option not in known:
-            raise InputError(f"--options {name}: {algorithm} has no option {option!r}")
+    for algorithm in config.algorithms:
+        all_options(config, algorithm)
     check_tuned(config)
 
 
@@ -236,6 +232,11 @@ def check_tuned(config: Config) -> None:
             name, value = multiplied(config, algorithm)
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise InputError(f"--rates: {algorithm} has no option {name} that is a number")
+            if not value:
+                raise InputError(
+                    f"--rates: {name} of {algorithm} is 0, and so is every multiple; give it "
+                    f"another value by --options {algorithm}.{name}"
+                )
 
 
 def multiplied(config: Config, algorithm: str) -> tuple[str, Any]:
@@ -243,6 +244,13 @@ def multiplied(config: Config, algorithm: str) -> tuple[str, Any]:
     name = config.tuned.get(algorithm, "learning_rate")
     default = getattr(load_algorithm(algorithm).Config(), name, None)
     return name, own_options(config, algorithm).get(name, default)
+
+
+def multiple(config: Config, algorithm: str, rate: float) -> dict[str, Any]:
+    """What --rates multiplies, times a rate; what counts something stays a whole number."""
+    name, value = multiplied(config, algorithm)
+    counts = misfit(rate * value, get_type_hints(load_algorithm(algorithm).Config)[name])
+    return {name: max(1, round(rate * value)) if counts else rate * value}
 
 
 def do(config: Config, jobs: list[Job], file: Path) -> None:
@@ -259,8 +267,7 @@ def trained(config: Config, job: Job) -> Row:
     """Train and measure."""
     options = own_options(config, job.algorithm)
     if config.rates:
-        name, value = multiplied(config, job.algorithm)
-        options[name] = job.rate * value
+        options |= multiple(config, job.algorithm, job.rate)
     measure = partial(
         train_and_measure,
         yardstick(config, job.env, job.split),
@@ -277,6 +284,7 @@ def trained(config: Config, job: Job) -> Row:
         row = measure()
     except InputError as error:
         # A rate at which it breaks is an answer too; the comparison goes on with another.
+        name, _ = multiplied(config, job.algorithm)
         print(f"{job.algorithm} at {job.rate:g} times its {name}: {error}")
         row = {name: float("-inf") for name in COLUMNS[5:9]} | {"tokens": 0, "seconds": 0.0}
     return {**job._asdict(), "tuning": 1, **row}

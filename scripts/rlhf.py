@@ -170,6 +170,7 @@ def _check(config: Config, keywords: dict[str, Any]) -> None:
             f"{', '.join(sorted(taken))}: set by the stages themselves; --human names the gold "
             "scorer, and scripts/train_policy.py takes a reward model of yours"
         )
+    train_policy.check_counts(config.algorithm_options)  # type: ignore[attr-defined]
     if config.candidates < 2 or config.comparisons < 2 or config.total_tokens < 1:
         raise InputError("--candidates and --comparisons must be at least 2, --total-tokens 1")
     if config.rounds < 1 or (config.rounds > 1 and config.data is not None):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _study import Row, Yardstick, interval, read_rows, run_jobs, train_and_measure
+from _study import Row, Yardstick, interval, read_rows, run_jobs, train_and_measure, with_options
 from common import begin_run, check_same_run, device, make_env, parse_values, run
 
 from rlhf_gym.errors import InputError
@@ -144,6 +144,11 @@ def main(config: Config) -> None:
     unknown = set(config.variants) - {v.name for v in VARIANTS}
     if unknown:
         raise InputError(f"no variants {sorted(unknown)}; there are {[v.name for v in VARIANTS]}")
+    if min(config.workers, config.total_tokens) < 1:
+        raise InputError("--workers and --total-tokens must be at least 1")
+    chosen = [v for v in VARIANTS if v.name in config.variants]
+    for variant in chosen:
+        with_options(variant.algorithm, options(config, variant))
     plain = dataclasses.asdict(config)
     # More seeds and variants may be added to a study later.
     fixed = {k: v for k, v in plain.items() if k not in ("seeds", "variants", "workers")}
@@ -152,7 +157,6 @@ def main(config: Config) -> None:
     ruler = yardstick(config)  # drawn before the processes need it
     file = config.run_dir / "results.csv"
     done = {(r["variant"], int(r["seed"])) for r in read_rows(file)}
-    chosen = [v for v in VARIANTS if v.name in config.variants]
     jobs = [(v, s) for s in config.seeds for v in chosen if (v.name, s) not in done]
     run_jobs(jobs, partial(trained, config), file, COLUMNS, config.workers)
     summarise(config, ruler, read_rows(file))
@@ -171,6 +175,11 @@ def yardstick(config: Config) -> Yardstick:
     )
 
 
+def options(config: Config, variant: Variant) -> dict[str, Any]:
+    """Options of a variant's algorithm that differ from its defaults."""
+    return {**parse_values(config.options), **variant.changes}
+
+
 def trained(config: Config, job: tuple[Variant, int]) -> Row:
     """Train one variant with one seed, measure it, and keep its metrics.csv."""
     variant, seed = job
@@ -178,7 +187,7 @@ def trained(config: Config, job: tuple[Variant, int]) -> Row:
     row = train_and_measure(
         yardstick(config),
         variant.algorithm,
-        {**parse_values(config.options), **variant.changes},
+        options(config, variant),
         make_env(config.env, config.num_envs, keywords),
         config.run_dir / "runs" / f"{variant.name}-{seed}",
         total_tokens=config.total_tokens,
@@ -217,11 +226,11 @@ def summarise(config: Config, ruler: Yardstick, found: list[dict[str, str]]) -> 
                 interval(ours - theirs),
             )
         table.append(row)
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k != "run_dir"}
+    plain = {k: v for k, v in dataclasses.asdict(config).items() if k != "run_dir"}
     write_json(
         config.run_dir / "study.json",
         {
-            "config": options,
+            "config": plain,
             "objective_reference": float(ruler.before.mean()),
             "objective_optimum": float(ruler.best.mean()),
             "effective_sample_size": ruler.ess if np.isfinite(ruler.ess) else None,

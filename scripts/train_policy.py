@@ -4,7 +4,7 @@ Any registered environment, any algorithm: NAME is a module under `agents` (ppo,
 or the dotted path of your own; its options follow the common ones, so ask for --help together with
 --algorithm. Writes policy/ (for transformers' from_pretrained), reference/, metrics.csv,
 training_samples.jsonl, tensorboard/ and checkpoints/ into the run folder; with --resume a stopped
-run of ppo goes on.
+run of ppo, or of an algorithm over its rollout, goes on; others have no checkpoints and begin anew.
 """
 
 import dataclasses
@@ -29,6 +29,9 @@ from rlhf_gym.files import whole_folder, write_json
 
 DEFAULT_ALGORITHM = "ppo"
 
+COUNTS = ("batch_size", "n_epochs", "n_minibatches", "n_steps", "n_waves")
+"""Options of algorithms by which less than one of something would be asked for."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -51,7 +54,7 @@ class Config:
     device: str = "auto"
     """Where to train: auto, cpu, cuda."""
     resume: bool = False
-    """Go on from the run folder's last checkpoint."""
+    """Go on from the run folder's last checkpoint, if there is one."""
     wandb: bool = False
     """Log to Weights & Biases too (the package wandb)."""
 
@@ -61,6 +64,7 @@ def main(config: Config) -> None:
     if config.wandb:
         require_wandb()
     algorithm_config = config.algorithm_options  # type: ignore[attr-defined]
+    check_counts(algorithm_config, total_tokens=config.total_tokens)
     done = (config.run_dir / "policy.json").exists()
     plain = dataclasses.asdict(config)
     check_same_run(config.run_dir, plain, resume=config.resume or done)
@@ -73,6 +77,8 @@ def main(config: Config) -> None:
         {"device": device(config.device), **parse_values(config.env_kwargs)},
     )
     begin_run(config.run_dir, plain)
+    if config.resume and not any((config.run_dir / "checkpoints").glob("tokens_*")):
+        print(f"no checkpoint in {config.run_dir}: training begins anew")
     train(
         env,
         config.algorithm,
@@ -82,6 +88,22 @@ def main(config: Config) -> None:
         seed=config.seed,
         wandb=config.wandb,
     )
+
+
+def check_counts(algorithm_config: Any, **more: int) -> None:
+    """Refuse counts below 1, which algorithms of other libraries trip over in their own ways.
+
+    Args:
+        algorithm_config: An algorithm's options.
+        **more: Further counts.
+
+    Raises:
+        InputError: One is.
+    """
+    counts = {name: getattr(algorithm_config, name, 1) for name in COUNTS} | more
+    for name, count in counts.items():
+        if isinstance(count, int) and count < 1:
+            raise InputError(f"{name} must be at least 1, not {count}")
 
 
 def train(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from common import device, other_options, run
+from common import check_same_run, device, listed, other_options, run
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.files import write_json
@@ -61,6 +61,7 @@ def main(config: Config) -> None:
     """Load, train, measure, save."""
     figures_file = config.run_dir / "sft.json"
     if figures_file.exists():
+        check_same_run(config.run_dir, asdict(config), resume=True)
         print(f"{figures_file} is there already: nothing to do; another --run-dir starts a new run")
         return
     _check(config)
@@ -104,8 +105,8 @@ def _check(config: Config) -> None:
         other = other_options(file, asdict(config))
         if other:
             raise InputError(
-                f"{config.run_dir} holds a stopped run with another {', '.join(other)}; give the "
-                "same options to go on, or --no-resume to start anew, or another --run-dir"
+                f"{config.run_dir} holds a stopped run with {listed(other)}; give the same options "
+                "to go on, or --no-resume to start anew, or another --run-dir"
             )
 
 

@@ -346,8 +346,13 @@ def test_the_script(tmp_path, monkeypatch, capsys):
             runpy.run_path(str(SCRIPT), run_name="__main__")
         return exit_.value.code
 
-    assert status("--data", data) == 0
+    assert status("--data", data, "--batch-tokens", 256) == 0
     assert "nothing to do" in capsys.readouterr().out
+    # What is done is done with one model, one file and one set of options.
+    assert status("--data", tmp_path / "missing.json", "--batch-tokens", 256) == 2
+    assert f"data = {data}, not {tmp_path / 'missing.json'}" in capsys.readouterr().err
+    assert status("--data", data) == 2
+    assert "batch_tokens = 256, not 8192" in capsys.readouterr().err
 
     other = tmp_path / "other"
     assert status("--run-dir", other, "--data", tmp_path / "missing.json") == 2
@@ -359,7 +364,7 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     (other / "checkpoints_sft").mkdir(parents=True)
     (other / "config.json").write_text((run_dir / "config.json").read_text())
     assert status("--run-dir", other, "--data", data, "--batch-tokens", 256, "--seed", 1) == 2
-    assert "another seed" in capsys.readouterr().err
+    assert "seed = 0, not 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow
