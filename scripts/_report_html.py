@@ -32,7 +32,7 @@ class Run:
     """What a run folder holds; a file that is not there is empty here.
 
     Attributes:
-        summary: summary.json.
+        summary: summary.json, and what of it config.json and policy.json know.
         evaluation: evaluation.json.
         reward_model: reward_model.json.
         config: config.json.
@@ -67,7 +67,7 @@ class Run:
     @property
     def optimality(self) -> Figure | None:
         """Optimality; None where it is unknown."""
-        found = self.summary.get("optimality")
+        found = {**self.evaluation, **self.summary}.get("optimality")
         return found if found and math.isfinite(found["value"]) else None
 
     @property
@@ -205,7 +205,7 @@ def _headline(run: Run, bar: Chart | None) -> str:
     return section(
         "Optimality",
         value,
-        image(bar, "bar") if bar else paragraph(_why_unknown(run.evaluation)),
+        image(bar, "bar") if bar else paragraph(_why_unknown(run)),
         paragraph(WHAT_IS_OPTIMALITY),
         paragraph(best_of) if best_of else "",
         _run_facts(run.summary),
@@ -221,8 +221,10 @@ def _interval(found: Figure) -> str:
     return ", ".join(parts)
 
 
-def _why_unknown(evaluation: dict[str, Any]) -> str:
-    ess = evaluation.get("optimum", {}).get("ess")
+def _why_unknown(run: Run) -> str:
+    if not run.evaluation and "optimality" not in run.summary:
+        return "Nothing was measured on held-out prompts; scripts/evaluate.py measures the policy."
+    ess = run.evaluation.get("optimum", {}).get("ess")
     if ess is None:
         return "The best possible objective of this run is not known, so neither is its optimality."
     return (
@@ -242,6 +244,8 @@ def _best_of(found: dict[str, Figure]) -> str:
 
 
 def _run_facts(summary: dict[str, Any]) -> str:
+    if summary.get("tokens") is None:
+        return ""  # no training of this folder's, or one that goes on
     return facts(
         {
             "episodes": show(summary.get("episodes")),
@@ -285,6 +289,8 @@ def _figures(run: Run) -> str:
         for name, label in AGAINST_REFERENCE
         if run.evaluation.get(name)
     ]
+    if not rows:
+        return ""
     return section(
         "Before and after",
         paragraph(

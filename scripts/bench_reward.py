@@ -59,7 +59,7 @@ class Config:
     """Autocast both to bfloat16."""
     repeats: int = 3
     """Runs of each, in turn."""
-    output: Path = Path("bench-reward.json")
+    output: Path = Path("runs/bench_reward.json")
     """JSON file to write."""
     device: str = "auto"
     """Where to train: auto, cpu, cuda."""
@@ -78,6 +78,7 @@ def main(config: Config) -> None:
         for shape, comparisons in workloads(config, backbone).items():
             rows.append(timed(config, shape, comparisons, folder))
             print(rows[-1])
+    config.output.parent.mkdir(parents=True, exist_ok=True)
     write_json(config.output, rows)
     table = Table("shape", "pairs/s, ours", "pairs/s, TRL", "ratio")
     for row in rows:

@@ -2,15 +2,24 @@
 
 On held-out prompts, beside its reference: score, gold, exact KL, the objective J, optimality,
 perplexity under the reference, distinct n-grams, length, ends and win rates, each with a standard
-error; samples side by side. Writes evaluation.json and samples.jsonl into the run folder.
+error; samples side by side. Writes evaluation.json, samples.jsonl and config.json, which says what
+was evaluated, into the run folder; a folder of another evaluation is refused.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common import device, make_env, parse_values, progress_bar, run
+from common import (
+    begin_run,
+    check_same_run,
+    device,
+    make_env,
+    parse_values,
+    progress_bar,
+    run,
+)
 from rich.console import Console
 from rich.table import Table
 
@@ -53,11 +62,13 @@ def main(config: Config) -> dict[str, Any]:
         raise InputError(
             "--prompts must be at least 2, --episodes no fewer, --reference-samples at least 1"
         )
+    plain = asdict(config)
+    check_same_run(config.run_dir, plain, resume=True)
     keywords = {"split": "held_out", **parse_values(config.env_kwargs)}
     env = make_env(config.env, 1, {"device": device(config.device), **keywords})
     reference = env.objective.reference
     policy = CausalLM.load(config.policy, device=reference.device)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
+    begin_run(config.run_dir, plain)
     figures = measure(
         env,
         policy,

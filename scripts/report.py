@@ -1,9 +1,9 @@
-"""`python scripts/report.py --run-dir DIR` writes the report of a finished run into its folder.
+"""`python scripts/report.py --run-dir DIR` writes the report of a run into its folder.
 
 Writes report.html (one file, readable without a network) and curves.png (the learning curves).
-Reads summary.json, and evaluation.json, metrics.csv, reward_model.json, samples.jsonl,
-training_samples.jsonl and config.json where they are there: a file that is not leaves its section
-out.
+The folder is one of rlhf.py, train_policy.py or evaluate.py. Reads summary.json, evaluation.json,
+metrics.csv, policy.json, reward_model.json, samples.jsonl, training_samples.jsonl and config.json
+where they are there: a file that is not leaves its section out.
 """
 
 import csv
@@ -38,6 +38,9 @@ Pixels = npt.NDArray[np.uint8]
 Draw = Callable[[Axes], None]
 
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c4601a", "#2c7a4b", "#6b7280"
+
+RESULTS = ("summary.json", "evaluation.json", "metrics.csv")
+"""Files that a report can be made of, each by itself."""
 
 DPI = 160
 
@@ -95,13 +98,13 @@ def write_report(run_dir: Path) -> Path:
     """Write report.html, and curves.png where there are metrics, into a run folder.
 
     Args:
-        run_dir: Folder of a finished run.
+        run_dir: Folder of a run.
 
     Returns:
         The file report.html.
 
     Raises:
-        InputError: summary.json is missing, or one of the files cannot be read.
+        InputError: There is nothing to report, or one of the files cannot be read.
     """
     run = read_run(run_dir)
     curves = [(title, _pixels(draw)) for title, draw in _curves(run)]
@@ -145,16 +148,25 @@ def read_run(run_dir: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        InputError: summary.json is missing, or one of the files cannot be read.
+        InputError: There is nothing to report, or one of the files cannot be read.
     """
-    summary_file = run_dir / "summary.json"
-    if not summary_file.exists():
-        raise InputError(f"{summary_file} is not there; --run-dir is the folder of a finished run")
+    if not any((run_dir / name).exists() for name in RESULTS):
+        raise InputError(
+            f"{run_dir} has none of {', '.join(RESULTS)}; --run-dir is the folder of a run"
+        )
+    config = _read_json(run_dir / "config.json")
     return Run(
-        summary=_read_json(summary_file),
+        # What rlhf.py sums up other scripts leave in other files.
+        summary={
+            "env_id": config.get("env"),
+            "algorithm": config.get("algorithm"),
+            "seed": config.get("seed"),
+            **_read_json(run_dir / "policy.json"),
+            **_read_json(run_dir / "summary.json"),
+        },
         evaluation=_read_json(run_dir / "evaluation.json"),
         reward_model=_read_json(run_dir / "reward_model.json"),
-        config=_read_json(run_dir / "config.json"),
+        config=config,
         samples=_read_rows(run_dir / "samples.jsonl"),
         metrics=_read_metrics(run_dir / "metrics.csv"),
         rounds=_read_rounds(run_dir / "rounds"),

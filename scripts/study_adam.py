@@ -4,17 +4,19 @@ PyTorch corrects ε for the bias of the second moment, TensorFlow 1 does not, so
 updates are smaller (Huang et al. 2023, The N Implementation Details of RLHF with PPO). For each
 seed one rollout of the flagship is learned from twice, by both, from the same weights in the same
 order; after the epochs the policy is held against the one that sampled: approximate KL (k3, nats a
-token), share of ratios outside of the clip, smallest and largest ratio. Writes adam.json.
+token), share of ratios outside of the clip, smallest and largest ratio. Writes results.csv (a row a
+seed; done rows are skipped when it is run again) and adam.json.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _study import interval
-from common import begin_run, device, make_env, parse_values, progress_bar, run
+from _study import Row, interval, read_rows, run_jobs
+from common import begin_run, check_same_run, device, make_env, parse_values, quiet, run
 from stable_baselines3.common.utils import set_random_seed
 
 from agents import ppo_ziegler2019
@@ -24,6 +26,8 @@ from rlhf_gym.kl import k3
 from rlhf_gym.tokens import Sequences
 
 ADAMS = ("torch", "tf1")
+FIGURES = ("approx_kl", "clip_fraction", "ratio_min", "ratio_max")
+COLUMNS = ("seed", *(f"{adam}_{name}" for adam in ADAMS for name in FIGURES))
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Config:
     """Optimiser steps a pass."""
     seeds: tuple[int, ...] = tuple(range(10))
     """Seeds."""
+    workers: int = 1
+    """Processes; they share the cores out."""
     run_dir: Path = Path("runs/study_adam")
     """Folder to write to."""
     device: str = "auto"
@@ -54,24 +60,38 @@ class Config:
 
 def main(config: Config) -> None:
     """Both forms with each seed; means, intervals over seeds and the ratio of the two."""
-    begin_run(config.run_dir, dataclasses.asdict(config))
-    found: dict[str, list[dict[str, float]]] = {adam: [] for adam in ADAMS}
-    with progress_bar("updates", len(ADAMS) * len(config.seeds)) as advance:
-        for seed in config.seeds:
-            for adam in ADAMS:
-                found[adam].append(updated(config, adam, seed))
-                advance(1)
+    plain = dataclasses.asdict(config)
+    # More seeds may be added to a study later.
+    fixed = {k: v for k, v in plain.items() if k not in ("seeds", "workers")}
+    check_same_run(config.run_dir, fixed, resume=True)
+    begin_run(config.run_dir, fixed)
+    file = config.run_dir / "results.csv"
+    done = {int(row["seed"]) for row in read_rows(file)}
+    left = [seed for seed in config.seeds if seed not in done]
+    run_jobs(left, partial(both, config), file, COLUMNS, config.workers)
+    rows = [row for row in read_rows(file) if int(row["seed"]) in config.seeds]
     table: dict[str, Any] = {}
-    for name in found["torch"][0]:
-        torch_form, tf1_form = (np.array([row[name] for row in found[adam]]) for adam in ADAMS)
+    for name in FIGURES:
+        torch_form, tf1_form = (
+            np.array([float(row[f"{adam}_{name}"]) for row in rows]) for adam in ADAMS
+        )
         table[name] = {
             "torch": [float(torch_form.mean()), interval(torch_form)],
             "tf1": [float(tf1_form.mean()), interval(tf1_form)],
             "difference": [float((torch_form - tf1_form).mean()), interval(torch_form - tf1_form)],
         }
         print(name, {k: [f"{x:.3g}" for x in v] for k, v in table[name].items()})
-    options = {k: v for k, v in dataclasses.asdict(config).items() if k != "run_dir"}
+    options = {k: v for k, v in plain.items() if k not in ("run_dir", "workers")}
     write_json(config.run_dir / "adam.json", {"config": options, "mean_and_interval": table})
+
+
+def both(config: Config, seed: int) -> Row:
+    """One update with each form from the same rollout."""
+    quiet()
+    row: Row = {"seed": seed}
+    for adam in ADAMS:
+        row |= {f"{adam}_{name}": x for name, x in updated(config, adam, seed).items()}
+    return row
 
 
 def updated(config: Config, adam: Any, seed: int) -> dict[str, float]:

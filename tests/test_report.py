@@ -459,7 +459,38 @@ def test_the_curve_of_optimality_knows_its_ends(report, run_dir):
     assert "Optimality" in [title for title, _ in report._curves(report.read_run(run_dir))]
 
 
-def test_no_summary_is_an_input_error(tmp_path):
+def test_a_training_alone_has_a_report(report, run_dir, undrawn):
+    for name in ("summary.json", "evaluation.json", "samples.jsonl", "reward_model.json"):
+        (run_dir / name).unlink()
+    config = {"env": "rlhf_gym/Mine-v0", "algorithm": "rloo", "seed": 7}
+    (run_dir / "config.json").write_text(json.dumps(config))
+    text = Page(report.write_report(run_dir)).text
+    assert "unknown" in text
+    assert "scripts/evaluate.py" in text
+    assert "Before and after" not in text
+    assert "tokens/s" not in text, "it has not ended"
+    (run_dir / "policy.json").write_text('{"tokens": 2051, "seconds": 61.0, "episodes": 640}')
+    text = Page(report.write_report(run_dir)).text
+    assert "rlhf_gym/Mine-v0 · rloo · seed 7" in text
+    assert "Learning curves" in text
+    assert "Token by token" in text
+    assert "2,051" in text
+    assert "1 min 01 s" in text
+
+
+def test_an_evaluation_alone_has_a_report(report, run_dir, tmp_path, undrawn):
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    for name in ("evaluation.json", "samples.jsonl"):
+        (folder / name).write_bytes((run_dir / name).read_bytes())
+    page = Page(report.write_report(folder))
+    assert len(page.images) == 1, "the bar"
+    assert "95 % interval 0.786 to 0.866" in page.text
+    assert "2.314 ± 0.041" in page.text
+    assert "tokens/s" not in page.text
+
+
+def test_a_folder_of_no_run_is_an_input_error(tmp_path):
     done = subprocess.run(
         [sys.executable, SCRIPT, "--run-dir", tmp_path],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -468,7 +499,7 @@ def test_no_summary_is_an_input_error(tmp_path):
         timeout=600,
     )
     assert done.returncode == 2
-    assert "summary.json is not there" in done.stderr
+    assert "has none of summary.json, evaluation.json, metrics.csv" in done.stderr
     assert not list(tmp_path.iterdir())
 
 

@@ -140,15 +140,74 @@ def test_train_policy_resumes_refuses_and_evaluates(tiny, tmp_path):
     ]
     run("train_policy.py", *common, "--total-tokens", 100)
     assert "nothing to do" in run("train_policy.py", *common, "--total-tokens", 100)
-    figures = run(
+    assert "total_tokens = 100, not 50" in run(
+        "train_policy.py", *common, "--total-tokens", 50, code=2
+    )
+    folder = tmp_path / "evaluation"
+    evaluation = [
         "evaluate.py",
         *("--policy", tmp_path / "run" / "policy", "--env", "rlhf_gym/Text-v0"),
         *("--env-kwargs", *tiny, "reward_model", "rlhf_gym.human:compound"),
         *("--episodes", 64, "--prompts", 8, "--reference-samples", 8),
-        *("--run-dir", tmp_path / "evaluation"),
-    )
-    assert "objective" in figures
-    assert (tmp_path / "evaluation" / "samples.jsonl").exists()
+        *("--run-dir", folder),
+    ]
+    assert "objective" in run(*evaluation)
+    assert (folder / "samples.jsonl").exists()
+    what = json.loads((folder / "config.json").read_text())
+    assert what["policy"] == str(tmp_path / "run" / "policy")
+    assert (what["env"], what["seed"]) == ("rlhf_gym/Text-v0", 0)
+    assert what["env_kwargs"]["reward_model"] == "rlhf_gym.human:compound"
+    # A folder holds one evaluation.
+    before = (folder / "evaluation.json").read_bytes()
+    assert "seed = 0, not 1" in run(*evaluation, "--seed", 1, code=2)
+    assert (folder / "evaluation.json").read_bytes() == before
+
+
+def test_resuming_without_a_checkpoint_is_said(tmp_path):
+    command = [
+        *("train_policy.py", "--env", "rlhf_gym/Exact-v0", "--algorithm", "sb3_ppo"),
+        *("--num-envs", 8, "--n-steps", 4, "--total-tokens", 32, "--device", "cpu"),
+        *("--run-dir", tmp_path / "run", "--resume"),
+    ]
+    said = f"no checkpoint in {tmp_path / 'run'}: training begins anew"
+    assert said in run(*command)
+    assert said not in run(*command), "it is done"
+
+
+@pytest.fixture
+def policy_script(monkeypatch):
+    """train_policy.py in this process, where importing costs nothing: its exit status."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import train_policy
+
+    def status(*arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["train_policy.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as raised:
+            train_policy.parse_and_run(train_policy.main, train_policy.Config, None)
+        return raised.value.code
+
+    return status
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--total-tokens", 0), "total_tokens must be at least 1, not 0"),
+        (("--algorithm", "sb3_ppo", "--n-steps", 0), "n_steps must be at least 1, not 0"),
+        (("--algorithm", "sb3_ppo", "--batch-size", 0), "batch_size must be at least 1, not 0"),
+        (("--env-kwargs", "kl_coef", "abc"), "kl_coef: 'abc' is not a number"),
+        (("--env-kwargs", "max_new_tokens", 4.5), "max_new_tokens: 4.5 is not a whole number"),
+        (("--env-kwargs", "rows_per_prompt", "abc"), "rows_per_prompt: 'abc' is not a whole"),
+        (("--env-kwargs", "dense", "no"), "dense: 'no' is not True or False"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_bad_input(
+    policy_script, tmp_path, capsys, arguments, message
+):
+    more = ("--run-dir", tmp_path / "run", "--device", "cpu", "--num-envs", 8)
+    assert policy_script("--env", "rlhf_gym/Exact-v0", *more, *arguments) == 2
+    assert f"error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("algorithm", ["sb3_ppo", "sb3_a2c"])

@@ -108,7 +108,7 @@ def test_the_race_of_reward_trainers_is_counted_right(save_lm, tmp_path):
     other = tmp_path / "python"
     other.write_text('#!/bin/sh\necho \'{"seconds": 2.0, "steps": 2, "versions": {"trl": "0"}}\'\n')
     other.chmod(0o755)
-    file = tmp_path / "race.json"
+    file = tmp_path / "runs" / "race.json"  # in a folder that is not there yet
     run(
         "bench_reward.py",
         *("--trl-python", other, "--tokenizer", save_lm("llama"), "--shapes", "even"),
@@ -142,17 +142,23 @@ def test_the_study_of_ppo_goes_on_where_it_stopped(tmp_path):
     run(*command, "--variants", "no such thing", code=2)
 
 
-def test_the_study_of_adam_measures_both_forms(tmp_path):
+def test_the_study_of_adam_measures_both_forms_and_goes_on(tmp_path):
     folder = tmp_path / "adam"
-    run(
-        *("study_adam.py", "--env", "rlhf_gym/Exact-v0", "--num-envs", 16, "--seeds", 0, 1),
+    command = [
+        *("study_adam.py", "--env", "rlhf_gym/Exact-v0", "--num-envs", 16),
         *("--n-epochs", 1, "--n-minibatches", 1, "--learning-rate", 1e-3),
         *("--run-dir", folder, "--device", "cpu"),
-    )
+    ]
+    run(*command, "--seeds", 0)
+    first = (folder / "results.csv").read_text()
+    run(*command, "--seeds", 0, 1)
+    assert (folder / "results.csv").read_text().startswith(first), "nothing was done again"
+    assert len((folder / "results.csv").read_text().splitlines()) == 3
     found = json.loads((folder / "adam.json").read_text())["mean_and_interval"]
     # The same weights and rollout: of one step, the form with the larger ε is the smaller.
     assert 0 < found["approx_kl"]["tf1"][0] < found["approx_kl"]["torch"][0]
     assert found["ratio_max"]["torch"][0] > 1 > found["ratio_min"]["torch"][0]
+    assert "adam_eps = 1e-05, not 1e-08" in run(*command, "--adam-eps", 1e-8, code=2)
 
 
 def test_memory_is_measured_and_its_bound_kept(tmp_path):
@@ -248,7 +254,7 @@ def test_a_comparison_tunes_compares_and_goes_on(tmp_path):
     (folder / "terms.json").write_text(json.dumps(terms))
     before = (folder / "results.csv").read_text()
     said = run(*command, "--seeds", 4, "--options", "rloo.n_waves", 1, code=2)
-    assert "critic_lambda = (no such option), not None, gae_lambda = 0.5, not 0.8" in said
+    assert "ppo.critic_lambda = (no such option), not None, ppo.gae_lambda = 0.5, not 0.8" in said
     assert (folder / "results.csv").read_text() == before
     # A folder from before there was --tuned.
     terms = {name: terms[name] for name in ("tokens", "options")}
@@ -256,7 +262,7 @@ def test_a_comparison_tunes_compares_and_goes_on(tmp_path):
     (folder / "terms.json").write_text(json.dumps(terms))
     other = ("--options", "rloo.n_waves", 1, "--tuned", "rloo", "max_grad_norm")
     said = run(*command, "--seeds", 4, *other, code=2)
-    assert "compares rloo with tuned learning_rate, not max_grad_norm" in said
+    assert "tuned rloo = learning_rate, not max_grad_norm" in said
     assert (folder / "results.csv").read_text() == before
 
 
@@ -284,6 +290,7 @@ def test_a_comparison_says_what_is_wrong_before_hours_are_spent(tmp_path):
     command = ["compare.py", "--algorithms", "ppo", "--run-dir", tmp_path, "--device", "cpu"]
     assert "ppo has no option 'gamme'" in run(*command, "--options", "ppo.gamme", 1, code=2)
     assert "say ALGORITHM.NAME" in run(*command, "--options", "gamma", 1, code=2)
+    assert "must be at least 1" in run(*command, "--total-tokens", 0, code=2)
     assert "one for each" in run(*command, "--total-tokens", 1, 2, code=2)
     assert "say one of ['ppo']" in run(*command, "--rates", 1, "--tuned", "rloo", "gamma", code=2)
     wrong = ("--rates", 1, "--tuned", "ppo", "critic")
