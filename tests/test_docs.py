@@ -1,18 +1,23 @@
 """Code in the docs runs, and does what the page says."""
 
+import importlib
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import pytest
-from test_scripts import run
+from test_scripts import SCRIPTS, run
 
 import rlhf_gym  # noqa: F401 (registers the ids)
+from agents.algorithm import load_algorithm
 from rlhf_gym.enumeration import Enumeration
 from rlhf_gym.lm import CausalLM
+from rlhf_gym.tasks.published import SETTINGS
 
 DOCS = Path(__file__).parents[1] / "docs"
+PAGES = (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md")))
 
 
 def blocks(page: str) -> list[str]:
@@ -30,6 +35,44 @@ def test_the_reinforce_loop_learns_exact_v0():
     policy = CausalLM.wrap(names["policy"], env.objective.reference.tokenizer)
     reached = task.optimality(task.value(task.log_probs(policy)).objective)
     assert 0.85 < reached <= 1, reached
+
+
+COMMAND = re.compile(r"python scripts/(\w+)\.py ([^\n#]*)")
+
+
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Each script that a page's shell blocks run, and what follows it."""
+    shell = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [
+        (script, rest.split())
+        for block in shell
+        for script, rest in COMMAND.findall(block.replace("\\\n", " "))
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_docs_take_options_that_there_are(page, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    for script, words in commands(page):
+        known = {f.name for f in fields(importlib.import_module(script).Config)}
+        if script in ("train_policy", "rlhf"):
+            name = words[words.index("--algorithm") + 1] if "--algorithm" in words else "ppo"
+            if "." in name:
+                continue  # a module of the reader's own
+            known |= {f.name for f in fields(load_algorithm(name).Config)}
+        asked = {w.removeprefix("--").replace("-", "_") for w in words if w.startswith("--")}
+        assert asked <= known, script
+
+
+@pytest.mark.parametrize("name", [n for n, setting in SETTINGS.items() if setting.reward_model])
+def test_a_page_trains_the_reward_model_as_the_error_says(name):
+    page = DOCS / "envs" / f"{name.lower()}.md"
+    ((_, words),) = [c for c in commands(page) if c[0] == "train_reward_model"]
+    labels = re.search("LABELS=(.*)", page.read_text(encoding="utf-8"))
+    said = [labels[1] if labels and word == "$LABELS" else word for word in words]
+    pairs = set(zip(said[::2], said[1::2], strict=True))
+    hint = SETTINGS[name].reward_model.split()
+    assert pairs == {*zip(hint[::2], hint[1::2], strict=True), ("--run-dir", "runs/rm")}
 
 
 HEADINGS = (

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError, UnreachableError
+from rlhf_gym.hints import check_hints
 from rlhf_gym.prompts import HUB
 from rlhf_gym.tasks.text import text_env, text_vector_env
 
@@ -32,6 +33,12 @@ RESOURCES = ("reference", "tokenizer", "reward_model", "prompts")
 GPT2 = {
     "reference": "openai-community/gpt2",
     "reference_revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+}
+
+
+HH = {
+    "prompts": "Anthropic/hh-rlhf",
+    "prompts_revision": "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
 }
 
 
@@ -69,7 +76,7 @@ def _ziegler(name: str) -> Setting:
             "shaping": [["missing_token", {"token": ".", "score": -1.0}]],
         },
         reward_model=f"--data {labels} --tokenizer {GPT2['reference']} "
-        f"--backbone {GPT2['reference']}",
+        f"--backbone {GPT2['reference']} --learning-rate 5e-5",
     )
 
 
@@ -114,16 +121,16 @@ SETTINGS: dict[str, Setting] = {
         keywords={
             "reference": "Dahoas/pythia-125M-static-sft",
             "tokenizer": "EleutherAI/gpt-neox-20b",
-            "prompts": "Anthropic/hh-rlhf",
-            "prompts_revision": "09be8c5bbc57cb3887f3a9732ad6aa7ec602a1fa",
+            **HH,
             "prompt_format": "hh",
             "max_prompt_tokens": 384,
             "max_new_tokens": 128,
             "kl_coef": 0.05,
             "cuts": [["stop_strings", {"strings": TURNS, "included": False}]],
         },
-        reward_model="--data Anthropic/hh-rlhf --backbone Dahoas/pythia-125M-static-sft "
-        "--backbone-tokenizer EleutherAI/gpt-neox-20b",
+        reward_model=f"--data {HH['prompts']} --data-revision {HH['prompts_revision']} "
+        "--on-bad-row skip --backbone Dahoas/pythia-125M-static-sft "
+        "--backbone-tokenizer EleutherAI/gpt-neox-20b --learning-rate 5e-5",
     ),
     "Sentiment-v0": _ziegler("sentiment"),
     "Descriptiveness-v0": _ziegler("descriptiveness"),
@@ -178,6 +185,7 @@ def published_keywords(setting: str, local_dir: str | None, keywords: Keywords) 
             "and then reward_model='runs/rm/reward_model'"
         )
     if local_dir is not None:
+        check_hints(published_keywords, {"local_dir": local_dir})
         folder = Path(local_dir)
         if not folder.is_dir():
             raise InputError(f"local_dir {local_dir!r} is no folder")
