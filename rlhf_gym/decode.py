@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -20,7 +21,7 @@ from rlhf_gym.attention import for_a_step
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.models import cache_name
 from rlhf_gym.passes import tokens_per_pass
-from rlhf_gym.tokens import PAD, Sequences, model_ids, row_lengths
+from rlhf_gym.tokens import PAD, Sequences, holders, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -303,8 +304,17 @@ class DecodeCache:
 
 
 def last_hidden(lm: CausalLM, tokens: Tensor) -> Tensor:
-    """Hidden state at each row's last real token by a full forward: (N, L) -> (N, d)."""
+    """Hidden state at each row's last real token by a full forward: (N, L) -> (N, d).
+
+    What another row begins with is computed there: an agent that learns token by token asks for
+    many states of one response.
+    """
     lengths = row_lengths(tokens)
+    kept, place = np.unique(holders(tokens.cpu().numpy()), return_inverse=True)
+    held, at = (torch.from_numpy(x).to(tokens.device) for x in (kept, place))
+    first = lengths[held].scatter_reduce(0, at, lengths, "amin")
+    asked = lengths[held] - first + 1
     # One more column, so that the state after the last token is the state of a chosen one.
-    grown = torch.nn.functional.pad(tokens, (0, 1), value=PAD)
-    return lm.states(Sequences(grown, lengths, torch.ones_like(lengths)))
+    grown = torch.nn.functional.pad(tokens[held], (0, 1), value=PAD)
+    states = lm.states(Sequences(grown, first, asked))
+    return states[(torch.cumsum(asked, 0) - asked)[at] + lengths - first[at]]

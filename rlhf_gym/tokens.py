@@ -101,6 +101,21 @@ def join(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArr
     return np.take_along_axis(both, order, axis=1)
 
 
+def holders(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """A row that begins with each row and is no other's beginning: (N, L) -> (N,).
+
+    Rows of one response, a token more each, all have the last of them as holder.
+    """
+    order = np.lexsort(tokens.T[::-1])  # a beginning comes right before what begins with it
+    rows = tokens[order]
+    begins = ((rows[:-1] == rows[1:]) | (rows[:-1] == PAD)).all(1)
+    last = np.where(np.append(begins, False), len(rows), np.arange(len(rows)))
+    last = np.minimum.accumulate(last[::-1])[::-1]
+    found = np.empty_like(order)
+    found[order] = order[last]
+    return found
+
+
 def continuations(prompts: Tensor, responses: Tensor) -> Sequences:
     """Prompts (N, P) and the responses (N, T) chosen after them, both right-padded."""
     tokens = torch.from_numpy(join(prompts.cpu().numpy(), responses.cpu().numpy()))

@@ -32,7 +32,7 @@ from rlhf_gym.decode import (
 )
 from rlhf_gym.lm import CausalLM, continuation_log_probs
 from rlhf_gym.sampling import draw, sample_responses, sample_with_log_probs
-from rlhf_gym.tokens import PAD, continuations, pad_rows, row_lengths, unflatten
+from rlhf_gym.tokens import PAD, Sequences, continuations, pad_rows, row_lengths, unflatten
 
 WIDTH = 16
 
@@ -418,6 +418,29 @@ def test_last_hidden_of_rows_alone(load_lm):
         got = last_hidden(lm, tokens)
     expected = torch.stack([hidden_alone(lm, row.tolist()) for row in tokens])
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", [*SERVED, *UNSERVED])
+def test_states_of_one_response_are_computed_in_one_row(load_lm, family):
+    lm = load_lm(family)
+    rows = [[2, 5], [2, 5, 6], [2, 5, 6, 7, 8], [2, 9], [2, 5, 6], [2, 9, 4], [2, 5, 7]]
+    tokens = torch.from_numpy(pad_rows(rows))
+    with count_forwards(lm) as shapes:
+        found = last_hidden(lm, tokens)
+    assert shapes == [(3, 5)]
+    for row, hidden in zip(rows, found, strict=True):
+        torch.testing.assert_close(hidden, hidden_alone(lm, row), atol=1e-5, rtol=1e-5)
+    weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
+    embedding = lm.model.get_input_embeddings().weight.requires_grad_(True)
+    (ours,) = torch.autograd.grad((last_hidden(lm, tokens) * weights).sum(), embedding)
+    alone = torch.stack([lm.states(as_one(row))[0] for row in rows])
+    (theirs,) = torch.autograd.grad((alone * weights).sum(), embedding)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def as_one(row: list[int]) -> Sequences:
+    """A row whose last hidden state is asked for."""
+    return Sequences(torch.tensor([[*row, PAD]]), torch.tensor([len(row)]), torch.tensor([1]))
 
 
 @pytest.mark.parametrize("kind", ["default", "dynamic"])

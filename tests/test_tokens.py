@@ -9,6 +9,7 @@ from rlhf_gym.tokens import (
     Sequences,
     append,
     continuations,
+    holders,
     join,
     model_ids,
     pad_rows,
@@ -115,3 +116,23 @@ def test_model_ids_are_embeddable_and_fresh():
     tokens = torch.tensor([[4, 0, PAD]])
     assert model_ids(tokens).tolist() == [[4, 0, 0]]
     assert tokens.tolist() == [[4, 0, PAD]]
+
+
+def test_holders_begin_with_their_rows_and_are_no_others_beginning():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        width = int(rng.integers(1, 6))
+        rows = pad_rows(
+            [rng.integers(0, 2, size=int(rng.integers(1, width + 1))) for _ in range(12)], width
+        )
+        lengths = row_lengths(rows)
+
+        def begins(i: int, j: int, rows=rows, lengths=lengths) -> bool:
+            return bool((rows[i, : lengths[i]] == rows[j, : lengths[i]]).all())
+
+        held = holders(rows)
+        for i, j in enumerate(held):
+            assert begins(i, j)
+            assert all(lengths[k] <= lengths[j] for k in range(12) if begins(j, k))
+        # Equal rows have one holder.
+        assert len({rows[j].tobytes() for j in held}) == len(set(held.tolist()))
