@@ -162,7 +162,7 @@ def stock_learner(
     buffer: type[SequenceRolloutBuffer] = SequenceRolloutBuffer,
     buffer_options: dict[str, Any] | None = None,
 ) -> SB3Learner:
-    """An algorithm of Stable-Baselines3, unedited, on whole sequences; its rate annealed to 0.
+    """An algorithm of Stable-Baselines3 on whole sequences; its rate annealed to 0.
 
     Args:
         algorithm: The class.
