@@ -1,8 +1,7 @@
 """RLlib's PPO through its public interface. ``--algorithm rllib_ppo``.
 
-Needs ``pip install 'rlhf-gym[rllib]'``. RLlib steps single environments side by side in this
-process, one token a step; they share the given environment's objective. The module that acts is
-bound as their actor, so the rewards are whole.
+Needs ``pip install 'rlhf-gym[rllib]'``. RLlib's runner steps the batched environment in this
+process, a token a step. The module that acts is bound as its actor, so the rewards are whole.
 """
 
 import itertools
@@ -10,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium.vector import VectorWrapper
 from torch import Tensor
 
 from agents import library_ppo
 from agents.training_run import TrainingRun
 from rlhf_gym.decode import DecodeCache, last_hidden
-from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
 
@@ -90,31 +89,46 @@ class Seen:
         self.finished: list[tuple[float, float]] = []
 
     def __deepcopy__(self, memo: Any) -> "Seen":
-        return self  # one for all rows, whoever copies their configuration
+        return self  # one for all, whoever copies a configuration
 
 
-class LiveEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """One row beside others, with the objective and prompts of an environment of this process."""
+class LiveEnv(VectorWrapper):
+    """The objective and prompts of an environment of this process, reset as RLlib's runner does.
+
+    Args:
+        config: Number of the environment, and a `Seen` for what comes of its rows.
+    """
 
     def __init__(self, config: dict[str, Any]) -> None:
         given = _live[config["number"]]
+        self.seen: Seen = config["seen"]
         super().__init__(
-            TokenEnv(
+            TokenVectorEnv(
                 given.objective,
                 given.prompts,
+                num_envs=given.num_envs,
                 max_new_tokens=given.max_new_tokens,
                 stop_at_eos=given.stop_at_eos,
+                autoreset_mode="NextStep",
             )
         )
-        self.seen: Seen = config["seen"]
+        self._ended = np.zeros(given.num_envs, dtype=np.bool_)
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """One token; it is counted, and what an episode came to is noted."""
-        observation, reward, ended, cut, info = self.env.step(int(action))
-        self.seen.tokens += 1
-        if ended:
-            self.seen.finished.append((info["score"], info["kl_sum"]))
-        return observation, reward, ended, cut, {}
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One token in every row; they are counted, and what episodes came to is noted."""
+        observations, rewards, ended, cut, infos = self.env.step(np.asarray(actions))
+        # A row that had ended began anew, whatever its action was.
+        self.seen.tokens += int((~self._ended).sum())
+        self.seen.finished += [
+            (infos["score"][i], infos["kl_sum"][i]) for i in np.flatnonzero(ended).tolist()
+        ]
+        self._ended = ended
+        return observations, rewards, ended, cut, {}
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        """All rows anew."""
+        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        return self.env.reset(**options)
 
 
 class RLlibLearner:
@@ -142,6 +156,7 @@ class RLlibLearner:
             .env_runners(
                 num_env_runners=0,
                 num_envs_per_env_runner=env.num_envs,
+                gym_env_vectorize_mode="vector_entry_point",
                 rollout_fragment_length=config.n_steps,
             )
             .learners(num_learners=0)
@@ -168,10 +183,11 @@ class RLlibLearner:
             del _live[number]
         runner = self.algorithm.env_runner
         self.module: TokenModule = runner.module
-        rows = runner.env.unwrapped.envs
-        self.seen = rows[0].get_wrapper_attr("seen")
-        for row in rows:
-            row.unwrapped.bind_actor(self.module)
+        live = runner.env
+        while not isinstance(live, LiveEnv):
+            live = live.env
+        self.seen = live.seen
+        runner.env.unwrapped.bind_actor(self.module)
 
     @property
     def policy(self) -> CausalLM:

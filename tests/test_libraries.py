@@ -75,3 +75,29 @@ def test_tianshou_is_paid_what_the_environment_pays_a_bound_actor():
     assert len(expected) > 16
     np.testing.assert_allclose(episodes, expected, atol=1e-5)
     assert max(abs(x["kl_sum"]) for x in learner.env.finished) > 1e-3
+
+
+def test_rllib_is_paid_what_the_environment_pays_a_bound_actor(monkeypatch):
+    pytest.importorskip("ray")
+    from agents import rllib_ppo
+
+    env = gymnasium.make_vec("rlhf_gym/Exact-v0", num_envs=16, device="cpu").unwrapped
+    assert isinstance(env, TokenVectorEnv)
+    step, paid, came, sums = rllib_ppo.LiveEnv.step, [], [], np.zeros(16)
+
+    def watched(self, actions):
+        out = step(self, actions)
+        sums[:] += out[1]
+        ended = np.flatnonzero(out[2])
+        paid.extend(sums[ended])
+        came.extend(self.seen.finished[len(self.seen.finished) - len(ended) :])
+        sums[ended] = 0.0
+        return out
+
+    monkeypatch.setattr(rllib_ppo.LiveEnv, "step", watched)
+    learner = rllib_ppo.make(rllib_ppo.Config(learning_rate=1e-2), env)
+    learner.learn(1000)
+    assert len(came) > 100
+    expected = [score - env.objective.kl_coef * kl for score, kl in came]
+    np.testing.assert_allclose(paid, expected, atol=1e-5)
+    assert max(abs(kl) for _, kl in came) > 0.5
