@@ -41,23 +41,18 @@ class Config(library_ppo.Config):
 
 
 class Actor(nn.Module):
-    """Next-token logits of a causal LM, as Tianshou asks for them and as the environment does.
+    """Next-token logits of a causal LM, as Tianshou asks for them and as the environment does."""
 
-    Args:
-        core: The language model.
-        rows: Of the environment; so many observations are those that are acted in.
-    """
-
-    def __init__(self, core: CausalLM, rows: int) -> None:
+    def __init__(self, core: CausalLM) -> None:
         super().__init__()
-        self.core, self.lm, self.rows = core, core.model, rows
+        self.core, self.lm = core, core.model
         self._cache = DecodeCache(core)
         self._last: tuple[npt.NDArray[np.int64], Tensor] | None = None
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:
         """Logits (N, V) of observations (N, L)."""
         tokens = torch.as_tensor(obs, device=self.core.device).long()
-        if torch.is_grad_enabled() or len(tokens) != self.rows:
+        if torch.is_grad_enabled():
             return self.core.logits(last_hidden(self.core, tokens)), state
         logits = self.core.logits(self._cache.last_hidden(tokens))
         self._last = tokens.cpu().numpy(), logits
@@ -152,7 +147,7 @@ class TianshouLearner:
             raise InputError("tianshou_ppo knows only masks that are the same in every state")
         self.config, self._given = config, env
         self.policy = reference.trainable()
-        self.actor = Actor(self.policy, env.num_envs)
+        self.actor = Actor(self.policy)
         own = TokenVectorEnv(
             env.objective,
             env.prompts,

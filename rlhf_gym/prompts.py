@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.errors import InputError, UnreachableError
@@ -193,7 +194,7 @@ def prompt_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """A prompt as one text; chat messages by the tokenizer's template.
 
     Raises:
-        InputError: Chat messages, but the tokenizer has no chat template.
+        InputError: Chat messages, but the tokenizer has no chat template, or one that refuses them.
     """
     if isinstance(prompt, str):
         return prompt
@@ -203,7 +204,12 @@ def prompt_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
             "has no chat template; give plain text, a tokenizer that has one, or in "
             "train_reward_model.py --chat-template plain"
         )
-    text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    try:
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    except TemplateError as error:
+        raise InputError(
+            f"the chat template of {tokenizer.name_or_path!r} refuses {str(prompt)[:80]}: {error}"
+        ) from error
     return str(text)
 
 

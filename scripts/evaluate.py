@@ -2,8 +2,9 @@
 
 On held-out prompts, beside its reference: score, gold, exact KL, the objective J, optimality,
 perplexity under the reference, distinct n-grams, length, ends and win rates, each with a standard
-error; samples side by side. Writes evaluation.json, samples.jsonl and config.json, which says what
-was evaluated, into the run folder; a folder of another evaluation is refused.
+error; samples side by side. Writes evaluation.json, samples.jsonl and evaluation_config.json, which
+says what was evaluated, into the run folder, which may be that of the training; one that holds
+another evaluation is refused.
 """
 
 import json
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from common import (
-    begin_run,
-    check_same_run,
     device,
+    listed,
     make_env,
+    other_options,
     parse_values,
     progress_bar,
     run,
@@ -30,6 +31,9 @@ from rlhf_gym.files import write_json, write_text
 from rlhf_gym.lm import CausalLM
 
 N_SAMPLES = 24
+
+OPTIONS = "evaluation_config.json"
+"""What evaluation.json is of."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,12 @@ def main(config: Config) -> dict[str, Any]:
         raise InputError(
             "--prompts must be at least 2, --episodes no fewer, --reference-samples at least 1"
         )
-    plain = asdict(config)
-    check_same_run(config.run_dir, plain, resume=True)
+    check_same_evaluation(config)
     keywords = {"split": "held_out", **parse_values(config.env_kwargs)}
     env = make_env(config.env, 1, {"device": device(config.device), **keywords})
     reference = env.objective.reference
     policy = CausalLM.load(config.policy, device=reference.device)
-    begin_run(config.run_dir, plain)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
     figures = measure(
         env,
         policy,
@@ -78,8 +81,22 @@ def main(config: Config) -> dict[str, Any]:
         n_reference=config.reference_samples,
         seed=config.seed,
     )
+    write_json(config.run_dir / OPTIONS, asdict(config))
     Console().print(table(figures))
     return figures
+
+
+def check_same_evaluation(config: Config) -> None:
+    """Raise an InputError if the folder holds the figures of another evaluation."""
+    figures, options = config.run_dir / "evaluation.json", config.run_dir / OPTIONS
+    if not figures.exists():
+        return
+    if not options.exists():
+        raise InputError(f"{figures} is another script's; give another --run-dir")
+    if other := other_options(options, asdict(config)):
+        raise InputError(
+            f"{figures} is of an evaluation with {listed(other)}; give another --run-dir"
+        )
 
 
 def measure(

@@ -154,7 +154,7 @@ def read_run(run_dir: Path) -> Run:
         raise InputError(
             f"{run_dir} has none of {', '.join(RESULTS)}; --run-dir is the folder of a run"
         )
-    config = _read_json(run_dir / "config.json")
+    config = _read_json(run_dir / "config.json") or _read_json(run_dir / "evaluation_config.json")
     return Run(
         # What rlhf.py sums up other scripts leave in other files.
         summary={

@@ -242,7 +242,10 @@ def hindsight(config: Config, stage: Round, new: list[Comparison]) -> dict[str, 
     encoded, _ = encode_comparisons(new, model, None)
     human = cast(TextReward, load_callable(config.human))
     texts = [text for c in new for text in c.candidates]
-    gold = np.asarray(human([str(c.prompt) for c in new for _ in c.candidates], texts), float)
+    # As the human read them when choosing; a chat is kept as its messages.
+    asked = [model.tokenizer.decode(list(c.ids[0]), skip_special_tokens=True) for c in new if c.ids]
+    said = [prompt for prompt, c in zip(asked, new, strict=True) for _ in c.candidates]
+    gold = np.asarray(human(said, texts), float)
     scores = model.scores(candidate_rows(encoded).to(model.device)).double().cpu().numpy()
     prompts = prompt_numbers([c for c in new for _ in c.candidates])
     return {

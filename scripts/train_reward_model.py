@@ -188,7 +188,7 @@ def load(config: Config) -> tuple[Any, ...]:
             else ([], Fit())
         )
         sides.append(encoded)
-        total = Fit(total.whole + fit.whole, total.cut + fit.cut, total.dropped + fit.dropped)
+        total += fit
     print(
         f"{len(sides[0])} comparisons to learn, {len(sides[1])} to stop by, {len(sides[2])} held "
         f"out; of all, {total} ({longest} tokens)"

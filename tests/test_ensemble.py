@@ -280,6 +280,10 @@ def test_a_reward_model_with_another_chat_template_reads_the_messages(
     scores_as_read(chat)
     named = [{"role": "user", "content": "e"}, {"role": "assistant", "content": "f"}]
     env.reset(options={"prompt": named})
+    state = json.loads(json.dumps(env.get_state()))
+    (key,) = [ids for ids, messages in env.prompts.chats.items() if messages == named]
+    del env.prompts.chats[key]  # as in another process
+    env.set_state(state)
     scores_as_read(named)
     (comparison, _) = collect_comparisons(
         env.objective.reference,

@@ -695,7 +695,29 @@ def test_rows_of_a_group_are_in_step_again_after_a_reset_of_all(make_vector_env)
         assert tokens[0].tolist() == tokens[1].tolist()
 
 
-def test_a_step_whose_reward_fails_can_be_taken_again(make_vector_env):
+def test_rows_that_end_together_by_chance_keep_their_place_in_the_group(make_vector_env):
+    env = make_vector_env(4, autoreset_mode="Disabled")
+    env.group_rows(2)
+    env.reset(seed=0)
+    eos = env.objective.reference.eos_ids[0]
+    seen: list[list[list[int]]] = [[], []]
+
+    def reset(*rows: int) -> None:
+        mask = np.isin(np.arange(4), rows)
+        tokens, _ = env.reset(options={"reset_mask": mask})
+        for row in rows:
+            seen[row].append(tokens[row].tolist())
+
+    env.step(np.array([eos, 4, 4, 4]))
+    reset(0)  # row 0 is one episode ahead
+    env.step(np.array([eos, eos, 4, 4]))
+    reset(0, 1)
+    env.step(np.array([4, eos, 4, 4]))
+    reset(1)
+    assert seen[0] == seen[1]
+
+
+def test_a_step_whose_reward_fails_can_be_taken_again(make_vector_env, actor):
     down = [True]
 
     def sometimes(prompts, responses):
@@ -706,9 +728,17 @@ def test_a_step_whose_reward_fails_can_be_taken_again(make_vector_env):
     def constant(prompts, responses):
         return [1.0] * len(prompts)
 
-    envs = [make_vector_env(2, reward=reward) for reward in (sometimes, constant)]
-    for env in envs:
+    def length(responses):
+        return torch.ones(int(responses.sequences.lengths.sum()))
+
+    envs = []
+    for reward in (sometimes, constant):
+        env = make_vector_env(2, reward=reward)
+        env.objective.token_rewards = (length,)
+        env.bind_actor(actor)
         env.reset(seed=0)
+        env.step(np.array([5, 6]))
+        envs.append(env)
     actions = np.array([5, envs[0].objective.reference.eos_ids[0]])
     with pytest.raises(TimeoutError):
         envs[0].step(actions)
@@ -716,4 +746,7 @@ def test_a_step_whose_reward_fails_can_be_taken_again(make_vector_env):
     ours, theirs = (env.step(actions) for env in envs)
     for a, b in zip(ours[:3], theirs[:3], strict=True):
         np.testing.assert_array_equal(a, b)
+    infos = [out[4]["final_info"] for out in (ours, theirs)]
+    for key in ("kl_sum", "score"):
+        assert infos[0][key][1] == infos[1][key][1] != 0
     assert envs[0].episodes == envs[1].episodes == 1

@@ -506,7 +506,20 @@ def test_a_causal_model_reads_no_ids_of_another_tokenizer(save_reward_model):
     for other in (((2, 4, 5), ((9, 9, 3), (8, 3))), ((2, 9, 9), ids[1]), ((2, 900), ids[1])):
         encoded, fit = encode_comparisons([replace(sampled, ids=other)], model, None)
         assert encoded[0].rows == [model.encode("a b", " c d"), model.encode("a b", " e")]
-        assert fit.whole == 1
+        assert (fit.whole, fit.anew) == (1, 1)
+        assert "1 read anew as text" in str(fit)
+    # A text may name its special tokens.
+    named = replace(sampled, prompt="<s> a b", candidates=("c d </s>", "e </s>"))
+    encoded, fit = encode_comparisons([named], model, None)
+    assert (encoded[0].candidates, fit.anew) == ([[6, 7, 3], [8, 3]], 0)
+
+
+def test_a_chat_that_the_template_refuses_is_said(save_reward_model):
+    model = RewardModel.load(save_reward_model())
+    model.tokenizer.chat_template = "{{ raise_exception('no system role') }}"
+    chat = Comparison([{"role": "system", "content": "a"}], (" c", " d"), best=0)
+    with pytest.raises(InputError, match=r"refuses .* no system role"):
+        encode_comparisons([chat], model, None)
 
 
 def spaced_tokenizer() -> PreTrainedTokenizerFast:

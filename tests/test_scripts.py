@@ -153,7 +153,7 @@ def test_train_policy_resumes_refuses_and_evaluates(tiny, tmp_path):
     ]
     assert "objective" in run(*evaluation)
     assert (folder / "samples.jsonl").exists()
-    what = json.loads((folder / "config.json").read_text())
+    what = json.loads((folder / "evaluation_config.json").read_text())
     assert what["policy"] == str(tmp_path / "run" / "policy")
     assert (what["env"], what["seed"]) == ("rlhf_gym/Text-v0", 0)
     assert what["env_kwargs"]["reward_model"] == "rlhf_gym.human:compound"
@@ -161,6 +161,12 @@ def test_train_policy_resumes_refuses_and_evaluates(tiny, tmp_path):
     before = (folder / "evaluation.json").read_bytes()
     assert "seed = 0, not 1" in run(*evaluation, "--seed", 1, code=2)
     assert (folder / "evaluation.json").read_bytes() == before
+    # That of the training may be the one; figures of another script are left alone.
+    run(*evaluation, "--run-dir", tmp_path / "run")
+    assert (tmp_path / "run" / "evaluation.json").exists()
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["total_tokens"] == 100
+    (tmp_path / "run" / "evaluation_config.json").unlink()
+    assert "another script's" in run(*evaluation, "--run-dir", tmp_path / "run", code=2)
 
 
 def test_resuming_without_a_checkpoint_is_said(tmp_path):

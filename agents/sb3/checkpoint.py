@@ -113,7 +113,6 @@ def _restore(model: ResponseAlgorithm, path: Path) -> None:
     if (path / EXTRA).exists():
         model.set_extra_state(load_file(path / EXTRA))
     model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
-    model._current_progress_remaining = state["progress_remaining"]
     if model.kl_controller is not None:
         model.kl_controller.kl_coef = float(state["kl_coef"])
     model._last_obs = _environment(model).set_state(state["environment"])
@@ -132,7 +131,6 @@ def _state(model: ResponseAlgorithm) -> dict[str, Any]:
     state = {
         "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
-        "progress_remaining": model._current_progress_remaining,
         "environment": _environment(model).get_state(),
         "kl_coef": None if model.kl_controller is None else model.kl_controller.kl_coef,
         "logged": {k: float(v) for k, v in model.logger.name_to_value.items()},

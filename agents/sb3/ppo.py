@@ -189,7 +189,7 @@ class PPO(ResponseAlgorithm):
         return self.baseline == "critic"
 
     def _finish_rollout(self, waves: list[dict[str, Any]]) -> None:
-        # What a policy has cost that could not have moved is nothing to steer by.
+        # While the policy waits its divergence does not follow from the weight.
         if self.kl_controller is not None and not self._waits(self._tokens_before):
             kl_sums = np.concatenate([wave["kl_sum"] for wave in waves])
             self.kl_controller.update(float(kl_sums.mean()), len(kl_sums))

@@ -91,7 +91,7 @@ def _ids_of(prompt: Prompt, prompts: PromptDataset, reference: CausalLM) -> tupl
             f"the prompt has {len(ids)} tokens; max_prompt_tokens is {prompts.max_tokens}"
         )
     if not isinstance(prompt, str):
-        prompts.chats[tuple(ids)] = prompt
+        prompts.chats.setdefault(tuple(ids), prompt)
     return tuple(ids)
 
 

@@ -131,9 +131,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
                 if seeds[i] is not None:
                     self._rngs[i] = np_random(seeds[i])[0]
                     self._groups[i // self.rows_per_prompt] = PromptGroup()
-        # Rows that begin together are in step again, however far each had come.
-        for group in np.flatnonzero(mask.reshape(-1, self.rows_per_prompt).all(1)).tolist():
-            self._groups[group] = PromptGroup()
+        if mask.all():  # rows that begin together are in step again, however far each had come
+            self._groups = [PromptGroup() for _ in self._groups]
         named = named_prompts(options, int(mask.sum()), self.prompts, self.objective.reference)
         if named is None:
             self._begin(mask)
@@ -152,14 +151,6 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         Returns:
             Observations (N, L), rewards, terminations, truncations (always False), infos.
         """
-        before = self._tokens, self._kl_sums.copy(), self._along_sums.copy()
-        try:
-            return self._step(actions)
-        except BaseException:
-            self._tokens, self._kl_sums, self._along_sums = before
-            raise
-
-    def _step(self, actions: Ints) -> tuple[Ints, Floats, Bools, Bools, dict[str, Any]]:
         actions = self._checked(actions)
         waiting = self._over.copy()
         begun = self._prompt_lengths > 0
@@ -169,6 +160,23 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             )
         going = ~waiting
         infos = EpisodeInfos(self.num_envs)
+        before = self._tokens, self._kl_sums.copy(), self._along_sums.copy()
+        try:
+            rewards, ended = self._take(actions, going, infos)
+        except BaseException:
+            self._tokens, self._kl_sums, self._along_sums = before
+            raise
+        self._over = ended.copy()
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
+            infos.finalise(ended, self._tokens)
+            self._begin(ended)
+        elif waiting.any():
+            self._begin(waiting)
+            self._over = ended.copy()
+        return self._tokens.copy(), rewards, ended, np.zeros_like(ended), infos.to_dict()
+
+    def _take(self, actions: Ints, going: Bools, infos: EpisodeInfos) -> tuple[Floats, Bools]:
+        """Append one token to the rows that go on: what all are paid, and which have ended."""
         rewards = self._penalties(actions, going, infos)
         tokens = self._tokens.copy()
         tokens[going] = append(tokens[going], actions[going])
@@ -178,14 +186,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             rewards[going] += self._along(going, ended)
         if ended.any():
             rewards[ended] += self._finish(ended, infos)
-        self._over = ended.copy()
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
-            infos.finalise(ended, self._tokens)
-            self._begin(ended)
-        elif waiting.any():
-            self._begin(waiting)
-            self._over = ended.copy()
-        return self._tokens.copy(), rewards, ended, np.zeros_like(ended), infos.to_dict()
+        return rewards, ended
 
     def play(
         self, actions: Ints, log_probs: npt.NDArray[np.floating[Any]] | None = None
@@ -257,6 +258,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             raise InputError("the environment's state is kept at prompts only; a row is midway")
         return {
             "prompts": [row[row != PAD].tolist() for row in self._tokens],
+            # One that a reset named is in no data set.
+            "chats": [self.prompts.chats.get(tuple(row[row != PAD])) for row in self._tokens],
             "rngs": [rng.bit_generator.state for rng in self._rngs],
             "groups": [group.get_state() for group in self._groups],
             "episodes": self.episodes,
@@ -273,7 +276,11 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             rng.bit_generator.state = held
         self._groups = [PromptGroup.from_state(held) for held in state["groups"]]
         self.episodes = state["episodes"]
-        self._place(every, [tuple(row) for row in state["prompts"]])
+        rows = [tuple(row) for row in state["prompts"]]
+        for row, chat in zip(rows, state.get("chats", []), strict=False):
+            if chat is not None:
+                self.prompts.chats.setdefault(row, chat)
+        self._place(every, rows)
         return self._tokens.copy()
 
     def _begin(self, mask: Bools) -> None:

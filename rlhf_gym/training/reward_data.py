@@ -57,14 +57,25 @@ class Fit:
         whole: Fitted as they are.
         cut: Lost turns at the front of their dialogue.
         dropped: Did not fit at all.
+        anew: Of all, how many had token ids of another tokenizer, so that their text was read.
     """
 
     whole: int = 0
     cut: int = 0
     dropped: int = 0
+    anew: int = 0
 
     def __str__(self) -> str:
-        return f"{self.whole} whole, {self.cut} cut by turns, {self.dropped} dropped as too long"
+        fitted = f"{self.whole} whole, {self.cut} cut by turns, {self.dropped} dropped as too long"
+        return f"{fitted}, {self.anew} read anew as text" if self.anew else fitted
+
+    def __add__(self, other: "Fit") -> "Fit":
+        return Fit(
+            self.whole + other.whole,
+            self.cut + other.cut,
+            self.dropped + other.dropped,
+            self.anew + other.anew,
+        )
 
 
 def encode_comparisons(
@@ -93,6 +104,9 @@ def encode_comparisons(
     vocab = embedded(model.model)
     for i, comparison in enumerate(comparisons, 1):
         one: Comparison | None = comparison
+        if comparison.ids is not None and not _speaks(comparison, model):
+            one = comparison = replace(comparison, ids=None)
+            fit.anew += 1
         while one is not None:
             prompt, candidates = _ids(one, model)
             if not max_tokens or len(prompt) + max(map(len, candidates)) <= max_tokens:
@@ -123,8 +137,6 @@ def encode_comparisons(
 
 def _ids(comparison: Comparison, model: RewardModel) -> tuple[list[int], list[list[int]]]:
     """Token ids as the model will read them when it is the reward."""
-    if comparison.ids is not None and not _speaks(comparison, model):
-        comparison = replace(comparison, ids=None)
     if model.causal:
         return comparison.encode(model.tokenizer)
     if comparison.ids is not None:
@@ -146,8 +158,11 @@ def _speaks(comparison: Comparison, model: RewardModel) -> bool:
     for ids, text in named:
         if max(ids, default=0) >= vocab:
             return False
-        said = model.tokenizer.decode(list(ids), skip_special_tokens=True)
-        if "".join(str(said).split()) != "".join(text.split()):
+        # A text may name its special tokens.
+        said = {
+            str(model.tokenizer.decode(list(ids), skip_special_tokens=s)) for s in (True, False)
+        }
+        if "".join(text.split()) not in {"".join(one.split()) for one in said}:
             return False
     return True
 
