@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 # Lowest first; modules on one line may import each other only as the order within it allows.
 FLOORS = [
     ["errors", "figures", "progress"],
-    ["devices", "files", "tokens", "choices", "process"],
+    ["devices", "files", "hints", "tokens", "choices", "process"],
     ["masks"],
     ["prompts", "kl", "human", "models", "lots", "lora", "precision", "attention", "passes"],
     ["lm", "preferences"],
