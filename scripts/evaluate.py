@@ -72,6 +72,8 @@ def main(config: Config) -> dict[str, Any]:
     reference = env.objective.reference
     policy = CausalLM.load(config.policy, device=reference.device)
     config.run_dir.mkdir(parents=True, exist_ok=True)
+    # First, so that figures are never there without what they are of.
+    write_json(config.run_dir / OPTIONS, asdict(config))
     figures = measure(
         env,
         policy,
@@ -81,7 +83,6 @@ def main(config: Config) -> dict[str, Any]:
         n_reference=config.reference_samples,
         seed=config.seed,
     )
-    write_json(config.run_dir / OPTIONS, asdict(config))
     Console().print(table(figures))
     return figures
 

@@ -2,8 +2,8 @@
 
 Writes report.html (one file, readable without a network) and curves.png (the learning curves).
 The folder is one of rlhf.py, train_policy.py or evaluate.py. Reads summary.json, evaluation.json,
-metrics.csv, policy.json, reward_model.json, samples.jsonl, training_samples.jsonl and config.json
-where they are there: a file that is not leaves its section out.
+metrics.csv, policy.json, reward_model.json, samples.jsonl, training_samples.jsonl, config.json and
+evaluation_config.json where they are there: a file that is not leaves its section out.
 """
 
 import csv

@@ -151,7 +151,7 @@ def _speaks(comparison: Comparison, model: RewardModel) -> bool:
     """
     assert comparison.ids is not None
     prompt, candidates = comparison.ids
-    named = [(ids, text) for ids, text in zip(candidates, comparison.candidates, strict=True)]
+    named = list(zip(candidates, comparison.candidates, strict=True))
     if isinstance(comparison.prompt, str):  # a chat's roles may be special tokens
         named.append((prompt, comparison.prompt))
     vocab = embedded(model.model)
