@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_gym.decode import SlotDecoder, last_hidden, supports_slots
+from rlhf_gym.decode import last_hidden, supports_slots, takes_graphs
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.precision import casts_kept
+from rlhf_gym.slots import SlotDecoder
 from rlhf_gym.tokens import PAD, row_lengths
 
 # Dropping finished rows copies the cache, so it waits until this share of them is done.
@@ -126,7 +127,7 @@ def _sample(
     guide = lm.guide if lm.guide is not None and lm.mask.follows_reference else lm
     # A guide decodes along, to say which tokens may be chosen.
     steppers = [_stepper(model, prompts, max_new_tokens) for model in dict.fromkeys((lm, guide))]
-    every = look_every(prompts.device)
+    every = look_every(prompts.device) if stop_at_eos else max_new_tokens
     for t in range(max_new_tokens):
         taken = torch.full_like(rows, t)
         logits = lm.logits(steppers[0].hidden, guide.next_limits(steppers[-1].hidden, taken))
@@ -143,18 +144,31 @@ def _sample(
             break
         if stop_at_eos:
             alive &= ~torch.isin(tokens, eos)
-        if stop_at_eos and (t + 1) % every == 0:
-            n_alive = int(alive.sum())
-            if n_alive == 0:
+        if (t + 1) % every == 0:
+            kept = _drop_ended(alive, steppers)
+            rows, tokens, alive = rows[kept], tokens[kept], alive[kept]
+            if not len(rows):
                 break
-            if n_alive <= (1 - DROP_SHARE) * len(alive):
-                kept = alive.nonzero()[:, 0]
-                for stepper in steppers:
-                    stepper.keep(kept)
-                rows, tokens, alive = rows[kept], tokens[kept], alive[kept]
         for stepper in steppers:
             stepper.advance(tokens)
+    for stepper in steppers:
+        stepper.release()
     return Sampled(out, log_probs, values)
+
+
+def _drop_ended(alive: Tensor, steppers: "list[_Slotted | _Full]") -> Tensor | slice:
+    """Drop rows that have ended, where there are enough of them; the rows to go on with."""
+    n_alive = int(alive.sum())
+    if not n_alive:
+        return slice(0)
+    room = max(stepper.room(n_alive) for stepper in steppers)
+    if room > (1 - DROP_SHARE) * len(alive):
+        return slice(None)
+    # Those that live first; graphs take some that have ended to fill up.
+    kept = (~alive).to(torch.uint8).argsort(stable=True)[:room]
+    for stepper in steppers:
+        stepper.keep(kept)
+    return kept
 
 
 def _stepper(lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> "_Slotted | _Full":
@@ -171,7 +185,9 @@ class _Slotted:
         distinct, places = torch.unique(prompts, dim=0, return_inverse=True)
         if len(distinct) == len(prompts):
             distinct, places = prompts, torch.arange(len(prompts), device=prompts.device)
-        self._decoder = SlotDecoder(lm, len(distinct), prompts.shape[1] + max_new_tokens)
+        fixed = takes_graphs(lm)
+        rows, width = len(prompts if fixed else distinct), prompts.shape[1] + max_new_tokens
+        self._decoder = SlotDecoder(lm, rows, width, fixed=fixed)
         self._positions = row_lengths(prompts)
         self._last = int(self._positions.max())
         every = torch.arange(len(distinct), device=prompts.device)
@@ -179,6 +195,12 @@ class _Slotted:
         if len(distinct) < len(prompts):
             self._decoder.keep(places)
             self.hidden = self.hidden[places]
+
+    def room(self, rows: int) -> int:
+        return self._decoder.room(rows)
+
+    def release(self) -> None:
+        self._decoder.release()
 
     def keep(self, rows: Tensor) -> None:
         self._decoder.keep(rows)
@@ -196,6 +218,12 @@ class _Full:
     def __init__(self, lm: CausalLM, prompts: Tensor) -> None:
         self._lm, self._tokens = lm, prompts
         self.hidden = last_hidden(lm, prompts)
+
+    def room(self, rows: int) -> int:
+        return rows
+
+    def release(self) -> None:
+        pass
 
     def keep(self, rows: Tensor) -> None:
         self._tokens = self._tokens[rows]

@@ -102,6 +102,9 @@ for _n in (16, 64, 128, 256, 512):
         SHAPES["A"], response=_n, make=partial(gpt2, positions=max(128, 16 + _n))
     )
     SHAPES[f"E-width-{_n}"] = replace(SHAPES["A"], make=partial(gpt2, width=_n))
+# What fills a GPU.
+for _n in (64, 256):
+    SHAPES[f"C-episodes-{_n}"] = replace(SHAPES["C"], episodes=_n)
 
 EOS = 1
 

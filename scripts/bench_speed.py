@@ -2,11 +2,11 @@
 
 Random weights of a given shape. The systems take turns, each in a process of its own that reads the
 same files: rlhf_gym (critic on the policy's trunk), rlhf_gym_bf16, rlhf_gym_separate (critic with a
-trunk of its own), generate (transformers, sampling alone), sb3_rows (stock Stable-Baselines3, a row
-a token), limit (bare PyTorch, the same mathematics), and, with --trl-python, trl_ppo and
-trl_ppo_bf16 (PPOTrainer of TRL 0.23.1). Prints response tokens per second of each stage, the
-ratios, and the peak memory over what the shape asks for, and writes them as JSON. Run it on a quiet
-machine.
+trunk of its own), generate and generate_bf16 (transformers, sampling alone), sb3_rows (stock
+Stable-Baselines3, a row a token), limit (bare PyTorch, the same mathematics), and, with
+--trl-python, trl_ppo and trl_ppo_bf16 (PPOTrainer of TRL 0.23.1). Prints response tokens per second
+of each stage, the ratios, and the peak memory over what the shape asks for, and writes them as
+JSON. Run it on a quiet machine.
 """
 
 import platform
@@ -30,6 +30,7 @@ from rlhf_gym.files import write_json
 FILES = {
     **{name: "_speed_rlhf_gym.py" for name in OURS},
     "generate": "_speed_generate.py",
+    "generate_bf16": "_speed_generate.py",
     "sb3_rows": "_speed_sb3_rows.py",
     "limit": "_speed_limit.py",
     "trl_ppo": "_speed_trl_ppo.py",
@@ -45,7 +46,7 @@ class Config:
     shapes: tuple[str, ...] = ("A", "B")
     """Which shapes: A (GPT-2, 4 layers, width 256, V = 5,000), B (stories260K), C (GPT-2 small), D
     (A with responses of uneven length); A grown or shrunk, n = 16, 64, 128, 256, 512: E-episodes-n,
-    E-tokens-n, E-width-n."""
+    E-tokens-n, E-width-n; C with more episodes, n = 64, 256: C-episodes-n."""
     systems: tuple[str, ...] = ("rlhf_gym",)
     """Which systems; the first is what the others are held against."""
     trl_python: Path | None = None
@@ -173,7 +174,7 @@ def check_work(system: str, shape: Shape, work: dict[str, int]) -> None:
         InputError: Other episodes or optimiser steps.
     """
     expected = {"episodes": shape.episodes, "optimiser_steps": shape.epochs * shape.minibatches}
-    if system == "generate":
+    if system.startswith("generate"):
         expected["optimiser_steps"] = 0
     if system == "sb3_rows":
         expected["episodes"] = work["episodes"]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import FalconConfig, FalconForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rlhf_gym import attention, decode
+from rlhf_gym import attention, slots
 from rlhf_gym.attention import float32_attention, for_bfloat16, step_attention
 from rlhf_gym.decode import supports_slots
 from rlhf_gym.models import recompute_activations
@@ -44,7 +44,7 @@ def test_a_decoding_step_attends_by_matrix_products(load_lm, monkeypatch, family
     fast = sample_with_log_probs(lm, PROMPTS, 12, deterministic=True)
     layers = lm.model.config.num_hidden_layers
     assert len(short) == layers * 11 and not left, "every step took the short way"
-    monkeypatch.setattr(decode, "for_a_step", lambda _: nullcontext())
+    monkeypatch.setattr(slots, "for_a_step", lambda _: nullcontext())
     slow = sample_with_log_probs(lm, PROMPTS, 12, deterministic=True)
     assert len(short) == layers * 11
     # In bfloat16 rounding may turn a choice between two tokens that are as likely.

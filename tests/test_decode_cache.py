@@ -22,7 +22,7 @@ from conftest import (
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_gym import decode, sampling
+from rlhf_gym import sampling, slots
 from rlhf_gym.decode import (
     DecodeCache,
     last_hidden,
@@ -101,7 +101,7 @@ def test_a_random_history_gives_the_full_forward(load_lm):
 
 
 def test_long_prefills_in_passes_change_nothing(load_lm, monkeypatch):
-    monkeypatch.setattr(decode, "tokens_per_pass", lambda device: 2 * WIDTH)
+    monkeypatch.setattr(slots, "tokens_per_pass", lambda device: 2 * WIDTH)
     cache = DecodeCache(load_lm("llama"))
     tokens = rows_of(3, 6, 1, 8, 2)
     assert_full_forward(cache, tokens)

@@ -229,17 +229,7 @@ class PPO(ResponseAlgorithm):
         each = self.normalize_advantage and self.normalize_over == "minibatch"
         if each and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
-        extremes = {"ratio_min": float("inf"), "ratio_max": -float("inf")}
-
-        def watched(terms: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            low, high = torch.stack(terms["ratio"].aminmax()).tolist()
-            extremes["ratio_min"] = min(extremes["ratio_min"], low)
-            extremes["ratio_max"] = max(extremes["ratio_max"], high)
-            return terms
-
-        minibatch = minibatch._replace(advantages=advantages)
-        means = self._accumulate(minibatch, lambda rows: watched(loss.terms(rows)))
-        means |= extremes
+        means = self._accumulate(minibatch._replace(advantages=advantages), loss.terms)
         means["ratio_max_error"] = max(means["ratio_max"] - 1, 1 - means["ratio_min"])
         if self.ptx is not None:
             total, at_most = len(minibatch.actions), self._microbatch_tokens()
@@ -251,22 +241,32 @@ class PPO(ResponseAlgorithm):
         minibatch: SequenceSamples,
         terms_of: Callable[[SequenceSamples], dict[str, torch.Tensor]],
     ) -> dict[str, float]:
-        """Backward passes over the micro-batches of a minibatch; the mean of each term."""
+        """Backward passes over the micro-batches of a minibatch; the mean of each term.
+
+        And the extremes of the ratio, where it is one of them.
+        """
         sequences, total = minibatch.observations, len(minibatch.actions)
         self.policy.optimizer.zero_grad()
         weights = minibatch.advantages.new_ones(total)
         if self.mean_over == "response":
             rows, lengths = len(sequences.lengths), sequences.lengths
             weights = (total / (rows * lengths)).repeat_interleave(lengths).to(weights.dtype)
-        means: dict[str, float] = {}
+        sums: list[dict[str, torch.Tensor]] = []  # on the device: the host waits for them once
         model, at_most = self.policy.core.model, self._microbatch_tokens()
         for part, places in passes(model, sequences, at_most):
             terms = terms_of(minibatch.rows(part, places))
             # Weighted by the minibatch's token count, so that micro-batches change nothing.
             ((terms.pop("objective") * weights[places]).sum() / -total).backward()
-            for name, value in terms.items():
-                means[name] = means.get(name, 0.0) + float(value.sum()) / total
-        return means
+            found = {name: value.sum() / total for name, value in terms.items()}
+            if "ratio" in terms:
+                found["ratio_min"], found["ratio_max"] = terms["ratio"].aminmax()
+            sums.append(found)
+        each = torch.stack([torch.stack(list(found.values())) for found in sums]).double().cpu()
+        over = {"ratio_min": torch.amin, "ratio_max": torch.amax}
+        return {
+            name: float(over.get(name, torch.sum)(column, 0))
+            for name, column in zip(sums[0], each.unbind(1), strict=True)
+        }
 
     def _loss(self) -> Loss:
         env: TokenVectorEnv = self.get_env().get_attr("unwrapped")[0]  # type: ignore[union-attr]

@@ -1,0 +1,123 @@
+"""What makes a decoding step cheap on a GPU, where starting its operations takes longer than they.
+
+`StepGraphs` records a step once and replays it; `LowCopy` spares it the casts of the weights.
+"""
+
+import copy
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rlhf_gym.models import trunk
+
+FEWEST_ROWS = 8
+"""A step of fewer rows takes no less time."""
+
+FEWEST_COLUMNS = 128
+"""The same of columns that attention looks at."""
+
+
+def rows_for(needed: int, rows: int) -> int:
+    """The least of rows, rows / 2, rows / 4, … that holds so many: few graphs serve all counts."""
+    while -(-rows // 2) >= max(needed, FEWEST_ROWS):
+        rows = -(-rows // 2)
+    return rows
+
+
+def columns_for(needed: int, width: int) -> int:
+    """The least of `FEWEST_COLUMNS` times a power of two that holds so many, at most `width`."""
+    columns = FEWEST_COLUMNS
+    while columns < needed:
+        columns *= 2
+    return min(columns, width)
+
+
+class StepGraphs:
+    """A step of decoding as CUDA graphs: one for each number of rows and of visible columns.
+
+    Each is captured when it is first asked for. It reads the weights where they lie, so that it
+    serves for as long as they stay there, whatever they learn. On a CPU, which has no graphs, the
+    step itself runs.
+
+    Args:
+        rows: Most rows.
+        device: Where they are computed.
+    """
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._tokens, self._positions = torch.zeros(2, rows, dtype=torch.int64, device=device)
+        self._captured: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        # One after another is replayed: they share their memory.
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def run(
+        self,
+        step: Callable[[Tensor, Tensor, int], Tensor],
+        tokens: Tensor,
+        positions: Tensor,
+        visible: int,
+    ) -> Tensor:
+        """What `step(tokens, positions, visible)` returns, overwritten by the next call.
+
+        Args:
+            step: Works on tensors of fixed shapes, at fixed places, and reads none of them.
+            tokens: (n,), at most `rows`.
+            positions: (n,).
+            visible: A number that it may depend on.
+        """
+        n = len(tokens)
+        inputs = self._tokens[:n].copy_(tokens), self._positions[:n].copy_(positions)
+        if self._pool is None:
+            return step(*inputs, visible)
+        if (n, visible) not in self._captured:
+            self._captured[n, visible] = self._capture(lambda: step(*inputs, visible))
+        graph, out = self._captured[n, visible]
+        graph.replay()
+        return out
+
+    def _capture(self, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        # What is made at a first call (work spaces, say) must be there. Twice does no harm.
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            work()
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            out = work()
+        return graph, out
+
+
+class LowCopy:
+    """A model whose trunk multiplies by bfloat16 copies of its weights; all else is shared.
+
+    Autocast would cast every weight in every step. Its numbers are autocast's: biases and weights
+    of linear layers alone are copies.
+
+    Args:
+        model: Which; the copies are made anew by `refresh` alone.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        shared = {id(x): x for x in chain(model.parameters(), model.buffers())}
+        self.model: PreTrainedModel = copy.deepcopy(model, shared).eval()
+        self._from: list[Tensor] = []
+        self._to: list[Tensor] = []
+        pairs = zip(trunk(model).modules(), trunk(self.model).modules(), strict=True)
+        for module, twin in pairs:
+            if not isinstance(module, nn.Linear | Conv1D):
+                continue
+            for name, weight in module.named_parameters(recurse=False):
+                low = nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
+                setattr(twin, name, low)
+                self._from.append(weight.detach())
+                self._to.append(low.detach())
+
+    def refresh(self) -> None:
+        """Copy the weights as they are now."""
+        if self._to:
+            torch._foreach_copy_(self._to, self._from)
