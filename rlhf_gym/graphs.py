@@ -1,11 +1,13 @@
-"""What makes a decoding step cheap on a GPU, where starting its operations takes longer than they.
+"""What makes work cheap on a GPU where starting its operations takes longer than they do.
 
-`StepGraphs` records a step once and replays it; `LowCopy` spares it the casts of the weights.
+`captured` records them as a CUDA graph. `StepGraphs` does so with a decoding step, and `LowCopy`
+spares it the casts of the weights.
 """
 
 import copy
 from collections.abc import Callable
 from itertools import chain
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rlhf_gym.models import trunk
+
+T = TypeVar("T")
 
 FEWEST_ROWS = 8
 """A step of fewer rows takes no less time."""
@@ -34,6 +38,47 @@ def columns_for(needed: int, width: int) -> int:
     while columns < needed:
         columns *= 2
     return min(columns, width)
+
+
+def captured(
+    work: Callable[[], T], pool: Any, *, warm_up: Callable[[], object] | None = None
+) -> tuple[torch.cuda.CUDAGraph, T]:
+    """Some work as a CUDA graph, and what it returned: tensors that a replay writes anew.
+
+    Args:
+        work: What is captured.
+        pool: Memory that it may share with graphs which are replayed one after another.
+        warm_up: Work done before, so that what is made at a first call (work spaces, say) is there.
+
+    Raises:
+        RuntimeError: It cannot be captured: the host waits for the device in it.
+    """
+    if warm_up is not None:
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        before = torch.cuda.get_sync_debug_mode()
+        with torch.cuda.stream(aside):
+            warm_up()
+            # A capture that breaks off leaves its traces; most of what would break it shows here.
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                warm_up()
+            finally:
+                torch.cuda.set_sync_debug_mode(before)
+        here.wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    random = torch.cuda.default_generators[torch.cuda.current_device()]
+    state = random.get_state()
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            out = work()
+    except RuntimeError:
+        # It would wait for the end of the capture for ever.
+        anew = torch.Generator(random.device)
+        anew.set_state(state)
+        random.graphsafe_set_state(anew)
+        raise
+    return graph, out
 
 
 class StepGraphs:
@@ -74,22 +119,14 @@ class StepGraphs:
         if self._pool is None:
             return step(*inputs, visible)
         if (n, visible) not in self._captured:
-            self._captured[n, visible] = self._capture(lambda: step(*inputs, visible))
+
+            def work() -> Tensor:
+                return step(*inputs, visible)
+
+            self._captured[n, visible] = captured(work, self._pool, warm_up=work)
         graph, out = self._captured[n, visible]
         graph.replay()
         return out
-
-    def _capture(self, work: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        # What is made at a first call (work spaces, say) must be there. Twice does no harm.
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
-            work()
-        here.wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            out = work()
-        return graph, out
 
 
 class LowCopy:

@@ -33,6 +33,16 @@ def layer_operations(model: PreTrainedModel, tokens: float, scores: float) -> fl
     return tokens * 24 * d**2 + scores * (4 * d + 100 * heads)
 
 
+def layer_weights(model: PreTrainedModel) -> int:
+    """Parameters of the trunk without its embedding of tokens."""
+    return max(sum(p.numel() for p in trunk(model).parameters()) - _table(model), 1)
+
+
+def _table(model: PreTrainedModel) -> int:
+    embedding = model.get_input_embeddings()
+    return sum(p.numel() for p in embedding.parameters()) if embedding is not None else 0
+
+
 def pass_cost(model: PreTrainedModel) -> int:
     """Tokens that could be computed in the time which a pass takes beside its tokens' own.
 
@@ -40,9 +50,7 @@ def pass_cost(model: PreTrainedModel) -> int:
     """
     if model.device.type != "cpu":
         return NEVER
-    embedding = model.get_input_embeddings()
-    table = sum(p.numel() for p in embedding.parameters()) if embedding is not None else 0
-    weights = max(sum(p.numel() for p in trunk(model).parameters()) - table, 1)
+    table, weights = _table(model), layer_weights(model)
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
     # Two operations a weight; the embedding's gradient is added up over its whole table.
     return int(LAYER_COST * layers / (2 * weights) + LEAST_COST * (1 + table / weights))

@@ -91,7 +91,7 @@ class GroupLearner(ResponseAlgorithm):
         # What fits at once keeps its graph; else it is computed once more for the gradient.
         kept: list[Tensor] | None = None
         if len(parts) == 1 or sum(len(p.lengths) * p.width for p, _ in parts) <= at_most:
-            kept = [self._log_probs(minibatch.rows(*part)) for part in parts]
+            kept = [self._log_probs(minibatch.rows(*part), len(parts) == 1) for part in parts]
             order = torch.cat([places for _, places in parts])
             now = torch.cat(kept).detach()[torch.argsort(order)]
         else:
@@ -103,7 +103,7 @@ class GroupLearner(ResponseAlgorithm):
         # d loss / d log π of each token is that of its response.
         weights = leaf.grad.repeat_interleave(lengths).to(now.dtype)
         for i, (part, places) in enumerate(parts):
-            log_probs = kept[i] if kept else self._log_probs(minibatch.rows(part, places))
+            log_probs = kept[i] if kept else self._log_probs(minibatch.rows(part, places), True)
             (log_probs * weights[places]).sum().backward()
         ratio = (now - minibatch.old_log_prob).exp()
         low, high = torch.stack(ratio.aminmax()).tolist()
@@ -115,10 +115,13 @@ class GroupLearner(ResponseAlgorithm):
             "ratio_max_error": max(high - 1, 1 - low),
         }
 
-    def _log_probs(self, rows: SequenceSamples) -> Tensor:
-        """Log π_θ of each chosen token, (M,), with gradients."""
+    def _log_probs(self, rows: SequenceSamples, alone: bool) -> Tensor:
+        """Log π_θ of each chosen token, (M,), with gradients.
+
+        `alone` says that their backward pass comes before any others' forward pass.
+        """
         core, sequences = self.policy.core, rows.observations
-        hidden = core.states(sequences)
+        hidden = self.policy.learning_states(sequences) if alone else core.states(sequences)
         return core.log_probs_of(hidden, rows.actions.long(), core.limits(sequences, hidden))
 
     def _groups(self, minibatch: SequenceSamples, log_probs: Tensor) -> Groups:

@@ -51,10 +51,13 @@ class Loss:
     def terms(self, batch: SequenceSamples) -> dict[str, Tensor]:
         """Every term for each token of a micro-batch, (M,) each; "objective" has the gradient."""
         sequences = batch.observations
-        hidden = self.policy.core.states(sequences)
-        limits = self.policy.core.limits(sequences, hidden)
-        values, log_probs, entropy = self.policy.evaluate_hidden(
-            hidden, self.policy.value_states(sequences, hidden), batch.actions, limits
+        policy = self.policy
+        hidden = policy.learning_states(sequences)
+        limits = policy.core.limits(sequences, hidden)
+        critic = policy.critic
+        at_values = hidden if critic is None else policy.learning_states(sequences, critic)
+        values, log_probs, entropy = policy.evaluate_hidden(
+            hidden, at_values, batch.actions, limits
         )
         ratio = (log_probs - batch.old_log_prob).exp()
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)

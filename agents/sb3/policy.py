@@ -21,12 +21,19 @@ from transformers import AutoModel
 from agents.sb3.distribution import TokenDistribution
 from agents.sb3.last_actions import LastActions
 from agents.sb3.lending import Lent, do_without_frozen, leave_out_frozen
-from rlhf_gym.decode import DecodeCache, last_hidden, turns_with_length
+from agents.sb3.update_graphs import UpdateGraphs
+from rlhf_gym.decode import DecodeCache, last_hidden, takes_graphs, turns_with_length
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.lora import add_adapters, merged, twin
 from rlhf_gym.masks import NO_MASK, Limits, Mask
-from rlhf_gym.models import embedded, is_causal, load_pretrained, recompute_activations
+from rlhf_gym.models import (
+    embedded,
+    is_causal,
+    load_pretrained,
+    recompute_activations,
+    recomputes_activations,
+)
 from rlhf_gym.passes import passes
 from rlhf_gym.precision import Precision
 from rlhf_gym.sampling import Sampled, sample_with_log_probs
@@ -137,6 +144,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         self._cache = DecodeCache(self.core)
         self._guide_cache: DecodeCache | None = None  # of the model that a top-k mask asks
         self._last: LastActions | None = None
+        self._update_graphs: dict[nn.Module, UpdateGraphs] = {}
         head = list(self.value_head.parameters())
         options = dict(self.optimizer_kwargs)
         others = any(options.get(name) for name in ("foreach", "differentiable"))
@@ -321,6 +329,19 @@ class CausalLMPolicy(ActorCriticPolicy):
         """Take on the temperature, ends and mask of the environment's reference."""
         self.core = self.core.following(reference)
         self._guide_cache = None if self.core.guide is None else DecodeCache(self.core.guide)
+
+    def learning_states(self, sequences: Sequences, core: CausalLM | None = None) -> Tensor:
+        """Last hidden states for an update, (M, d): of the policy, or of `core` (the critic).
+
+        On a GPU graphs compute them, where they serve; each call must then be followed by its
+        backward pass before the next.
+        """
+        core = self.core if core is None else core
+        if not takes_graphs(core) or recomputes_activations(core.model):
+            return core.states(sequences)
+        if core.model not in self._update_graphs:
+            self._update_graphs[core.model] = UpdateGraphs(core)
+        return self._update_graphs[core.model].states(sequences)
 
     def value_states(self, obs: Observations, hidden: Tensor | None) -> Tensor:
         """What the value head reads in each state: (M, d) or (N, d).
