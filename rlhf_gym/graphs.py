@@ -5,6 +5,7 @@ spares it the casts of the weights.
 """
 
 import copy
+import warnings
 from collections.abc import Callable
 from itertools import chain
 from typing import Any, TypeVar
@@ -57,11 +58,12 @@ def captured(
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
         aside.wait_stream(here)
         before = torch.cuda.get_sync_debug_mode()
-        with torch.cuda.stream(aside):
+        with torch.cuda.stream(aside), warnings.catch_warnings():
             warm_up()
+            warnings.simplefilter("ignore")  # PyTorch says that the mode is a prototype
             # A capture that breaks off leaves its traces; most of what would break it shows here.
-            torch.cuda.set_sync_debug_mode("error")
             try:
+                torch.cuda.set_sync_debug_mode("error")
                 warm_up()
             finally:
                 torch.cuda.set_sync_debug_mode(before)
