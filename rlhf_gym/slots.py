@@ -4,7 +4,7 @@ transformers' static cache writes one shared position for all rows; here rows di
 and go.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,11 +23,15 @@ from rlhf_gym.tokens import model_ids, row_lengths
 IDLE_SHARE = 1 / 8
 """Of a GPU's memory, what slots may keep between two samplings for their graphs' sake."""
 
+WIDTHS = 64
+"""Fixed slots are of so many columns or a multiple, so that those of one length serve others."""
+
 IDLE_SLOTS = 2
 """How many of a model are kept: those of a training's rollouts, and of its evaluations."""
 
 
-class _Slots:
+@dataclass
+class _Place:
     """Where keys and values are, and where the next ones go: shared by all layers of a cache.
 
     Attributes:
@@ -38,27 +42,46 @@ class _Slots:
         prefill: Rows that are being prefilled; None while decoding.
         positions: (n,) the column that each row writes.
         visible: Columns that any row may look at.
+    """
+
+    rows: int
+    width: int
+    fixed: bool
+    dtype: torch.dtype | None
+    prefill: Tensor | None = None
+    positions: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    visible: int = 0
+
+
+class _Slots:
+    """Keys and values of some rows, and what decodes them.
+
+    Attributes:
+        place: Where they are.
         layers: One for each of the model's.
         graphs: What runs a step of fixed slots.
         low: What is decoded in the model's place.
+        kind: What else they depend on: sizes, precision, whether in inference mode.
     """
 
-    def __init__(self, lm: CausalLM, rows: int, width: int, fixed: bool) -> None:
-        self.rows, self.width, self.fixed = rows, width, fixed
-        low = fixed and lm.precision == "bf16"
-        self.dtype = torch.bfloat16 if low else None
-        self.prefill: Tensor | None = None
-        self.positions: Tensor = torch.zeros(0, dtype=torch.int64)
-        self.visible = 0
+    def __init__(
+        self, lm: CausalLM, rows: int, width: int, fixed: bool, low: LowCopy | None = None
+    ) -> None:
+        is_low = fixed and lm.precision == "bf16"
+        self.place = _Place(rows, width, fixed, torch.bfloat16 if is_low else None)
         layers = lm.model.config.get_text_config().num_hidden_layers
-        self.layers = [_SlotLayer(self) for _ in range(layers)]
+        self.layers = [_SlotLayer(self.place) for _ in range(layers)]
         self.graphs = StepGraphs(rows, lm.device) if fixed else None
-        self.low = LowCopy(lm.model) if low else None
-        self._serves = _place(lm, rows, width)
+        self.low = (low or LowCopy(lm.model)) if is_low else None
+        self._weights, self.kind = _weights(lm), _kind(lm, rows, width)
+
+    def of_weights(self, lm: CausalLM) -> bool:
+        """Whether the model's weights still lie where they were."""
+        return self._weights == _weights(lm)
 
     def serves(self, lm: CausalLM, rows: int, width: int) -> bool:
         """Whether what was captured is what these rows of this model need."""
-        return self._serves == _place(lm, rows, width)
+        return self.kind == _kind(lm, rows, width)
 
     def renew(self) -> None:
         """As if new, with the weights as they are now."""
@@ -71,14 +94,19 @@ class _Slots:
 
     @property
     def bytes(self) -> int:
-        """What keys and values take."""
+        """What keys and values and copies of weights take."""
         states = [x for layer in self.layers for x in (layer.keys, layer.values) if x is not None]
-        return sum(x.numel() * x.element_size() for x in states)
+        copies = [] if self.low is None else self.low.copies
+        return sum(x.numel() * x.element_size() for x in [*states, *copies])
 
 
-def _place(lm: CausalLM, rows: int, width: int) -> tuple[object, ...]:
-    """What a captured step depends on: sizes, precision, and where every weight lies."""
-    return (rows, width, lm.precision, *(p.data_ptr() for p in lm.model.parameters()))
+def _weights(lm: CausalLM) -> tuple[int, ...]:
+    return tuple(p.data_ptr() for p in lm.model.parameters())
+
+
+def _kind(lm: CausalLM, rows: int, width: int) -> tuple[object, ...]:
+    # What is made in inference mode may not be written outside it.
+    return rows, width, lm.precision, torch.is_inference_mode_enabled()
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -87,13 +115,13 @@ class _SlotLayer(CacheLayerMixin):
     is_compileable = False
     is_sliding = False
 
-    def __init__(self, slots: _Slots) -> None:
+    def __init__(self, place: _Place) -> None:
         super().__init__()
-        self.slots = slots
+        self.place = place
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        shape = (self.slots.rows, key_states.shape[1], self.slots.width)
-        dtype = self.slots.dtype or key_states.dtype
+        shape = (self.place.rows, key_states.shape[1], self.place.width)
+        dtype = self.place.dtype or key_states.dtype
         self.keys = key_states.new_zeros(*shape, key_states.shape[-1], dtype=dtype)
         self.values = value_states.new_zeros(*shape, value_states.shape[-1], dtype=dtype)
         self.is_initialized = True
@@ -105,40 +133,40 @@ class _SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        slots, n = self.slots, len(key_states)
+        place, n = self.place, len(key_states)
         keys, values = key_states.to(self.keys.dtype), value_states.to(self.values.dtype)
-        if slots.prefill is not None:
+        if place.prefill is not None:
             # New rows see nothing but themselves: attention runs on what came in.
-            self.keys[slots.prefill, :, : keys.shape[2]] = keys
-            self.values[slots.prefill, :, : values.shape[2]] = values
+            self.keys[place.prefill, :, : keys.shape[2]] = keys
+            self.values[place.prefill, :, : values.shape[2]] = values
             return key_states, value_states
         every = torch.arange(n, device=keys.device)
-        self.keys[every, :, slots.positions] = keys[:, :, 0]
-        self.values[every, :, slots.positions] = values[:, :, 0]
-        return self.keys[:n, :, : slots.visible], self.values[:n, :, : slots.visible]
+        self.keys[every, :, place.positions] = keys[:, :, 0]
+        self.values[every, :, place.positions] = values[:, :, 0]
+        return self.keys[:n, :, : place.visible], self.values[:n, :, : place.visible]
 
     def keep(self, rows: Tensor) -> None:
         if self.keys is None or self.values is None:
             return
-        if self.slots.fixed:
+        if self.place.fixed:
             self.keys[: len(rows)] = self.keys[rows]
             self.values[: len(rows)] = self.values[rows]
         else:
             self.keys, self.values = self.keys[rows], self.values[rows]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        if self.slots.prefill is not None:
+        if self.place.prefill is not None:
             return query_length, 0
-        return self.slots.visible, 0
+        return self.place.visible, 0
 
     def get_seq_length(self) -> int:
         return 0  # positions and masks are always passed; nothing may be derived from a length
 
     def get_max_length(self) -> int:
-        return self.slots.width
+        return self.place.width
 
     def get_max_cache_shape(self) -> int:  # the older name of get_max_length
-        return self.slots.width
+        return self.place.width
 
 
 _idle: WeakKeyDictionary[PreTrainedModel, list[_Slots]] = WeakKeyDictionary()
@@ -146,13 +174,21 @@ _idle: WeakKeyDictionary[PreTrainedModel, list[_Slots]] = WeakKeyDictionary()
 
 def _take(lm: CausalLM, rows: int, width: int, fixed: bool) -> _Slots:
     """Slots that nobody uses, or new ones."""
-    idle = _idle.get(lm.model, []) if fixed else []
+    idle = [slots for slots in _idle.pop(lm.model, []) if fixed and slots.of_weights(lm)]
+    if not fixed:
+        return _Slots(lm, rows, width, fixed)
+    width = -(-width // WIDTHS) * WIDTHS
+    _idle[lm.model] = idle
     for slots in idle:
         if slots.serves(lm, rows, width):
             idle.remove(slots)
             slots.renew()
             return slots
-    return _Slots(lm, rows, width, fixed)
+    kind = _kind(lm, 0, 0)[2:]
+    low = next((slots.low for slots in idle if slots.kind[2:] == kind), None)
+    if low is not None:
+        low.refresh()
+    return _Slots(lm, rows, width, fixed, low)
 
 
 class SlotDecoder:
@@ -181,9 +217,9 @@ class SlotDecoder:
         for at in range(0, len(rows), step):
             part = slice(at, at + step)
             width = int(lengths[part].max())
-            self._slots.prefill = rows[part]
+            self._slots.place.prefill = rows[part]
             hidden = self._forward(model_ids(tokens[part, :width]))
-            self._slots.prefill = None
+            self._slots.place.prefill = None
             every = torch.arange(len(hidden), device=hidden.device)
             out.append(hidden[every, lengths[part] - 1])
         return torch.cat(out)
@@ -198,12 +234,13 @@ class SlotDecoder:
         slots = self._slots
         if slots.graphs is None:
             return self._step(tokens, positions, visible)
-        visible = columns_for(visible, slots.width)
+        visible = columns_for(visible, slots.place.width)
         return slots.graphs.run(self._step, tokens, positions, visible)
 
     def room(self, rows: int) -> int:
         """How many rows to `keep` where so many are needed."""
-        return rows_for(rows, self._slots.rows) if self._slots.fixed else rows
+        place = self._slots.place
+        return rows_for(rows, place.rows) if place.fixed else rows
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows alone, in this order; one that is named twice is there twice.
@@ -212,13 +249,13 @@ class SlotDecoder:
         """
         for layer in self._slots.layers:
             layer.keep(rows)
-        if not self._slots.fixed:
-            self._slots.rows = len(rows)
+        if not self._slots.place.fixed:
+            self._slots.place.rows = len(rows)
 
     def release(self) -> None:
         """Leave the slots to whoever needs such next; this decoder is not used again."""
         slots = self._slots
-        if not slots.fixed:
+        if not slots.place.fixed:
             return
         device = self.lm.device
         if device.type == "cuda":
@@ -228,7 +265,7 @@ class SlotDecoder:
         _idle[self._of] = [slots, *_idle.get(self._of, [])][:IDLE_SLOTS]
 
     def _step(self, tokens: Tensor, positions: Tensor, visible: int) -> Tensor:
-        self._slots.positions, self._slots.visible = positions, visible
+        self._slots.place.positions, self._slots.place.visible = positions, visible
         hidden_from = torch.arange(visible, device=positions.device) > positions[:, None]
         model = self.lm.model
         mask = torch.zeros(hidden_from.shape, dtype=model.dtype, device=positions.device)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlhf_gym.graphs import captured
+from rlhf_gym.graphs import Graph, captured, new_pool
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.models import context_length, trunk
 from rlhf_gym.passes import layer_weights
@@ -24,7 +24,7 @@ OPERATIONS = 2e11
 """What a GPU computes while a layer's operations of a pass are started: a millisecond's worth."""
 
 MEMORY_SHARE = 1 / 8
-"""Of a GPU's memory, what the gradients of all graphs may take."""
+"""Of a GPU's memory, what the gradients and states of all graphs of a model may take."""
 
 
 def size_for(n: int) -> int:
@@ -44,16 +44,14 @@ class _Pair:
         gradients: What it writes: a parameter's gradient each; None for those that have none.
         forward: The graph of the one.
         backward: The graph of the other.
-        turn: How often the forward pass has been replayed.
     """
 
     ids: Tensor
     hidden: Tensor
     gradient: Tensor
     gradients: list[Tensor | None]
-    forward: torch.cuda.CUDAGraph
-    backward: torch.cuda.CUDAGraph
-    turn: int = 0
+    forward: Graph
+    backward: Graph
 
 
 class UpdateGraphs:
@@ -70,17 +68,30 @@ class UpdateGraphs:
 
     def __init__(self, lm: CausalLM) -> None:
         self._lm = lm
-        self._parameters = [p for p in trunk(lm.model).parameters() if p.requires_grad]
-        self._pairs: dict[tuple[int, int], _Pair] = {}
-        self._places: list[int] = []  # of the parameters, when the pairs were captured
-        self._pool: Any = None
         self._serves = True
+        self.turn = 0  # raised by every pass
+        self._forget()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UpdateGraphs, (self._lm,)  # graphs can be neither copied nor written
+
+    def _forget(self) -> None:
+        """Drop what was captured, for the parameters as they lie now."""
+        self._parameters = list(trunk(self._lm.model).parameters())
+        self._captured_of = self._laid()
+        self._pairs: dict[tuple[int, int], _Pair] = {}
+        self._pool = new_pool(self._lm.device)
+
+    def _laid(self) -> list[tuple[int, bool]]:
+        """Where every parameter of the trunk lies, and whether it learns."""
+        parameters = trunk(self._lm.model).parameters()
+        return [(p.data_ptr(), p.requires_grad) for p in parameters]
 
     def states(self, sequences: Sequences) -> Tensor:
         """As `CausalLM.states`: (M, d)."""
         ids = model_ids(sequences.tokens[:, : max(sequences.width - 1, 1)])
         size = self._size(ids)
-        if size is None or not torch.is_grad_enabled():
+        if size is None or not torch.is_grad_enabled() or not self._learning():
             return self._lm.states(sequences)
         padded = F.pad(ids, (0, size[1] - ids.shape[1], 0, size[0] - ids.shape[0]))
         hidden = self._hidden(padded)
@@ -103,59 +114,69 @@ class UpdateGraphs:
         return rows, columns
 
     def _hidden(self, ids: Tensor) -> Tensor | None:
-        places = [p.data_ptr() for p in self._parameters]
-        if places != self._places:
-            self._pairs, self._places, self._pool = {}, places, None
+        if self._captured_of != self._laid():
+            self._forget()
         size = (ids.shape[0], ids.shape[1])
         if size not in self._pairs:
-            if not self._serves or not self._has_room():
+            if not self._serves or not self._has_room(ids):
                 return None
             try:
                 self._pairs[size] = self._capture(ids)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
                 self._serves = False
+                self._forget()
                 logger.warning(
                     "an update of %s cannot be captured as a CUDA graph; computing it an "
                     "operation at a time (%s)",
                     type(self._lm.model).__name__,
-                    str(error).splitlines()[0],
+                    (str(error) or repr(error)).splitlines()[0],
                 )
                 return None
-        hidden: Tensor = _Replay.apply(self._pairs[size], ids, *self._parameters)
+        hidden: Tensor = _Replay.apply(self, self._pairs[size], ids, *self._learning())
         return hidden
 
-    def _has_room(self) -> bool:
-        one = sum(p.numel() * p.element_size() for p in self._parameters)
-        most = torch.cuda.get_device_properties(self._lm.device).total_memory * MEMORY_SHARE
-        return one * (len(self._pairs) + 1) <= most
+    def _learning(self) -> list[Tensor]:
+        return [p for p in self._parameters if p.requires_grad]
+
+    def _has_room(self, ids: Tensor) -> bool:
+        """Whether one more pair keeps within the memory that they may take."""
+        if ids.device.type != "cuda":
+            return True
+        gradients = sum(p.numel() * p.element_size() for p in self._learning())
+        states = 8 * ids.numel() * int(self._lm.model.config.get_text_config().hidden_size)
+        most = torch.cuda.get_device_properties(ids.device).total_memory * MEMORY_SHARE
+        return (gradients + states) * (len(self._pairs) + 1) <= most
 
     def _capture(self, ids: Tensor) -> _Pair:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         ids = ids.clone()
         outputs: list[Tensor] = []
 
-        def forward() -> Tensor:
+        def forward() -> list[Tensor]:
             outputs[:] = [self.whole(ids)]
-            return outputs[0]
+            return outputs[:]
 
-        gradient = torch.zeros_like(self.whole(ids))
+        with torch.no_grad():
+            plain = self._lm.hidden_states(ids, use_cache=False)
+        gradient = torch.zeros_like(plain)
 
         def backward() -> list[Tensor | None]:
-            found = torch.autograd.grad(
-                outputs.pop(), self._parameters, gradient, allow_unused=True
-            )
-            return list(found)
+            learning = self._learning()
+            return list(torch.autograd.grad(outputs.pop(), learning, gradient, allow_unused=True))
 
         def both() -> None:
             forward()
             backward()
 
-        first, hidden = captured(forward, self._pool, warm_up=both)
-        second, gradients = captured(backward, self._pool)
-        return _Pair(ids, hidden.detach(), gradient, gradients, first, second)
+        device = self._lm.device
+        first, (hidden,) = captured(forward, device, self._pool, warm_up=both)
+        second, gradients = captured(backward, device, self._pool)
+        hidden = hidden.detach()
+        first.replay()
+        outputs.clear()
+        tolerance = 1e-3 if self._lm.precision == "fp32" else 0.05
+        if not (hidden - plain).abs().max() <= tolerance * plain.abs().max():
+            raise ValueError("with its positions and its mask given it computes something else")
+        return _Pair(ids, hidden, gradient, gradients, first, second)
 
     def whole(self, ids: Tensor) -> Tensor:
         """Hidden states of ids (N, L), all of them: (N, L, d).
@@ -181,9 +202,11 @@ class _Replay(torch.autograd.Function):
     """A pair's forward pass, and its backward pass as the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, pair: _Pair, ids: Tensor, *parameters: Tensor) -> Tensor:
-        pair.turn += 1
-        ctx.pair, ctx.turn = pair, pair.turn
+    def forward(
+        ctx: Any, graphs: UpdateGraphs, pair: _Pair, ids: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        graphs.turn += 1
+        ctx.graphs, ctx.pair, ctx.turn = graphs, pair, graphs.turn
         pair.ids.copy_(ids)
         pair.forward.replay()
         return pair.hidden.clone()
@@ -191,15 +214,16 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        pair = ctx.pair
-        if ctx.turn != pair.turn:
+        graphs, pair = ctx.graphs, ctx.pair
+        if ctx.turn != graphs.turn:
             raise RuntimeError(
-                "a second forward pass of this size came before the first one's backward pass, "
-                "whose activations are gone; use CausalLM.states for both"
+                "another pass came before this backward pass, whose activations are gone; use "
+                "CausalLM.states for both"
             )
+        graphs.turn += 1
         pair.gradient.copy_(gradient)
         pair.backward.replay()
         # Copies: the next replay writes over what it wrote, and autograd keeps what it is given.
         there = [x for x in pair.gradients if x is not None]
         copies = iter(torch._foreach_mul(there, 1.0))
-        return None, None, *(None if x is None else next(copies) for x in pair.gradients)
+        return None, None, None, *(None if x is None else next(copies) for x in pair.gradients)
