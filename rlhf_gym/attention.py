@@ -94,6 +94,12 @@ def float32_attention(
     return seen.to(query.dtype), None
 
 
+def additive_mask(unseen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention's scores: 0, and as good as -inf where `unseen` (bool) says so."""
+    mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device)
+    return mask.masked_fill_(unseen, torch.finfo(dtype).min)
+
+
 @contextmanager
 def for_a_step(model: PreTrainedModel) -> Iterator[None]:
     """Within, the model attends by `step_attention` if it would by "sdpa", on a CPU."""

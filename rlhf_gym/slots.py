@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from rlhf_gym.attention import for_a_step
+from rlhf_gym.attention import additive_mask, for_a_step
 from rlhf_gym.graphs import LowCopy, StepGraphs, columns_for, rows_for
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.models import cache_name
@@ -61,7 +61,6 @@ class _Slots:
         layers: One for each of the model's.
         graphs: What runs a step of fixed slots.
         low: What is decoded in the model's place.
-        kind: What else they depend on: sizes, precision, whether in inference mode.
     """
 
     def __init__(
@@ -73,15 +72,15 @@ class _Slots:
         self.layers = [_SlotLayer(self.place) for _ in range(layers)]
         self.graphs = StepGraphs(rows, lm.device) if fixed else None
         self.low = (low or LowCopy(lm.model)) if is_low else None
-        self._weights, self.kind = _weights(lm), _kind(lm, rows, width)
+        self._weights, self._kind = _weights(lm), _kind(lm)
 
     def of_weights(self, lm: CausalLM) -> bool:
         """Whether the model's weights still lie where they were."""
         return self._weights == _weights(lm)
 
-    def serves(self, lm: CausalLM, rows: int, width: int) -> bool:
-        """Whether what was captured is what these rows of this model need."""
-        return self.kind == _kind(lm, rows, width)
+    def computes_as(self, lm: CausalLM) -> bool:
+        """Whether they are of this model's precision, and may be written now."""
+        return self._kind == _kind(lm)
 
     def renew(self) -> None:
         """As if new, with the weights as they are now."""
@@ -104,9 +103,9 @@ def _weights(lm: CausalLM) -> tuple[int, ...]:
     return tuple(p.data_ptr() for p in lm.model.parameters())
 
 
-def _kind(lm: CausalLM, rows: int, width: int) -> tuple[object, ...]:
+def _kind(lm: CausalLM) -> tuple[object, ...]:
     # What is made in inference mode may not be written outside it.
-    return rows, width, lm.precision, torch.is_inference_mode_enabled()
+    return lm.precision, torch.is_inference_mode_enabled()
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -179,13 +178,13 @@ def _take(lm: CausalLM, rows: int, width: int, fixed: bool) -> _Slots:
         return _Slots(lm, rows, width, fixed)
     width = -(-width // WIDTHS) * WIDTHS
     _idle[lm.model] = idle
-    for slots in idle:
-        if slots.serves(lm, rows, width):
+    alike = [slots for slots in idle if slots.computes_as(lm)]
+    for slots in alike:
+        if (slots.place.rows, slots.place.width) == (rows, width):
             idle.remove(slots)
             slots.renew()
             return slots
-    kind = _kind(lm, 0, 0)[2:]
-    low = next((slots.low for slots in idle if slots.kind[2:] == kind), None)
+    low = alike[0].low if alike else None
     if low is not None:
         low.refresh()
     return _Slots(lm, rows, width, fixed, low)
@@ -268,8 +267,7 @@ class SlotDecoder:
         self._slots.place.positions, self._slots.place.visible = positions, visible
         hidden_from = torch.arange(visible, device=positions.device) > positions[:, None]
         model = self.lm.model
-        mask = torch.zeros(hidden_from.shape, dtype=model.dtype, device=positions.device)
-        mask.masked_fill_(hidden_from, torch.finfo(model.dtype).min)
+        mask = additive_mask(hidden_from, model.dtype)
         with for_a_step(model):
             return self._forward(
                 tokens[:, None],

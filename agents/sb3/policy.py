@@ -337,7 +337,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         backward pass before the next.
         """
         core = self.core if core is None else core
-        if recomputes_activations(core.model) or not takes_graphs(core):
+        if not takes_graphs(core) or recomputes_activations(core.model):
             return core.states(sequences)
         if core.model not in self._update_graphs:
             self._update_graphs[core.model] = UpdateGraphs(core)

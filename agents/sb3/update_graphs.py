@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlhf_gym.attention import additive_mask
 from rlhf_gym.graphs import Graph, captured, new_pool
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.models import context_length, trunk
@@ -68,6 +69,10 @@ class UpdateGraphs:
 
     def __init__(self, lm: CausalLM) -> None:
         self._lm = lm
+        self._most_columns = context_length(lm.model)
+        # Two operations a weight and token in the forward pass, four in the backward pass.
+        layers = lm.model.config.get_text_config().num_hidden_layers
+        self._most_tokens = OPERATIONS * layers / (6 * layer_weights(lm.model))
         self._serves = True
         self.turn = 0  # raised by every pass
         self._forget()
@@ -103,15 +108,9 @@ class UpdateGraphs:
     def _size(self, ids: Tensor) -> tuple[int, int] | None:
         """The size of the batch that these are padded to; None where a graph does not pay."""
         rows, columns = map(size_for, ids.shape)
-        most = context_length(self._lm.model)
-        if most is not None:
-            columns = max(min(columns, most), ids.shape[1])
-        model = self._lm.model
-        layers = model.config.get_text_config().num_hidden_layers
-        # Two operations a weight and token in the forward pass, four in the backward pass.
-        if 6 * layer_weights(model) * rows * columns > OPERATIONS * layers:
-            return None
-        return rows, columns
+        if self._most_columns is not None:
+            columns = max(min(columns, self._most_columns), ids.shape[1])
+        return (rows, columns) if rows * columns <= self._most_tokens else None
 
     def _hidden(self, ids: Tensor) -> Tensor | None:
         if self._captured_of != self._laid():
@@ -185,10 +184,8 @@ class UpdateGraphs:
         row, which the host would have to wait for.
         """
         rows, columns = ids.shape
-        dtype = self._lm.model.dtype
         later = torch.ones(columns, columns, dtype=torch.bool, device=ids.device).triu(1)
-        mask = torch.zeros(columns, columns, dtype=dtype, device=ids.device)
-        mask.masked_fill_(later, torch.finfo(dtype).min)
+        mask = additive_mask(later, self._lm.model.dtype)
         positions = torch.arange(columns, device=ids.device).expand(rows, -1)
         return self._lm.hidden_states(
             ids,
