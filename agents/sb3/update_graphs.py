@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from rlhf_gym.attention import additive_mask
@@ -149,9 +150,18 @@ class UpdateGraphs:
     def _capture(self, ids: Tensor) -> _Pair:
         ids = ids.clone()
         outputs: list[Tensor] = []
+        # What accumulates a parameter's gradient belongs to the stream of the first loss that asked
+        # for it, as long as a loss lives; a capture must not wait for that stream. These lie where
+        # the parameters do, and no loss has seen them.
+        module = _Whole(self)
+        learning = {
+            name: p.detach().requires_grad_()
+            for name, p in module.named_parameters()
+            if p.requires_grad
+        }
 
         def forward() -> list[Tensor]:
-            outputs[:] = [self.whole(ids)]
+            outputs[:] = [functional_call(module, learning, (ids,))]
             return outputs[:]
 
         with torch.no_grad():
@@ -159,8 +169,8 @@ class UpdateGraphs:
         gradient = torch.zeros_like(plain)
 
         def backward() -> list[Tensor | None]:
-            learning = self._learning()
-            return list(torch.autograd.grad(outputs.pop(), learning, gradient, allow_unused=True))
+            states, leaves = outputs.pop(), list(learning.values())
+            return list(torch.autograd.grad(states, leaves, gradient, allow_unused=True))
 
         def both() -> None:
             forward()
@@ -193,6 +203,18 @@ class UpdateGraphs:
             attention_mask=mask.expand(rows, 1, -1, -1),
             position_ids=positions,
         )
+
+
+class _Whole(nn.Module):
+    """`UpdateGraphs.whole` as a module, whose parameters others can stand in for."""
+
+    def __init__(self, graphs: UpdateGraphs) -> None:
+        super().__init__()
+        self.trunk = trunk(graphs._lm.model)
+        self._whole = graphs.whole
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self._whole(ids)
 
 
 class _Replay(torch.autograd.Function):
