@@ -1,13 +1,16 @@
-"""Attention on a CPU where PyTorch's scaled_dot_product_attention is slow.
+"""Attention where PyTorch's scaled_dot_product_attention is slow.
 
-It is made for many queries: for the one of a decoding step it takes twice as long as two batched
-matrix products, and for grouped heads transformers copies every key and value first. Its gradient
-in bfloat16 takes two to three times as long as in float32 for sequences of 64 tokens, half as long
-again at 128, and as long from 256 on.
+On a CPU it is made for many queries: for the one of a decoding step it takes twice as long as two
+batched matrix products, and for grouped heads transformers copies every key and value first. Its
+gradient in bfloat16 takes two to three times as long as in float32 for sequences of 64 tokens, half
+as long again at 128, and as long from 256 on.
+
+On a GPU its kernels of cuDNN, which it takes in bfloat16 alone, are planned anew for every shape
+that they have not met. That takes tens of milliseconds, longer than a small model's whole sampling.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -111,11 +114,28 @@ def for_a_step(model: PreTrainedModel) -> Iterator[None]:
 def for_bfloat16(model: PreTrainedModel) -> Iterator[None]:
     """Within, the model attends by `float32_attention` if it would by "sdpa", on a CPU.
 
-    Not where it computes activations again in the backward pass, which lies outside.
+    On a GPU without cuDNN's kernels. Not where it computes activations again in the backward pass,
+    which lies outside.
     """
-    wide = _attends_by_sdpa(model) and not recomputes_activations(model)
-    with _instead(float32_attention) if wide else nullcontext():
+    if recomputes_activations(model):
+        within: AbstractContextManager[None] = nullcontext()
+    elif model.device.type == "cuda":
+        within = without_cudnn()
+    else:
+        within = _instead(float32_attention) if _attends_by_sdpa(model) else nullcontext()
+    with within:
         yield
+
+
+@contextmanager
+def without_cudnn() -> Iterator[None]:
+    """Within, scaled_dot_product_attention takes another kernel than cuDNN's."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def _attends_by_sdpa(model: PreTrainedModel) -> bool:

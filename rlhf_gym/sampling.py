@@ -7,14 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlhf_gym.decode import last_hidden, supports_slots, takes_graphs
+from rlhf_gym.decoding_rows import DecodingRows
 from rlhf_gym.lm import CausalLM
 from rlhf_gym.precision import casts_kept
-from rlhf_gym.slots import SlotDecoder
-from rlhf_gym.tokens import PAD, row_lengths
-
-# Dropping finished rows copies the cache, so it waits until this share of them is done.
-DROP_SHARE = 0.2
+from rlhf_gym.tokens import PAD
 
 
 def look_every(device: torch.device) -> int:
@@ -44,10 +40,25 @@ def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def _drawn(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token a row, (N, V) -> (N,).
+    """One token a row, (N, V) -> (N,)."""
+    find = _rings_first if probabilities.is_cuda else _holds_a_point
+    return find(probabilities, generator)
 
-    One uniform number a row and a running sum of the probabilities; the usual V exponential
-    variables a row would cost a third of a decode step.
+
+def _rings_first(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The token whose clock rings first: each waits an exponential time, of its probability's rate.
+
+    Three operations. A running sum takes seven, and on a GPU, which adds in an order of its own, it
+    may rise by rounding at a token of probability 0.
+    """
+    waits = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / waits).argmax(-1)
+
+
+def _holds_a_point(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The token in whose part of the running sum a uniform point lies.
+
+    One random number a row; V exponential ones would cost a CPU a third of a decoding step.
     """
     edges = probabilities.cumsum(-1)
     uniform = torch.rand(len(edges), 1, generator=generator, device=edges.device)
@@ -120,116 +131,36 @@ def _sample(
     value_head: Callable[[Tensor], Tensor] | None,
 ) -> Sampled:
     out = torch.full((len(prompts), max_new_tokens), PAD, device=prompts.device)
-    log_probs, values = torch.zeros(2, *out.shape, device=prompts.device)
+    chances, values = torch.zeros(2, *out.shape, device=prompts.device)
     eos = torch.tensor(lm.eos_ids if stop_at_eos else [], dtype=torch.int64, device=prompts.device)
-    rows = torch.arange(len(prompts), device=prompts.device)  # where each live slot writes to
+    tokens = rows = torch.arange(len(prompts), device=prompts.device)  # where a live slot writes to
     alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
-    guide = lm.guide if lm.guide is not None and lm.mask.follows_reference else lm
-    # A guide decodes along, to say which tokens may be chosen.
-    steppers = [_stepper(model, prompts, max_new_tokens) for model in dict.fromkeys((lm, guide))]
+    decoding = DecodingRows(lm, prompts, max_new_tokens)
     every = look_every(prompts.device) if stop_at_eos else max_new_tokens
-    for t in range(max_new_tokens):
-        taken = torch.full_like(rows, t)
-        logits = lm.logits(steppers[0].hidden, guide.next_limits(steppers[-1].hidden, taken))
-        probabilities = torch.softmax(logits, -1)
-        tokens = logits.argmax(-1) if deterministic else _drawn(probabilities, generator)
-        taken_with = probabilities.gather(-1, tokens[:, None]).squeeze(-1).log().float()
-        # PAD in rows that have ended: to pick the others out would wait for the device.
-        out[rows, t] = torch.where(alive, tokens, PAD)
-        log_probs[rows, t] = torch.where(alive, taken_with, 0.0)
-        if value_head is not None:
-            value = value_head(steppers[0].hidden).squeeze(-1).float()
-            values[rows, t] = torch.where(alive, value, 0.0)
-        if t == max_new_tokens - 1:
-            break
-        if stop_at_eos:
-            alive &= ~torch.isin(tokens, eos)
-        if (t + 1) % every == 0:
-            kept = _drop_ended(alive, steppers)
+    for begin in range(0, max_new_tokens, every):
+        end = min(begin + every, max_new_tokens)
+        steps = []  # between two looks; what is done once for all of them costs a GPU's host less
+        for t in range(begin, end):
+            if t > 0:
+                decoding.advance(tokens)
+            logits = decoding.logits(t)
+            probabilities = torch.softmax(logits, -1)
+            tokens = logits.argmax(-1) if deterministic else _drawn(probabilities, generator)
+            found = [tokens, probabilities.gather(-1, tokens[:, None]).squeeze(-1)]
+            if value_head is not None:
+                found.append(value_head(decoding.hidden).squeeze(-1))
+            steps.append(found)
+        for grid, part in zip((out, chances, values), zip(*steps, strict=True), strict=False):
+            grid[rows, begin:end] = torch.stack(part, 1).to(grid.dtype)
+        if end < max_new_tokens:
+            alive &= ~torch.isin(out[rows, begin:end], eos).any(1)
+            kept = decoding.drop_ended(alive)
             rows, tokens, alive = rows[kept], tokens[kept], alive[kept]
             if not len(rows):
                 break
-        for stepper in steppers:
-            stepper.advance(tokens)
-    for stepper in steppers:
-        stepper.release()
-    return Sampled(out, log_probs, values)
-
-
-def _drop_ended(alive: Tensor, steppers: "list[_Slotted | _Full]") -> Tensor | slice:
-    """Drop rows that have ended, where there are enough of them; the rows to go on with."""
-    n_alive = int(alive.sum())
-    if not n_alive:
-        return slice(0)
-    room = max(stepper.room(n_alive) for stepper in steppers)
-    if room > (1 - DROP_SHARE) * len(alive):
-        return slice(None)
-    # Those that live first; graphs take some that have ended to fill up.
-    kept = (~alive).to(torch.uint8).argsort(stable=True)[:room]
-    for stepper in steppers:
-        stepper.keep(kept)
-    return kept
-
-
-def _stepper(lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> "_Slotted | _Full":
-    if lm.model.training or not supports_slots(lm):
-        return _Full(lm, prompts)
-    return _Slotted(lm, prompts, max_new_tokens)
-
-
-class _Slotted:
-    """Decoding with keys and values in slots."""
-
-    def __init__(self, lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> None:
-        # Rows with the same prompt share its prefill.
-        distinct, places = torch.unique(prompts, dim=0, return_inverse=True)
-        if len(distinct) == len(prompts):
-            distinct, places = prompts, torch.arange(len(prompts), device=prompts.device)
-        fixed = takes_graphs(lm)
-        rows, width = len(prompts if fixed else distinct), prompts.shape[1] + max_new_tokens
-        self._decoder = SlotDecoder(lm, rows, width, fixed=fixed)
-        self._positions = row_lengths(prompts)
-        self._last = int(self._positions.max())
-        every = torch.arange(len(distinct), device=prompts.device)
-        self.hidden = self._decoder.prefill(every, distinct)
-        if len(distinct) < len(prompts):
-            self._decoder.keep(places)
-            self.hidden = self.hidden[places]
-
-    def room(self, rows: int) -> int:
-        return self._decoder.room(rows)
-
-    def release(self) -> None:
-        self._decoder.release()
-
-    def keep(self, rows: Tensor) -> None:
-        self._decoder.keep(rows)
-        self._positions = self._positions[rows]
-        self._last = int(self._positions.max())
-
-    def advance(self, tokens: Tensor) -> None:
-        self.hidden = self._decoder.step(tokens, self._positions, self._last)
-        self._positions, self._last = self._positions + 1, self._last + 1
-
-
-class _Full:
-    """The same by full forwards, for families that slots cannot serve."""
-
-    def __init__(self, lm: CausalLM, prompts: Tensor) -> None:
-        self._lm, self._tokens = lm, prompts
-        self.hidden = last_hidden(lm, prompts)
-
-    def room(self, rows: int) -> int:
-        return rows
-
-    def release(self) -> None:
-        pass
-
-    def keep(self, rows: Tensor) -> None:
-        self._tokens = self._tokens[rows]
-
-    def advance(self, tokens: Tensor) -> None:
-        grown = torch.nn.functional.pad(self._tokens, (0, 1), value=PAD)
-        grown[torch.arange(len(tokens), device=tokens.device), row_lengths(self._tokens)] = tokens
-        self._tokens = grown
-        self.hidden = last_hidden(self._lm, grown)
+    decoding.release()
+    # Rows that ended went on until they were dropped.
+    ends = torch.isin(out, eos)
+    unused = out.masked_fill_(ends.cumsum(1) > ends.long(), PAD) == PAD
+    log_probs = chances.log().masked_fill_(unused, 0.0)
+    return Sampled(out, log_probs, values.masked_fill_(unused, 0.0))

@@ -12,7 +12,7 @@ from transformers import FalconConfig, FalconForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from rlhf_gym import attention, slots
-from rlhf_gym.attention import float32_attention, for_bfloat16, step_attention
+from rlhf_gym.attention import float32_attention, for_bfloat16, step_attention, without_cudnn
 from rlhf_gym.decode import supports_slots
 from rlhf_gym.models import recompute_activations
 from rlhf_gym.sampling import sample_with_log_probs
@@ -152,3 +152,16 @@ def test_a_model_that_looks_at_the_name_of_its_attention_attends_as_before(alibi
     with for_bfloat16(model):
         torch.testing.assert_close(model(ids).logits, plain, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model(later).logits[:, :3], plain[:, :3], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_cudnn_is_left_out_for_a_while_alone(before):
+    kept = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(before)
+    try:
+        with pytest.raises(KeyError), without_cudnn():
+            assert not torch.backends.cuda.cudnn_sdp_enabled()
+            raise KeyError
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(kept)

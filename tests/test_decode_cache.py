@@ -22,7 +22,7 @@ from conftest import (
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_gym import sampling, slots
+from rlhf_gym import decoding_rows, sampling, slots
 from rlhf_gym.decode import (
     DecodeCache,
     last_hidden,
@@ -271,7 +271,7 @@ def test_dropping_finished_rows_changes_no_response(load_lm, monkeypatch, family
         [greedy_loop(lm, [i for i in p if i != PAD], 12, stop_at_eos) for p in prompts.tolist()], 12
     )
     for share in (0.0, 0.2, 2.0):  # as soon as a row is done, by default, never
-        monkeypatch.setattr(sampling, "DROP_SHARE", share)
+        monkeypatch.setattr(decoding_rows, "DROP_SHARE", share)
         got = sample_responses(lm, prompts, 12, stop_at_eos=stop_at_eos, deterministic=True)
         assert got.tolist() == expected.tolist(), f"DROP_SHARE {share}"
     ends = row_lengths(got)
@@ -305,7 +305,7 @@ def test_what_sampling_says_of_its_tokens_is_a_pass_over_whole_sequences(
 
 
 def test_finished_rows_cost_no_compute(load_lm, monkeypatch):
-    monkeypatch.setattr(sampling, "DROP_SHARE", 0.0)
+    monkeypatch.setattr(decoding_rows, "DROP_SHARE", 0.0)
     lm = load_lm("llama")
     prompts = prompts_of(lm, 24)
     assert supports_slots(lm)  # probed once a model
@@ -368,8 +368,10 @@ def assert_drawn_from(counts: torch.Tensor, probabilities: torch.Tensor) -> None
     assert chi2 < freedom + 5 * (2 * freedom) ** 0.5 + 5, f"chi² {chi2:.0f}, {freedom} degrees"
 
 
+@pytest.mark.parametrize("way", ["_holds_a_point", "_rings_first"])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_tokens_are_drawn_from_the_tempered_softmax(load_lm, temperature):
+def test_tokens_are_drawn_from_the_tempered_softmax(load_lm, monkeypatch, temperature, way):
+    monkeypatch.setattr(sampling, "_drawn", getattr(sampling, way))  # a CPU's, a GPU's
     lm = load_lm("llama", temperature=temperature)
     n = 20_000
     prompts = torch.tensor([[BOS, 9, 12]]).repeat(n, 1)
@@ -386,7 +388,9 @@ def test_tokens_are_drawn_from_the_tempered_softmax(load_lm, temperature):
     assert_drawn_from(then, torch.softmax(logits.double() / temperature, -1))
 
 
-def test_draw_never_takes_what_has_no_probability():
+@pytest.mark.parametrize("way", ["_holds_a_point", "_rings_first"])
+def test_draw_never_takes_what_has_no_probability(monkeypatch, way):
+    monkeypatch.setattr(sampling, "_drawn", getattr(sampling, way))  # a CPU's, a GPU's
     logits = torch.full((20_000, 6), -torch.inf)
     logits[:, [1, 4]] = torch.tensor([0.0, 1.0])
     counts = torch.bincount(draw(logits, torch.Generator().manual_seed(0)), minlength=6).double()

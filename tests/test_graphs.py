@@ -23,7 +23,7 @@ from agents.sb3 import PPO, build, update_graphs
 from agents.sb3 import policy as policy_module
 from agents.sb3.update_graphs import UpdateGraphs, size_for
 from agents.trajectory_balance import TrajectoryBalance
-from rlhf_gym import decode, graphs, sampling, slots
+from rlhf_gym import decode, decoding_rows, graphs, sampling, slots
 from rlhf_gym.decode import DecodeCache, last_hidden, supports_slots, takes_graphs
 from rlhf_gym.graphs import LowCopy, columns_for, rows_for
 from rlhf_gym.lm import CausalLM, continuation_log_probs
@@ -38,7 +38,7 @@ BUDGET = 12
 @pytest.fixture(params=DEVICES)
 def device(request, monkeypatch) -> str:
     """Each device, with fixed shapes on all."""
-    for module in (decode, sampling):
+    for module in (decode, decoding_rows):
         monkeypatch.setattr(module, "takes_graphs", lambda lm: supports_slots(lm))
     monkeypatch.setattr(graphs, "FEWEST_ROWS", 2)
     monkeypatch.setattr(graphs, "FEWEST_COLUMNS", 4)
@@ -97,7 +97,7 @@ def test_the_likeliest_tokens_are_those_of_free_shapes(load, device, family, mon
     prompts = prompts_of(24, device)[[0, 1, 2, 3, 0, 0, *range(4, 24)]]
     fixed = sampled(lm, prompts, deterministic=True)
     again = sampled(lm, prompts, deterministic=True)  # in the same slots
-    for module in (decode, sampling):
+    for module in (decode, decoding_rows):
         monkeypatch.setattr(module, "takes_graphs", lambda lm: False)
     free = sampled(lm, prompts, deterministic=True)
     for found in (fixed, again):
@@ -485,6 +485,24 @@ class TestOnGPU:
                 assert_same_gradients(lm, update, sequences, tolerance)
             assert update._pairs, "replayed"
         assert not [r for r in caplog.records if "captured" in r.message]
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+    def test_no_attention_plans_for_a_shape(self, load_lm, precision):
+        lm = load_lm("llama")
+        lm = replace(lm, model=copy.deepcopy(lm.model).to("cuda"), precision=precision)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            sampled(lm, prompts_of(8, "cuda"))
+            lm.states(sequences_of(3, 7, device="cuda")).sum().backward()
+        names = {event.key for event in seen.key_averages()}
+        assert any("scaled_dot_product" in name for name in names)
+        assert not [name for name in names if "cudnn_attention" in name]
+
+    def test_tokens_are_drawn_from_their_probabilities(self):
+        probabilities = torch.tensor([0.0, 0.1, 0.2, 0.0, 0.7], device="cuda")
+        logits = probabilities.log().expand(100_000, 5)
+        shares = torch.bincount(sampling.draw(logits), minlength=5).cpu() / 100_000
+        torch.testing.assert_close(shares, probabilities.cpu(), atol=0.006, rtol=0)
+        assert shares[[0, 3]].tolist() == [0, 0]
 
     def test_one_that_cannot_be_captured_falls_back_with_one_line(self, load_lm, caplog):
         lm = load_lm("llama")
