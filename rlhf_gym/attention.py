@@ -117,7 +117,7 @@ def for_bfloat16(model: PreTrainedModel) -> Iterator[None]:
     On a GPU without cuDNN's kernels. Not where it computes activations again in the backward pass,
     which lies outside.
     """
-    if recomputes_activations(model):
+    if model.training and recomputes_activations(model):
         within: AbstractContextManager[None] = nullcontext()
     elif model.device.type == "cuda":
         within = without_cudnn()

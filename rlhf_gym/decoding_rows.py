@@ -29,7 +29,10 @@ class DecodingRows:
 
     @property
     def hidden(self) -> Tensor:
-        """Last hidden states of the rows, (n, d), until the next `advance`."""
+        """Last hidden states of the rows, (n, d); the next `advance` may overwrite them.
+
+        Between `drop_ended` and `advance` still those of all rows.
+        """
         return self._steppers[0].hidden
 
     def logits(self, taken: int) -> Tensor:

@@ -41,21 +41,22 @@ def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 def _drawn(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
     """One token a row, (N, V) -> (N,)."""
-    find = _rings_first if probabilities.is_cuda else _holds_a_point
+    find = _exponential_race if probabilities.is_cuda else _inverse_cdf
     return find(probabilities, generator)
 
 
-def _rings_first(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The token whose clock rings first: each waits an exponential time, of its probability's rate.
+def _exponential_race(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The token that comes first, where each comes after an exponential time of its own rate.
 
     Three operations. A running sum takes seven, and on a GPU, which adds in an order of its own, it
     may rise by rounding at a token of probability 0.
     """
-    waits = torch.empty_like(probabilities).exponential_(generator=generator)
+    # In float32 the shortest waits are rounded to 2⁻²⁴, and what is as rare would hardly be drawn.
+    waits = torch.empty_like(probabilities, dtype=torch.float64).exponential_(generator=generator)
     return (probabilities / waits).argmax(-1)
 
 
-def _holds_a_point(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
+def _inverse_cdf(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
     """The token in whose part of the running sum a uniform point lies.
 
     One random number a row; V exponential ones would cost a CPU a third of a decoding step.
@@ -109,7 +110,8 @@ def sample_with_log_probs(
         stop_at_eos: Whether an EOS id ends a response (it is part of it).
         deterministic: Take the likeliest token instead of drawing one.
         generator: Source of randomness on the model's device; torch's global one if None.
-        value_head: From last hidden states (N, d) to values (N, 1), to be kept too.
+        value_head: From last hidden states (N, d) to values (N, 1) in a tensor of their own, to be
+            kept too.
 
     Returns:
         The responses, (N, T) int64 with PAD after each one's end, their log-probs and values.
@@ -131,15 +133,15 @@ def _sample(
     value_head: Callable[[Tensor], Tensor] | None,
 ) -> Sampled:
     out = torch.full((len(prompts), max_new_tokens), PAD, device=prompts.device)
-    chances, values = torch.zeros(2, *out.shape, device=prompts.device)
+    chosen_with, values = torch.zeros(2, *out.shape, device=prompts.device)
     eos = torch.tensor(lm.eos_ids if stop_at_eos else [], dtype=torch.int64, device=prompts.device)
     tokens = rows = torch.arange(len(prompts), device=prompts.device)  # where a live slot writes to
     alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
     decoding = DecodingRows(lm, prompts, max_new_tokens)
-    every = look_every(prompts.device) if stop_at_eos else max_new_tokens
+    every = look_every(prompts.device) if stop_at_eos else max(max_new_tokens, 1)
     for begin in range(0, max_new_tokens, every):
         end = min(begin + every, max_new_tokens)
-        steps = []  # between two looks; what is done once for all of them costs a GPU's host less
+        steps = []  # until the next look; the fewer operations a step has, the less a GPU waits
         for t in range(begin, end):
             if t > 0:
                 decoding.advance(tokens)
@@ -150,7 +152,8 @@ def _sample(
             if value_head is not None:
                 found.append(value_head(decoding.hidden).squeeze(-1))
             steps.append(found)
-        for grid, part in zip((out, chances, values), zip(*steps, strict=True), strict=False):
+        # Without a value head there are two parts.
+        for grid, part in zip((out, chosen_with, values), zip(*steps, strict=True), strict=False):
             grid[rows, begin:end] = torch.stack(part, 1).to(grid.dtype)
         if end < max_new_tokens:
             alive &= ~torch.isin(out[rows, begin:end], eos).any(1)
@@ -162,5 +165,5 @@ def _sample(
     # Rows that ended went on until they were dropped.
     ends = torch.isin(out, eos)
     unused = out.masked_fill_(ends.cumsum(1) > ends.long(), PAD) == PAD
-    log_probs = chances.log().masked_fill_(unused, 0.0)
+    log_probs = chosen_with.log().masked_fill_(unused, 0.0)
     return Sampled(out, log_probs, values.masked_fill_(unused, 0.0))

@@ -368,7 +368,7 @@ def assert_drawn_from(counts: torch.Tensor, probabilities: torch.Tensor) -> None
     assert chi2 < freedom + 5 * (2 * freedom) ** 0.5 + 5, f"chi² {chi2:.0f}, {freedom} degrees"
 
 
-@pytest.mark.parametrize("way", ["_holds_a_point", "_rings_first"])
+@pytest.mark.parametrize("way", ["_inverse_cdf", "_exponential_race"])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_tokens_are_drawn_from_the_tempered_softmax(load_lm, monkeypatch, temperature, way):
     monkeypatch.setattr(sampling, "_drawn", getattr(sampling, way))  # a CPU's, a GPU's
@@ -388,7 +388,7 @@ def test_tokens_are_drawn_from_the_tempered_softmax(load_lm, monkeypatch, temper
     assert_drawn_from(then, torch.softmax(logits.double() / temperature, -1))
 
 
-@pytest.mark.parametrize("way", ["_holds_a_point", "_rings_first"])
+@pytest.mark.parametrize("way", ["_inverse_cdf", "_exponential_race"])
 def test_draw_never_takes_what_has_no_probability(monkeypatch, way):
     monkeypatch.setattr(sampling, "_drawn", getattr(sampling, way))  # a CPU's, a GPU's
     logits = torch.full((20_000, 6), -torch.inf)

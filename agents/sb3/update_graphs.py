@@ -206,7 +206,7 @@ class UpdateGraphs:
 
 
 class _Whole(nn.Module):
-    """`UpdateGraphs.whole` as a module, whose parameters others can stand in for."""
+    """`UpdateGraphs.whole` as a module: `functional_call` gives it other parameters for a while."""
 
     def __init__(self, graphs: UpdateGraphs) -> None:
         super().__init__()
