@@ -3,7 +3,8 @@
 `python scripts/_speed_limit.py FOLDER` prints a JSON line as `_speed_work.say` does. The same
 mathematics as the flagship with a shared critic: sampling, log-probs and values, reference, reward
 model, GAE, and the clipped update; no environment, no SB3, no logs, no checks. It knows what the
-shape fixes: prompts and responses are of one length each, so nothing is ever masked.
+shape fixes: prompts and responses are of one length each, so nothing is ever masked. As
+limit_compiled the update's pass through the trunk goes through torch.compile.
 """
 
 import json
@@ -194,6 +195,8 @@ def main(folder: Path) -> None:
     prepare_process()
     n, budget, start = options["episodes"], options["response"], options["prompt"]
     ppo = PPO(folder, options)
+    if options["system"] == "limit_compiled":
+        ppo.policy.hidden = torch.compile(ppo.policy.hidden)  # type: ignore[method-assign]
     prompts = torch.tensor(
         json.loads((folder / "prompts.json").read_text()), device=options["device"]
     )

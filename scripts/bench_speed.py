@@ -3,10 +3,11 @@
 Random weights of a given shape. The systems take turns, each in a process of its own that reads the
 same files: rlhf_gym (critic on the policy's trunk), rlhf_gym_bf16, rlhf_gym_separate (critic with a
 trunk of its own), generate and generate_bf16 (transformers, sampling alone), sb3_rows (stock
-Stable-Baselines3, a row a token), limit (bare PyTorch, the same mathematics), and, with
---trl-python, trl_ppo and trl_ppo_bf16 (PPOTrainer of TRL 0.23.1). Prints response tokens per second
-of each stage, the ratios, and the peak memory over what the shape asks for, and writes them as
-JSON. Run it on a quiet machine.
+Stable-Baselines3, a row a token), limit (bare PyTorch, the same mathematics), limit_compiled (the
+same with torch.compile, which needs a C++ compiler), and, with --trl-python, trl_ppo and
+trl_ppo_bf16 (PPOTrainer of TRL 0.23.1). Prints response tokens per second of each stage, the
+ratios, and the peak memory over what the shape asks for, and writes them as JSON. Run it on a quiet
+machine.
 """
 
 import platform
@@ -33,6 +34,7 @@ FILES = {
     "generate_bf16": "_speed_generate.py",
     "sb3_rows": "_speed_sb3_rows.py",
     "limit": "_speed_limit.py",
+    "limit_compiled": "_speed_limit.py",
     "trl_ppo": "_speed_trl_ppo.py",
     "trl_ppo_bf16": "_speed_trl_ppo.py",
 }
@@ -91,7 +93,7 @@ def check(config: Config) -> None:
         if system.startswith("trl") and not (config.trl_python and config.trl_python.exists()):
             raise InputError(f"{system} needs --trl-python, a Python with trl 0.23.1")
     uneven = [s for s in config.shapes if SHAPES[s].mean_length is not None]
-    if "limit" in config.systems and ("B" in config.shapes or uneven):
+    if any(s.startswith("limit") for s in config.systems) and ("B" in config.shapes or uneven):
         raise InputError("limit knows GPT-2 and responses of one length alone: no B, no D")
 
 
