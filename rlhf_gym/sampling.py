@@ -53,7 +53,7 @@ def _exponential_race(probabilities: Tensor, generator: torch.Generator | None) 
     """
     # In float32 the shortest waits are rounded to 2⁻²⁴, and what is as rare would hardly be drawn.
     waits = torch.empty_like(probabilities, dtype=torch.float64).exponential_(generator=generator)
-    return (probabilities / waits).argmax(-1)
+    return torch.div(probabilities.detach(), waits, out=waits).argmax(-1)
 
 
 def _inverse_cdf(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:

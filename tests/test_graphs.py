@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import BOS, ENDS, SERVED, V, make_config, make_tokenizer
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM
 
 from agents.sb3 import PPO, build, update_graphs
@@ -135,8 +136,9 @@ def test_what_learns_between_two_samplings_is_seen(load, device):
         assert (after.log_probs - before.log_probs).abs().max() > 0.01
         plain = replace(lm, precision="fp32")
         expected = continuation_log_probs(plain, prompts, after.responses)
-        tolerance = 2e-5 if precision == "fp32" else 0.1
-        torch.testing.assert_close(after.log_probs, expected, atol=tolerance, rtol=1e-5)
+        error = (after.log_probs - expected).abs()
+        assert error.max() < (5e-5 if precision == "fp32" else 0.3)
+        assert error.mean() < (1e-5 if precision == "fp32" else 0.03)
 
 
 def test_weights_that_move_elsewhere_are_captured_anew(load, device):
@@ -524,7 +526,10 @@ class TestOnGPU:
         )
         lm = CausalLM.wrap(model.eval().to("cuda"), make_tokenizer())
         lm = replace(lm, precision="bf16")
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        # As PyTorch orders them by itself on the kinds of GPU that it prefers cuDNN's on.
+        order = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        with sdpa_kernel(order, set_priority=True), profile as seen:
             sampled(lm, prompts_of(8, "cuda"))
             lm.states(sequences_of(3, 7, device="cuda")).sum().backward()
         names = {event.key for event in seen.key_averages()}
