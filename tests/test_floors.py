@@ -14,7 +14,7 @@ FLOORS = [
     ["graphs"],
     ["lm", "preferences"],
     ["slots", "decode", "preference_formats"],
-    ["preference_survey", "prefix"],
+    ["decoding_rows", "preference_survey", "prefix"],
     ["sampling", "reward_model", "responses"],
     ["ensemble"],
     ["objective", "optimum"],
