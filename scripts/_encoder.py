@@ -26,15 +26,18 @@ def make_encoder(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     *,
+    layers: int,
     epochs: float,
     seed: int = 0,
 ) -> None:
-    """Pretrain a ModernBERT of 3 layers, width 64, that pools by the mean, and save it.
+    """Pretrain a ModernBERT of width 64 that pools by the mean, and save it.
 
     Args:
         rows: Token ids of texts, at most 64 each.
         tokenizer: Their tokenizer; its <unk>, which no text has, serves as the mask.
         folder: Where to save model and tokenizer; whole or not at all.
+        layers: Its depth. Every third layer, from the first on, attends to all tokens, the others
+            to the 8 on each side.
         epochs: Passes over the rows.
         seed: Seed of weights, order and masks.
     """
@@ -45,7 +48,7 @@ def make_encoder(
             vocab_size=len(tokenizer),
             hidden_size=64,
             intermediate_size=128,
-            num_hidden_layers=3,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             local_attention=16,
             global_attn_every_n_layers=3,

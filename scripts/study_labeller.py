@@ -66,6 +66,8 @@ class Config:
     backbone: str | None = None
     """What the models start from: a path or hub name. If None, a small encoder that is pretrained
     on the texts of the pool (without any label), by masked language modelling."""
+    layers: int = 3
+    """How deep that encoder is."""
     with_prompt: bool = False
     """Whether the models read the prompt too; the labeller looks at the answers alone."""
     pretraining_epochs: float = 9.0
@@ -92,10 +94,13 @@ def main(config: Config) -> None:
     plain = dataclasses.asdict(config)
     if config.members < 1:
         raise InputError("--members must be at least 1")
+    if config.layers < 1:
+        raise InputError("--layers must be at least 1")
     # More seeds, sizes and losses may be added to a study later.
     fixed = {k: v for k, v in plain.items() if k not in ("seeds", "sizes", "losses")}
-    if config.members == 1:  # as before there was a choice
-        del fixed["members"]
+    for name, once in (("members", 1), ("layers", 3)):  # as before there was a choice
+        if fixed[name] == once:
+            del fixed[name]
     check_same_run(config.run_dir, fixed, resume=True)
     begin_run(config.run_dir, fixed)
     file = config.run_dir / "results.csv"
@@ -160,7 +165,9 @@ def pretrained(config: Config, pool: list[Comparison]) -> str:
             prompt, candidates = comparison.ids
             rows += [[*prompt, *ids] for ids in candidates]
         tokenizer = load_tokenizer(DEFAULTS["reference"])
-        make_encoder(rows, tokenizer, folder, epochs=config.pretraining_epochs)
+        make_encoder(
+            rows, tokenizer, folder, layers=config.layers, epochs=config.pretraining_epochs
+        )
     return str(folder)
 
 

@@ -73,6 +73,11 @@ def test_the_study_of_the_labeller_makes_table_and_plot(tmp_path):
     before = (folder / "results.csv").read_text()
     run(*command)
     assert (folder / "results.csv").read_text() == before
+    # An encoder of another depth is another study.
+    assert "layers" in run(*command, "--layers", 2, code=2)
+    run(*command[:-4], "--layers", 2, "--run-dir", tmp_path / "deep", "--device", "cpu")
+    encoder = json.loads((tmp_path / "deep" / "encoder" / "config.json").read_text())
+    assert encoder["num_hidden_layers"] == 2
 
 
 def test_exact_v0_can_be_made_again(tmp_path):
