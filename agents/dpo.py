@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from agents.online_dpo import Labels, OnlineDPO
-from agents.sb3.buffer import SequenceRolloutBuffer
 from agents.sb3.group_options import GroupConfig, make_group_learner
-from agents.sb3.learner import SB3Learner
+from agents.sb3.rollout.buffer import SequenceRolloutBuffer
+from agents.sb3.run.learner import SB3Learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.masks import NEVER
-from rlhf_gym.preference_formats import read_comparisons
-from rlhf_gym.sampling import Sampled, sample_with_log_probs
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
+from rlhf_gym.lm.masks import NEVER
+from rlhf_gym.preferences.formats import read_comparisons
 from rlhf_gym.tokens import continuations, pad_rows, unflatten
 
 

@@ -10,9 +10,9 @@ None puts the penalty back into the reward, where its gradient is that of J.
 from dataclasses import dataclass
 
 from agents import ppo
-from agents.sb3.advantage_estimation import Baseline
 from agents.sb3.loss import KLLoss
-from agents.sb3.ppo import MeanOver
+from agents.sb3.response_ppo import MeanOver
+from agents.sb3.rollout.advantages import Baseline
 
 make = ppo.make
 

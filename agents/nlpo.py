@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from agents import ppo
-from agents.sb3.learner import SB3Learner
-from agents.sb3.ppo import PPO
+from agents.sb3.response_ppo import PPO
+from agents.sb3.run.learner import SB3Learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
+from rlhf_gym.lm.causal_lm import CausalLM
 
 ROLLOUTS = "rollouts"
 

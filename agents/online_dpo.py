@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from agents.sb3.group_options import GroupConfig, make_group_learner
 from agents.sb3.groups import GroupLearner, Groups
-from agents.sb3.learner import SB3Learner
+from agents.sb3.run.learner import SB3Learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 

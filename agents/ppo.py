@@ -7,19 +7,20 @@ from torch.optim import Adam
 from transformers import PreTrainedModel
 
 from agents.sb3 import PPO
-from agents.sb3.adam import TF1Adam
-from agents.sb3.advantage_estimation import Baseline
-from agents.sb3.learner import MEMORY_OPTIONS, SB3Learner, response_learner
+from agents.sb3.kl_control import AdaptiveKL, FixedKL, KLController, LagrangianKL
 from agents.sb3.loss import KLLoss, KLOld
-from agents.sb3.ppo import MeanOver
 from agents.sb3.ptx import PretrainingMix
+from agents.sb3.response_ppo import MeanOver
+from agents.sb3.rollout.advantages import Baseline
+from agents.sb3.run.learner import MEMORY_OPTIONS, SB3Learner, response_learner
+from agents.sb3.tf1_adam import TF1Adam
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.kl import AdaptiveKL, FixedKL, KLController, LagrangianKL
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.models import commit, is_causal, same_tokens
-from rlhf_gym.precision import Precision
-from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.lm.architecture import is_causal
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.loading import commit, same_tokens
+from rlhf_gym.lm.precision import Precision
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.training.sft_data import as_sequences, load_examples, prepare
 
 Critic = Literal["auto", "shared", "separate", "reward_model"]

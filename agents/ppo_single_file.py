@@ -26,15 +26,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rlhf_gym  # noqa: F401 (registers the environments)
-from rlhf_gym.devices import resolve_device
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.models import is_causal, same_tokens, trunk
-from rlhf_gym.passes import passes
-from rlhf_gym.process import prepare_process
-from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.sampling import sample_responses
+from rlhf_gym.lm.architecture import is_causal, trunk
+from rlhf_gym.lm.batching import passes
+from rlhf_gym.lm.decoding.sampling import sample_responses
+from rlhf_gym.lm.loading import same_tokens
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import PAD, Sequences, continuations
+from rlhf_gym.utils.devices import resolve_device
+from rlhf_gym.utils.process import prepare_process
 
 
 @dataclass(frozen=True)

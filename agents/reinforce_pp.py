@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from agents import ppo
-from agents.sb3.advantage_estimation import Baseline
+from agents.sb3.rollout.advantages import Baseline
 
 make = ppo.make
 

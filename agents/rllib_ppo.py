@@ -15,12 +15,12 @@ import torch
 from gymnasium.vector import VectorWrapper
 from torch import Tensor
 
-from agents import library_ppo
-from agents.training_run import TrainingRun
-from rlhf_gym.decode import DecodeCache, last_hidden
+from agents.libraries import ppo_options
+from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
 
 try:
     from ray.rllib.algorithms.ppo import PPOConfig
@@ -37,7 +37,7 @@ _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
-class Config(library_ppo.Config):
+class Config(ppo_options.Config):
     """Options of RLlib's PPO."""
 
 
@@ -48,7 +48,7 @@ class TokenModule(TorchRLModule, ValueFunctionAPI):
         """Copy both from the reference of an environment of this process."""
         reference = _live[self.model_config["number"]].objective.reference
         self.core = reference.trainable()
-        self.lm, self.critic = self.core.model, library_ppo.Critic(reference)
+        self.lm, self.critic = self.core.model, ppo_options.Critic(reference)
         self._cache = DecodeCache(self.core)
         self._log_p: dict[bytes, Tensor] = {}  # of the last states acted in
 

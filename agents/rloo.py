@@ -8,7 +8,7 @@ PPO's; with `n_minibatches` 1 the one step is REINFORCE's.
 from dataclasses import dataclass
 
 from agents import ppo
-from agents.sb3.advantage_estimation import Baseline
+from agents.sb3.rollout.advantages import Baseline
 
 make = ppo.make
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from stable_baselines3 import DQN
 
-from agents.sb3.q_network import CausalLMDQNPolicy, QLearner, build_q_learner
+from agents.sb3.stock.q_network import CausalLMDQNPolicy, QLearner, build_q_learner
 from rlhf_gym.envs import TokenVectorEnv
 
 

@@ -7,8 +7,8 @@ state to state (`min_new_tokens`, `top_k`, `top_p`) in a loop that takes one tok
 from dataclasses import dataclass
 
 from agents import sb3_ppo
-from agents.sb3.contrib import contrib
-from agents.sb3.learner import SB3Learner, stock_learner
+from agents.sb3.run.learner import SB3Learner, stock_learner
+from agents.sb3.stock.contrib import contrib
 from rlhf_gym.envs import TokenVectorEnv
 
 
@@ -21,7 +21,7 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
     algorithm = contrib().MaskablePPO
     # Needs sb3-contrib, so it is imported after the check.
-    from agents.sb3.maskable import MaskableCausalLMPolicy, MaskableSequenceRolloutBuffer
+    from agents.sb3.stock.maskable import MaskableCausalLMPolicy, MaskableSequenceRolloutBuffer
 
     return stock_learner(
         algorithm,

@@ -7,8 +7,8 @@ Otherwise as sb3_dqn.
 from dataclasses import dataclass
 
 from agents import sb3_dqn
-from agents.sb3.contrib import contrib
-from agents.sb3.q_network import QLearner, build_q_learner
+from agents.sb3.stock.contrib import contrib
+from agents.sb3.stock.q_network import QLearner, build_q_learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 
@@ -27,7 +27,7 @@ def make(config: Config, env: TokenVectorEnv) -> QLearner:
         raise InputError(f"n_quantiles must be at least 1, not {config.n_quantiles}")
     algorithm = contrib().QRDQN
     # Needs sb3-contrib, so it is imported after the check.
-    from agents.sb3.quantiles import CausalLMQRDQNPolicy
+    from agents.sb3.stock.quantiles import CausalLMQRDQNPolicy
 
     shared = sb3_dqn.Config(**{k: v for k, v in vars(config).items() if k != "n_quantiles"})
     return build_q_learner(algorithm, CausalLMQRDQNPolicy, shared, env, config.n_quantiles)

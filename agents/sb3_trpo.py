@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from agents.sb3.contrib import contrib
-from agents.sb3.learner import SB3Learner, stock_learner
+from agents.sb3.run.learner import SB3Learner, stock_learner
+from agents.sb3.stock.contrib import contrib
 from rlhf_gym.envs import TokenVectorEnv
 
 
@@ -35,7 +35,7 @@ def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
     contrib()
     # Needs sb3-contrib, so it is imported after the check.
-    from agents.sb3.trpo import TRPO
+    from agents.sb3.stock.trpo import TRPO
 
     # Fused attention has no second derivatives.
     eager = {"attn_implementation": "eager"}

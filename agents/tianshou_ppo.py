@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from agents import library_ppo
-from agents.training_run import TrainingRun
-from rlhf_gym.decode import DecodeCache, last_hidden
+from agents.libraries import ppo_options
+from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
 
 try:
     from tianshou.algorithm import PPO
@@ -36,7 +36,7 @@ except ImportError as error:
 
 
 @dataclass(frozen=True)
-class Config(library_ppo.Config):
+class Config(ppo_options.Config):
     """Options of Tianshou's PPO."""
 
 
@@ -71,7 +71,7 @@ class Actor(nn.Module):
         return found
 
 
-class Critic(library_ppo.Critic):
+class Critic(ppo_options.Critic):
     """Called as Tianshou calls a critic."""
 
     def forward(self, obs: Any, **_: Any) -> Tensor:  # type: ignore[override]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from agents.sb3.group_options import GroupConfig, make_group_learner
 from agents.sb3.groups import GroupLearner, Groups
-from agents.sb3.learner import SB3Learner
+from agents.sb3.run.learner import SB3Learner
 from rlhf_gym.envs import TokenVectorEnv
 
 

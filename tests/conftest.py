@@ -23,14 +23,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_gym.decode import last_hidden
+from rlhf_gym.data.prompts import PromptDataset
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.masks import make_mask
-from rlhf_gym.models import trunk
-from rlhf_gym.objective import Objective
-from rlhf_gym.prompts import PromptDataset
-from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.lm.architecture import trunk
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.decode_cache import last_hidden
+from rlhf_gym.lm.masks import make_mask
+from rlhf_gym.objective.objective import Objective
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import PAD
 
 # One thread a test, in the processes that tests start too: several tests run at a time.

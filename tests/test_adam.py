@@ -2,7 +2,7 @@
 
 import torch
 
-from agents.sb3.adam import TF1Adam
+from agents.sb3.tf1_adam import TF1Adam
 
 
 def test_it_is_tensorflows_update():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.sb3.advantages import gae, group_mean, leave_one_out, whiten
+from agents.sb3.rollout.advantages import gae, group_mean, leave_one_out, whiten
 
 
 @pytest.mark.parametrize(("lam", "gamma"), [(0.95, 1.0), (1.0, 1.0), (0.0, 1.0), (0.9, 0.97)])

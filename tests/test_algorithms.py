@@ -13,17 +13,17 @@ from conftest import BUDGET, assert_same_gradients, count_forwards, play_rollout
 from stable_baselines3.common.utils import set_random_seed
 
 from agents import dpo, nlpo, online_dpo, sb3_dqn, trajectory_balance
-from agents.algorithm import load_algorithm
+from agents.runs.algorithm import load_algorithm
 from agents.sb3 import PPO, build
 from agents.sb3.groups import GroupLearner, Groups
-from agents.training_run import TrainingRun
-from rlhf_gym import passes
-from rlhf_gym.enumeration import Enumeration
+from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.masks import NEVER
-from rlhf_gym.sampling import Sampled, sample_responses
+from rlhf_gym.lm import batching
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.sampling import Sampled, sample_responses
+from rlhf_gym.lm.masks import NEVER
+from rlhf_gym.objective.enumeration import Enumeration
 from rlhf_gym.tokens import row_sums
 
 N = 8
@@ -248,9 +248,9 @@ def test_groups_of_uneven_length_that_fit_at_once_are_computed_once(make_vector_
     (minibatch,) = learner.rollout_buffer.get(None, 4)
     learner._gradient(minibatch)
     together = [p.grad.clone() for p in learner.policy.lm.parameters()]
-    monkeypatch.setattr(passes, "LAYER_COST", 0.0)
-    monkeypatch.setattr(passes, "LEAST_COST", 0)
-    parts = list(passes.passes(learner.policy.core.model, minibatch.observations, 10_000))
+    monkeypatch.setattr(batching, "LAYER_COST", 0.0)
+    monkeypatch.setattr(batching, "LEAST_COST", 0)
+    parts = list(batching.passes(learner.policy.core.model, minibatch.observations, 10_000))
     with count_forwards(learner.policy.core) as shapes:
         learner._gradient(minibatch)
     assert len(shapes) == len(parts) > 2
@@ -509,7 +509,7 @@ def test_trpo_moves_every_weight(make_vector_env, family):
 def test_trpo_takes_the_gradients_and_products_of_the_library(make_vector_env, monkeypatch):
     from sb3_contrib import TRPO as Stock
 
-    from agents.sb3.trpo import TRPO
+    from agents.sb3.stock.trpo import TRPO
 
     ours, steps = TRPO._compute_actor_grad, []
 

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 from transformers import FalconConfig, FalconForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from rlhf_gym import attention, slots
-from rlhf_gym.attention import float32_attention, for_bfloat16, step_attention, without_cudnn
-from rlhf_gym.decode import supports_slots
-from rlhf_gym.models import recompute_activations
-from rlhf_gym.sampling import sample_with_log_probs
+from rlhf_gym.lm import attention
+from rlhf_gym.lm.architecture import recompute_activations
+from rlhf_gym.lm.attention import float32_attention, for_bfloat16, step_attention, without_cudnn
+from rlhf_gym.lm.decoding import kv_slots as slots
+from rlhf_gym.lm.decoding.decode_cache import supports_slots
+from rlhf_gym.lm.decoding.sampling import sample_with_log_probs
 
 PROMPTS = torch.tensor([[2, 5, 6], [2, 9, 11], [2, 7, 4]])
 

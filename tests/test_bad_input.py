@@ -10,12 +10,12 @@ import pytest
 from conftest import prompt_dataset
 
 import rlhf_gym  # noqa: F401
-from rlhf_gym.collect import collect_comparisons
+from rlhf_gym.data.prompts import PromptDataset, is_held_out, load_texts
 from rlhf_gym.errors import InputError
-from rlhf_gym.hints import misfit
-from rlhf_gym.objective import load_callable
-from rlhf_gym.prompts import PromptDataset, is_held_out, load_texts
+from rlhf_gym.preferences.collect import collect_comparisons
+from rlhf_gym.rewards.functions import load_callable
 from rlhf_gym.tasks.text import text_env, text_vector_env
+from rlhf_gym.utils.type_hints import misfit
 
 
 def write(tmp_path, name: str, text: str) -> str:
@@ -117,7 +117,7 @@ def short_reward(prompts: list[str], responses: list[str]) -> list[float]:
     [
         ({"reference": "/nowhere"}, "cannot load the model"),
         ({"reward_model": "nowhere:function"}, "cannot import"),
-        ({"reward_model": "rlhf_gym.human:nothing"}, "cannot import"),
+        ({"reward_model": "rlhf_gym.rewards.human:nothing"}, "cannot import"),
         ({"prompts": "/nowhere.txt"}, "no such file"),
         ({"prompt_column": "x", "prompts": "/nowhere.json"}, "no such file"),
         ({"max_new_tokens": 100}, "context of 64"),
@@ -137,7 +137,7 @@ def short_reward(prompts: list[str], responses: list[str]) -> list[float]:
 def test_bad_environment_keywords(save_lm, prompt_file, keywords, message):
     good = {
         "reference": save_lm(),
-        "reward_model": "rlhf_gym.human:compound",
+        "reward_model": "rlhf_gym.rewards.human:compound",
         "prompts": prompt_file,
         "max_prompt_tokens": 8,
         "max_new_tokens": 4,

@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents import ppo
 from agents.sb3 import PPO, build
-from rlhf_gym import sampling
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.sampling import sample_responses, sample_with_log_probs
+from rlhf_gym.lm.decoding import sampling
+from rlhf_gym.lm.decoding.sampling import sample_responses, sample_with_log_probs
+from rlhf_gym.rewards.reward_model import RewardModel
 
 N = 8
 READS = ("aten::_local_scalar_dense", "aten::nonzero")

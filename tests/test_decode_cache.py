@@ -22,16 +22,13 @@ from conftest import (
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_gym import decoding_rows, sampling, slots
-from rlhf_gym.decode import (
-    DecodeCache,
-    last_hidden,
-    looks_plain,
-    supports_slots,
-    turns_with_length,
-)
-from rlhf_gym.lm import CausalLM, continuation_log_probs
-from rlhf_gym.sampling import draw, sample_responses, sample_with_log_probs
+from rlhf_gym.lm.architecture import looks_plain, turns_with_length
+from rlhf_gym.lm.causal_lm import CausalLM, continuation_log_probs
+from rlhf_gym.lm.decoding import active_rows as decoding_rows
+from rlhf_gym.lm.decoding import kv_slots as slots
+from rlhf_gym.lm.decoding import sampling
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden, supports_slots
+from rlhf_gym.lm.decoding.sampling import draw, sample_responses, sample_with_log_probs
 from rlhf_gym.tokens import PAD, Sequences, continuations, pad_rows, row_lengths, unflatten
 
 WIDTH = 16
@@ -208,13 +205,13 @@ def test_in_training_mode_it_is_neither_read_nor_written(load_lm):
 @pytest.mark.parametrize("family", UNSERVED)
 def test_families_that_slots_cannot_serve_get_full_forwards(load_lm, caplog, family):
     lm = load_lm(family)
-    with caplog.at_level(logging.WARNING, logger="rlhf_gym.decode"):
+    with caplog.at_level(logging.WARNING, logger="rlhf_gym.lm.decoding.decode_cache"):
         cache = DecodeCache(lm)
         tokens = rows_of(9, 1, 7, 5)
         for _ in range(6):
             assert_full_forward(cache, tokens)
             tokens = grow(tokens)
-    warnings = [r for r in caplog.records if r.name == "rlhf_gym.decode"]
+    warnings = [r for r in caplog.records if r.name == "rlhf_gym.lm.decoding.decode_cache"]
     assert len(warnings) == 1, "one logged line"
     assert "full forwards" in warnings[0].message
 
@@ -223,7 +220,7 @@ def test_served_families_are_served(load_lm, caplog):
     for family in SERVED:
         assert supports_slots(load_lm(family)), family
         DecodeCache(load_lm(family))
-    assert not [r for r in caplog.records if r.name == "rlhf_gym.decode"]
+    assert not [r for r in caplog.records if r.name == "rlhf_gym.lm.decoding.decode_cache"]
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -8,12 +8,12 @@ from typing import Any
 
 import gymnasium
 import pytest
-from test_scripts import SCRIPTS, run
+from test_scripts import run
 
 import rlhf_gym  # noqa: F401 (registers the ids)
-from agents.algorithm import load_algorithm
-from rlhf_gym.enumeration import Enumeration
-from rlhf_gym.lm import CausalLM
+from agents.runs.algorithm import load_algorithm
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.objective.enumeration import Enumeration
 from rlhf_gym.tasks.published import SETTINGS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -51,10 +51,9 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_in_the_docs_take_options_that_there_are(page, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def test_commands_in_the_docs_take_options_that_there_are(page):
     for script, words in commands(page):
-        known = {f.name for f in fields(importlib.import_module(script).Config)}
+        known = {f.name for f in fields(importlib.import_module(f"agents.cli.{script}").Config)}
         if script in ("train_policy", "rlhf"):
             name = words[words.index("--algorithm") + 1] if "--algorithm" in words else "ppo"
             if "." in name:

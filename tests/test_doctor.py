@@ -13,15 +13,15 @@ import torch
 from stable_baselines3.common.utils import ConstantSchedule
 from transformers import AutoModelForSequenceClassification
 
-import rlhf_gym.sampling
+import rlhf_gym.lm.decoding.sampling
 from agents.doctor import CHECKS, Patient, examine
-from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.vec_env import policy_kwargs
-from rlhf_gym.decode import DecodeCache
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.masks import Mask
-from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache
+from rlhf_gym.lm.masks import Mask
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import row_lengths
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -89,29 +89,29 @@ def plant_stale_cache(env, policy, monkeypatch):
     def stale(self, tokens):
         # Whatever has happened to the weights, what is remembered counts as theirs.
         weights = ((p._version, p.data_ptr()) for p in self.lm.model.parameters())
-        self._versions = (rlhf_gym.decode._optimizer_steps, *weights)
+        self._versions = (rlhf_gym.lm.decoding.decode_cache._optimizer_steps, *weights)
         return last_hidden(self, tokens)
 
     monkeypatch.setattr(DecodeCache, "last_hidden", stale)
 
 
 def plant_shifted_positions(env, policy, monkeypatch):
-    step = rlhf_gym.decode.SlotDecoder.step
+    step = rlhf_gym.lm.decoding.decode_cache.SlotDecoder.step
     monkeypatch.setattr(
-        rlhf_gym.decode.SlotDecoder,
+        rlhf_gym.lm.decoding.decode_cache.SlotDecoder,
         "step",
         lambda self, t, p, *last: step(self, t, (p - 1).clamp(min=0), *last),
     )
 
 
 def plant_sampling_temperature(env, policy, monkeypatch):
-    drawn = rlhf_gym.sampling._drawn
+    drawn = rlhf_gym.lm.decoding.sampling._drawn
 
     def colder(probabilities, generator):
         powers = probabilities**2.5
         return drawn(powers / powers.sum(-1, keepdim=True), generator)
 
-    monkeypatch.setattr(rlhf_gym.sampling, "_drawn", colder)
+    monkeypatch.setattr(rlhf_gym.lm.decoding.sampling, "_drawn", colder)
 
 
 def plant_policy_temperature(env, policy, monkeypatch):

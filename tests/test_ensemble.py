@@ -16,15 +16,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_gym.collect import collect_comparisons
-from rlhf_gym.ensemble import RewardEnsemble, pool
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.models import load_tokenizer
-from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.loading import load_tokenizer
+from rlhf_gym.preferences.collect import collect_comparisons
+from rlhf_gym.rewards.ensemble import RewardEnsemble, pool
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tasks.text import text_vector_env
 from rlhf_gym.tokens import PAD, pad_rows
-from rlhf_gym.training.reward import RewardTraining, train_reward_model
+from rlhf_gym.training.reward_training import RewardTraining, train_reward_model
 
 ROWS = torch.from_numpy(pad_rows([[2, 5, 6, EOS], [2, 7, 8, 9, 10, EOS], [2, 11], [2, 12, EOS]]))
 

@@ -32,7 +32,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 import rlhf_gym  # noqa: F401 (registers the ids)
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import PAD, row_lengths
 
 WIDTH = MAX_PROMPT + BUDGET

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_gym.enumeration import Enumeration, listable, response_count
 from rlhf_gym.errors import InputError
-from rlhf_gym.evaluation import evaluate
+from rlhf_gym.evaluation.policies import evaluate
 from rlhf_gym.kl import exact_kl, k1, k2, k3
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.optimum import best_value
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.objective.enumeration import Enumeration, listable, response_count
+from rlhf_gym.objective.optimum import best_value
 from rlhf_gym.tasks.exact import ASSETS, VARIANTS
 
 Table = list[np.ndarray]

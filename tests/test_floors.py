@@ -1,70 +1,183 @@
-"""Imports go down the floors only, and the task never imports who acts in it."""
+"""Imports go down the floors only: between the wings, inside them, and between the packages."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# Lowest first; modules on one line may import each other only as the order within it allows.
-FLOORS = [
-    ["errors", "figures", "progress"],
-    ["devices", "files", "hints", "tokens", "choices", "process"],
-    ["masks"],
-    ["prompts", "kl", "human", "models", "lots", "lora", "precision", "attention", "passes"],
-    ["graphs"],
-    ["lm", "preferences"],
-    ["slots", "decode", "preference_formats"],
-    ["decoding_rows", "preference_survey", "prefix"],
-    ["sampling", "reward_model", "responses"],
-    ["ensemble"],
-    ["objective", "optimum"],
-    ["enumeration", "shaping"],
-    ["collect", "evaluation", "envs"],
-    ["tasks"],
-    ["training"],
-    ["agents"],
-    ["scripts"],
-]
-FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
+# The lowest floor first; what stands on one floor does not import each other. A name is a module or
+# a folder. "algorithms" are the files at the top of agents/, which build on each other.
+FLOORS: dict[str, list[str]] = {
+    "rlhf_gym": [
+        "errors",
+        "utils kl tokens",
+        "data",
+        "lm",
+        "rewards",
+        "preferences objective",
+        "envs training",
+        "tasks evaluation",
+        "reports",
+    ],
+    "rlhf_gym/utils": [
+        "arrays devices files optional process progress type_hints",
+        "statistics",
+    ],
+    "rlhf_gym/data": ["rows", "prompts"],
+    "rlhf_gym/lm": [
+        "architecture loading lora masks precision",
+        "attention batching",
+        "causal_lm",
+        "decoding",
+    ],
+    "rlhf_gym/lm/decoding": [
+        "cuda_graphs",
+        "kv_slots",
+        "decode_cache",
+        "active_rows",
+        "sampling",
+    ],
+    "rlhf_gym/rewards": [
+        "human responses shared_prompts",
+        "reward_model",
+        "ensemble",
+        "functions",
+        "shaping",
+    ],
+    "rlhf_gym/preferences": ["likelihood", "comparison", "collect encoding formats survey"],
+    "rlhf_gym/objective": ["objective optimum", "enumeration"],
+    "rlhf_gym/envs": ["actor groups infos render resets", "token_vector_env", "token_env"],
+    "rlhf_gym/training": ["sft_data trainer_progress", "reward_training sft"],
+    "rlhf_gym/tasks": ["grammar text", "exact published reviews"],
+    "rlhf_gym/evaluation": ["policies reward_models", "record reward_model_slices yardstick"],
+    "rlhf_gym/reports": [
+        "html",
+        "charts comparison_page run_files token_view",
+        "reward_model_page run_page terminal",
+    ],
+    "agents": ["tracking libraries", "sb3", "algorithms", "doctor", "runs", "cli"],
+    "agents/libraries": ["ppo_options"],
+    "agents/sb3": [
+        "finite kl_control ptx rollout tf1_adam",
+        "policy",
+        "loss response_algorithm vec_env",
+        "groups response_ppo",
+        "run",
+        "group_options stock",
+    ],
+    "agents/sb3/policy": [
+        "distribution last_actions shared_base update_graphs",
+        "causal_lm_policy",
+    ],
+    "agents/sb3/rollout": ["buffer metrics", "advantages"],
+    "agents/sb3/run": ["stopping token_samples", "checkpoint", "learner"],
+    "agents/sb3/stock": ["contrib maskable q_network trpo", "quantiles"],
+    "agents/doctor": ["subject", "environment_checks policy_checks"],
+    "agents/tracking": ["wandb", "training_run"],
+    "agents/runs": ["algorithm setup", "training", "experiments"],
+    "agents/cli": [
+        "command",
+        "compare convert_preferences doctor evaluate evaluate_reward_model report "
+        "train_policy train_reward_model train_sft",
+        "rlhf",
+    ],
+}
 
 
 def imported(file: Path) -> set[str]:
+    """Dotted names that a file imports, those inside functions included."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{file}: a relative import"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def room(dotted: str) -> str | None:
-    parts = dotted.split(".")
-    if parts[0] == "rlhf_gym" and len(parts) > 1:
-        return parts[1]
-    return parts[0] if parts[0] in ("agents", "scripts") else None
+def room(dotted: str, folder: str) -> str | None:
+    """The module or folder of `folder` that a dotted name belongs to; None outside of it."""
+    before, after = folder.replace("/", ".") + ".", dotted
+    if not after.startswith(before):
+        return None
+    name = after.removeprefix(before).split(".")[0]
+    path = ROOT / folder / name
+    if not path.is_dir() and not path.with_suffix(".py").exists():
+        return "__init__"  # a name of the package's own face
+    return "algorithms" if folder == "agents" and not path.is_dir() else name
 
 
-def test_imports_go_down():
-    checked = 0
-    for file in [*ROOT.glob("rlhf_gym/**/*.py"), *ROOT.glob("agents/**/*.py")]:
-        here = room(".".join(file.relative_to(ROOT).with_suffix("").parts))
-        if here in (None, "__init__"):
+def rooms(folder: str) -> dict[str, list[Path]]:
+    """The files of each module or folder of `folder`."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        if file.parent == ROOT / folder and file.name == "__init__.py":
             continue
-        for name in imported(file):
-            there = room(name)
-            if there in FLOOR and there != here:
-                checked += 1
-                assert FLOOR[there] <= FLOOR[here], f"{file.name} on {here} imports {name}"
-    assert checked > 50
+        dotted = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        found.setdefault(str(room(dotted, folder)), []).append(file)
+    return found
 
 
-def test_every_room_has_a_floor():
-    rooms = {p.stem for p in (ROOT / "rlhf_gym").iterdir() if p.suffix == ".py" or p.is_dir()}
-    assert rooms - {"__init__", "__pycache__"} <= FLOOR.keys()
+def arrows(folder: str) -> Iterator[tuple[str, str, Path, str]]:
+    """(importing room, imported room, file, dotted name) of each import inside `folder`."""
+    for here, files in rooms(folder).items():
+        for file in files:
+            for name in imported(file):
+                there = room(name, folder)
+                if there not in (None, here):
+                    yield here, str(there), file, name
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_imports_go_down(folder):
+    floor = {name: i for i, line in enumerate(FLOORS[folder]) for name in line.split()}
+    assert rooms(folder).keys() == floor.keys(), "every room has a floor, every floor its rooms"
+    for here, there, file, name in arrows(folder):
+        where = f"{file.relative_to(ROOT)} imports {name}"
+        assert there != "__init__", f"{where}: inside a package import the module, not its face"
+        assert floor[there] < floor[here], f"{where}, which does not stand below it"
+
+
+def test_every_folder_has_its_order():
+    folders = {
+        str(file.parent.relative_to(ROOT))
+        for package in ("rlhf_gym", "agents")
+        for file in (ROOT / package).rglob("*.py")
+    }
+    assert folders == FLOORS.keys()
+
+
+def test_the_whole_house_is_read():
+    assert sum(1 for folder in FLOORS for _ in arrows(folder)) > 300
+
+
+@pytest.mark.parametrize(
+    "folder,name,expected",
+    [
+        ("rlhf_gym", "rlhf_gym.envs.Actor", "envs"),
+        ("rlhf_gym", "agents.ppo", None),
+        ("rlhf_gym/lm", "rlhf_gym.lm.CausalLM", "__init__"),
+        ("rlhf_gym/lm", "rlhf_gym.lm.decoding.sampling.draw", "decoding"),
+        ("agents", "agents.ppo.Config", "algorithms"),
+    ],
+)
+def test_what_a_name_belongs_to(folder, name, expected):
+    assert room(name, folder) == expected
 
 
 def test_the_task_never_imports_agents_or_their_libraries():
     for file in ROOT.glob("rlhf_gym/**/*.py"):
         tops = {name.split(".")[0] for name in imported(file)}
         assert not tops & {"agents", "stable_baselines3", "sb3_contrib", "tyro"}, file
+
+
+def test_no_two_modules_of_a_package_share_a_name():
+    for package in ("rlhf_gym", "agents"):
+        names = [f.stem for f in (ROOT / package).rglob("*.py") if f.stem != "__init__"]
+        # A command is called as what it runs.
+        twice = {name for name in names if names.count(name) > 1} - {"doctor"}
+        assert not twice

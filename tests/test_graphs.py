@@ -21,16 +21,32 @@ from conftest import BOS, ENDS, SERVED, V, make_config, make_tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM
 
-from agents.sb3 import PPO, build, update_graphs
-from agents.sb3 import policy as policy_module
-from agents.sb3.update_graphs import UpdateGraphs, size_for
+from agents.sb3 import PPO, build
+from agents.sb3.policy import causal_lm_policy as policy_module
+from agents.sb3.policy import update_graphs
+from agents.sb3.policy.update_graphs import UpdateGraphs, size_for
 from agents.trajectory_balance import TrajectoryBalance
-from rlhf_gym import attention, decode, decoding_rows, graphs, sampling, slots
-from rlhf_gym.decode import DecodeCache, last_hidden, supports_slots, takes_graphs
-from rlhf_gym.graphs import LowCopy, columns_for, rows_for
-from rlhf_gym.lm import CausalLM, continuation_log_probs
-from rlhf_gym.lora import add_adapters
-from rlhf_gym.sampling import Sampled, sample_with_log_probs
+from rlhf_gym.lm import attention
+from rlhf_gym.lm.causal_lm import CausalLM, continuation_log_probs
+from rlhf_gym.lm.decoding import (
+    active_rows as decoding_rows,
+)
+from rlhf_gym.lm.decoding import (
+    cuda_graphs as graphs,
+)
+from rlhf_gym.lm.decoding import (
+    decode_cache as decode,
+)
+from rlhf_gym.lm.decoding import (
+    kv_slots as slots,
+)
+from rlhf_gym.lm.decoding import (
+    sampling,
+)
+from rlhf_gym.lm.decoding.cuda_graphs import LowCopy, columns_for, rows_for
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden, supports_slots, takes_graphs
+from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
+from rlhf_gym.lm.lora import add_adapters
 from rlhf_gym.tokens import PAD, Sequences, continuations, pad_rows, row_lengths
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -571,10 +587,10 @@ class TestOnGPU:
         """In a process of its own, whose graphs are lost."""
         code = """
 import torch
-from rlhf_gym import graphs
+from rlhf_gym.lm.decoding import cuda_graphs
 device = torch.device("cuda")
 x = torch.ones(4, device=device)
-steps = graphs.StepGraphs(4, device)
+steps = cuda_graphs.StepGraphs(4, device)
 ids = torch.zeros(4, dtype=torch.int64, device=device)
 def step(tokens, positions, visible):
     return x[positions] + 1
@@ -583,12 +599,12 @@ def waits():
     torch.cuda.synchronize()
     return [x * 2]
 try:
-    graphs.captured(waits, device, graphs.new_pool(device))
+    cuda_graphs.captured(waits, device, cuda_graphs.new_pool(device))
 except RuntimeError:
     pass
 else:
     raise AssertionError("captured all the same")
-assert graphs.broken()
+assert cuda_graphs.broken()
 assert torch.rand(3, device=device).shape == (3,)
 assert steps.run(step, ids, ids, 1).tolist() == [2.0] * 4
 assert torch.cuda.current_stream() == torch.cuda.default_stream()

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from agents import ppo
+from agents.sb3.kl_control import AdaptiveKL, FixedKL, LagrangianKL
 from rlhf_gym.errors import InputError
-from rlhf_gym.kl import AdaptiveKL, FixedKL, LagrangianKL, exact_kl, k1, k2, k3
-from rlhf_gym.lm import kl_to
+from rlhf_gym.kl import exact_kl, k1, k2, k3
+from rlhf_gym.lm.causal_lm import kl_to
 
 
 def two_distributions() -> tuple[torch.Tensor, torch.Tensor]:

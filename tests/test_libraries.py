@@ -10,9 +10,9 @@ import pytest
 import torch
 from stable_baselines3.common.utils import set_random_seed
 
-from rlhf_gym.enumeration import Enumeration
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.lm import CausalLM
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.objective.enumeration import Enumeration
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -22,11 +22,11 @@ from conftest import (
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from rlhf_gym import lots
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM, continuation_log_probs, kl_to, shared_causal_lm
-from rlhf_gym.models import load_tokenizer
-from rlhf_gym.passes import passes
+from rlhf_gym.lm import batching
+from rlhf_gym.lm.batching import passes
+from rlhf_gym.lm.causal_lm import CausalLM, continuation_log_probs, kl_to, shared_causal_lm
+from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.tokens import PAD, continuations, pad_rows
 
 
@@ -165,7 +165,7 @@ def test_passes_of_any_size_change_nothing(load_lm, monkeypatch):
     sequences = continuations(*some_rows(lm))
     whole = lm.log_probs(sequences)
     assert [len(part.tokens) for part, _ in passes(lm.model, sequences, 1)] == [1] * 5
-    monkeypatch.setattr(lots, "MAX_LOGITS", 3 * V)
+    monkeypatch.setattr(batching, "MAX_LOGITS", 3 * V)
     torch.testing.assert_close(lm.log_probs(sequences), whole, atol=1e-6, rtol=1e-6)
     with_gradient = lm.log_probs_of(lm.states(sequences), sequences.chosen())
     torch.testing.assert_close(with_gradient.detach(), whole, atol=1e-6, rtol=1e-6)

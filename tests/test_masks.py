@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from agents.doctor import Patient, examine
 from agents.sb3 import PPO, build
-from agents.sb3.buffer import SequenceSamples
-from rlhf_gym.decode import last_hidden
-from rlhf_gym.enumeration import Enumeration
+from agents.sb3.rollout.buffer import SequenceSamples
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import kl_to
-from rlhf_gym.masks import NEVER, Mask, make_mask
-from rlhf_gym.sampling import draw, sample_responses
+from rlhf_gym.lm.causal_lm import kl_to
+from rlhf_gym.lm.decoding.decode_cache import last_hidden
+from rlhf_gym.lm.decoding.sampling import draw, sample_responses
+from rlhf_gym.lm.masks import NEVER, Mask, make_mask
+from rlhf_gym.objective.enumeration import Enumeration
 from rlhf_gym.tokens import PAD, append, continuations
 
 UNK = 0

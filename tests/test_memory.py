@@ -20,14 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from agents import nlpo, ppo
 from agents.doctor import Patient, examine
 from agents.sb3 import PPO, build
-from agents.sb3.learner import SB3Learner
-from agents.training_run import TrainingRun
-from rlhf_gym import lots
-from rlhf_gym.decode import DecodeCache, last_hidden
+from agents.sb3.run.learner import SB3Learner
+from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM, kl_to
-from rlhf_gym.sampling import sample_responses
+from rlhf_gym.lm import batching
+from rlhf_gym.lm.causal_lm import CausalLM, kl_to
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
+from rlhf_gym.lm.decoding.sampling import sample_responses
 from rlhf_gym.tokens import PAD, Sequences
 
 N = 8
@@ -145,9 +145,9 @@ def test_micro_batches_of_any_size_have_one_gradient(make_ppo, loss):
 def test_lots_of_logits_have_one_gradient(make_ppo, make_vector_env, monkeypatch, loss, rule):
     learner = make_ppo(make_vector_env(N, family="gpt2", mask=rule), **LOSSES[loss])
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
-        monkeypatch.setattr(lots, "MAX_LOGITS", 1 << 25)
+        monkeypatch.setattr(batching, "MAX_LOGITS", 1 << 25)
         whole = gradient(learner, dtype)
-        monkeypatch.setattr(lots, "MAX_LOGITS", 7 * V)
+        monkeypatch.setattr(batching, "MAX_LOGITS", 7 * V)
         assert_same(gradient(learner, dtype), whole, tolerance)
 
 
@@ -157,7 +157,7 @@ def test_no_logits_of_all_tokens_are_kept_for_the_backward_pass(make_ppo, monkey
     batch = minibatch(learner)
     m, lot = len(batch.actions), 7
     for most, rows in ((1 << 25, {m}), (lot * V, {m, lot, m % lot})):
-        monkeypatch.setattr(lots, "MAX_LOGITS", most)
+        monkeypatch.setattr(batching, "MAX_LOGITS", most)
         with kept_for_backward() as shapes:
             learner._loss().terms(batch)
         assert any(shape == (n, V) for shape in shapes for n in rows) == (most > m * V)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import BOS, ENDS, V
 
-from rlhf_gym.evaluation import evaluate, summarise
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.objective import Objective
-from rlhf_gym.optimum import best_of_n, best_value, optimality
-from rlhf_gym.prompts import PromptDataset
+from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.evaluation.policies import evaluate, summarise
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.objective.objective import Objective
+from rlhf_gym.objective.optimum import best_of_n, best_value, optimality
 from rlhf_gym.tokens import Sequences, pad_rows, row_sums
 
 BETA = 0.4

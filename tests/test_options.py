@@ -5,25 +5,20 @@ import re
 from dataclasses import replace
 
 import pytest
-from test_scripts import SCRIPTS
+from test_scripts import load_script
 
 from rlhf_gym.errors import InputError
 
 
-@pytest.fixture(autouse=True)
-def importable_scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-
 def test_values_are_json_or_pythons_constants_or_text():
-    from common import parse_values
+    from agents.runs.setup import parse_values
 
     texts = {"a": "1e-3", "b": "False", "c": "true", "d": "None", "e": '["x"]', "f": "Falsey"}
     assert list(parse_values(texts).values()) == [1e-3, False, True, None, ["x"], "Falsey"]
 
 
 def test_another_run_is_told_by_the_options_that_differ(tmp_path):
-    from common import begin_run, check_same_run
+    from agents.runs.setup import begin_run, check_same_run
 
     def config(rate: float, **keywords: str) -> dict[str, object]:
         own = {"learning_rate": rate, "kl_coef": None}
@@ -46,7 +41,7 @@ def test_another_run_is_told_by_the_options_that_differ(tmp_path):
 
 
 def test_a_count_that_is_tuned_stays_a_count():
-    import compare
+    from agents.cli import compare
 
     tuned = {"ppo": "n_epochs", "sb3_trpo": "target_kl"}
     config = compare.Config(algorithms=tuple(tuned), rates=(1.0,), tuned=tuned)
@@ -72,8 +67,8 @@ WRONG = [
 
 @pytest.mark.parametrize(("name", "value", "message"), WRONG)
 def test_options_are_checked_before_anything_is_trained(tmp_path, name, value, message):
-    import compare
-    import study_ppo
+    study_ppo = load_script("studies/ppo.py")
+    from agents.cli import compare
 
     where = {"run_dir": tmp_path / "run", "device": "cpu"}
     one = compare.Config(algorithms=("ppo",), options={f"ppo.{name}": value}, **where)
@@ -86,8 +81,8 @@ def test_options_are_checked_before_anything_is_trained(tmp_path, name, value, m
 
 
 def test_every_variant_of_the_study_fits_its_algorithm():
-    import study_ppo
-    from _study import with_options
+    study_ppo = load_script("studies/ppo.py")
+    from agents.runs.experiments import with_options
 
     for variant in study_ppo.VARIANTS:
         whole = with_options(variant.algorithm, study_ppo.options(study_ppo.Config(), variant))
@@ -95,7 +90,7 @@ def test_every_variant_of_the_study_fits_its_algorithm():
 
 
 def test_options_that_fit_are_taken_as_they_are_meant():
-    import compare
+    from agents.cli import compare
 
     said = "learning_rate 1 anneal False critic_lambda None clip_range_vf 0.2 n_epochs 3".split()
     texts = {f"ppo.{name}": text for name, text in zip(said[::2], said[1::2], strict=True)}

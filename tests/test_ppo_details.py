@@ -16,15 +16,16 @@ from transformers import BertConfig, BertModel
 import agents
 from agents import ppo
 from agents.sb3 import PPO, build
-from agents.sb3.adam import TF1Adam
-from agents.sb3.advantages import group_mean, leave_one_out
-from agents.sb3.checkpoint import save_checkpoint
-from agents.sb3.learner import SB3Learner
 from agents.sb3.ptx import PretrainingMix
+from agents.sb3.rollout.advantages import group_mean, leave_one_out
+from agents.sb3.run.checkpoint import save_checkpoint
+from agents.sb3.run.learner import SB3Learner
+from agents.sb3.tf1_adam import TF1Adam
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.models import is_causal, load_pretrained, trunk
-from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.lm.architecture import is_causal, trunk
+from rlhf_gym.lm.loading import load_pretrained
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import Sequences, pad_rows
 
 N = 8
@@ -428,6 +429,6 @@ def test_a_pinned_critic_is_loaded_at_its_commit(make_vector_env, save_reward_mo
         asked.append((name, options["revision"]))
         return load_pretrained(kind, name)
 
-    monkeypatch.setattr("agents.sb3.policy.load_pretrained", load)
+    monkeypatch.setattr("agents.sb3.policy.causal_lm_policy.load_pretrained", load)
     ppo.make(ppo.Config(), env)
     assert asked == [(reward.model.name_or_path, "abc123")]

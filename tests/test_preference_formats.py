@@ -18,10 +18,10 @@ import pytest
 from conftest import make_tokenizer
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.figures import measured
-from rlhf_gym.preference_formats import FORMATS, read_comparisons
-from rlhf_gym.preference_survey import has_tie, is_intransitive, survey
-from rlhf_gym.preferences import LABELS, Comparison, comparison_of, write_comparisons
+from rlhf_gym.preferences.comparison import LABELS, Comparison, comparison_of, write_comparisons
+from rlhf_gym.preferences.formats import FORMATS, read_comparisons
+from rlhf_gym.preferences.survey import has_tie, is_intransitive, survey
+from rlhf_gym.utils.statistics import measured
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -817,8 +817,7 @@ def test_survey_of_real_comparisons():
 
 @pytest.fixture
 def script(monkeypatch) -> Any:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import convert_preferences
+    from agents.cli import convert_preferences
 
     return convert_preferences
 

@@ -10,7 +10,7 @@ import pytest
 
 FAULTS = """
 import ctypes, json, resource, torch
-from rlhf_gym.process import prepare_process
+from rlhf_gym.utils.process import prepare_process
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: pages of one size
 torch.set_num_threads(1)
 prepare_process()
@@ -29,7 +29,7 @@ print(json.dumps([faults, 5 * (160 << 20) // resource.getpagesize()]))
 
 DENORMALS = """
 import torch
-from rlhf_gym.process import prepare_process
+from rlhf_gym.utils.process import prepare_process
 tiny = torch.full((8,), 1e-38)
 before = bool((tiny * 1e-3).any())
 prepare_process()

@@ -20,13 +20,13 @@ from transformers import (
 
 import rlhf_gym
 from agents.sb3 import PPO, build
-from rlhf_gym import prompts
+from rlhf_gym.data import prompts
+from rlhf_gym.data.prompts import PromptDataset
 from rlhf_gym.errors import InputError, UnreachableError
-from rlhf_gym.models import load_tokenizer
-from rlhf_gym.prompts import PromptDataset
-from rlhf_gym.responses import Responses
-from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.sampling import sample_responses
+from rlhf_gym.lm.decoding.sampling import sample_responses
+from rlhf_gym.lm.loading import load_tokenizer
+from rlhf_gym.rewards.responses import Responses
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tasks.published import SETTINGS
 from rlhf_gym.tokens import continuations, row_lengths
 
@@ -222,7 +222,7 @@ def test_hh_takes_the_prompt_of_a_dialogue_and_scores_the_first_turn(hub, tokeni
     assert all(text.endswith("?\n\nAssistant:") for text in texts)
     replies = [" good.\n\nHuman: awful awful", " good.", " awful.", " awful.\n\nHuman: good good"]
     ids = [tokenizer(reply)["input_ids"][:40] for reply in replies]
-    env = make("HH-v0", hub, reward_model="rlhf_gym.human:compound", max_new_tokens=40)
+    env = make("HH-v0", hub, reward_model="rlhf_gym.rewards.human:compound", max_new_tokens=40)
     env.reset(seed=0, options={"prompt_index": 0})
     rows = np.array([[*row, 0, *[-1] * (39 - len(row))] for row in ids])
     _, infos, _ = env.play(rows, np.zeros(rows.shape))
@@ -311,7 +311,7 @@ def test_a_reward_model_of_ones_own_is_asked_for(setting, hub):
 
 def test_where_no_hub_is_reached_the_error_says_what_to_fetch(hub, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("rlhf_gym.models.load_pretrained", unreachable)
+    monkeypatch.setattr("rlhf_gym.lm.loading.load_pretrained", unreachable)
     with pytest.raises(UnreachableError) as caught:
         gymnasium.make("rlhf_gym/IMDB-v0")
     said = str(caught.value)

@@ -8,7 +8,6 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from agents.cli import report
 from rlhf_gym.errors import InputError
+from rlhf_gym.reports import charts, run_files, run_page, terminal
+from rlhf_gym.reports.html import show
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "report.py"
 EVIL = '<script>alert("$x_1$")</script>&amp; [bold]a[/bold] \x1b[31m\x00 \ud800 \u202e …'
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture(autouse=True)
-def report(monkeypatch) -> Iterator[Any]:
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    import report
-
-    return report
 
 
 def figure(value: float, se: float = 0.0123, n: int = 48) -> dict[str, float]:
@@ -183,9 +177,10 @@ def run_dir(tmp_path) -> Path:
 
 
 @pytest.fixture
-def undrawn(report, monkeypatch) -> None:
+def undrawn(monkeypatch) -> None:
     """Charts without their drawing, which takes time."""
-    monkeypatch.setattr(report, "_pixels", lambda *_: np.zeros((2, 2, 4), np.uint8))
+    for module in (charts, run_page):
+        monkeypatch.setattr(module, "pixels", lambda *_: np.zeros((2, 2, 4), np.uint8))
 
 
 def set_summary(run_dir: Path, **values: object) -> None:
@@ -232,7 +227,7 @@ def size(png: bytes) -> tuple[int, int]:
     return width, height
 
 
-def test_the_whole_report_is_one_file(report, run_dir, capsys):
+def test_the_whole_report_is_one_file(run_dir, capsys):
     report.main(report.Config(run_dir))
     assert "report.html" in capsys.readouterr().out
     page = Page(run_dir / "report.html")
@@ -256,8 +251,8 @@ def test_the_whole_report_is_one_file(report, run_dir, capsys):
     assert width > height > 500
 
 
-def test_figures_come_with_errors_and_units(report, run_dir, undrawn):
-    text = Page(report.write_report(run_dir)).text
+def test_figures_come_with_errors_and_units(run_dir, undrawn):
+    text = Page(run_page.write_report(run_dir)).text
     for shown in (
         "0.826 ± 0.021",
         "95 % interval 0.786 to 0.866, 48 held-out prompts",
@@ -276,8 +271,8 @@ def test_figures_come_with_errors_and_units(report, run_dir, undrawn):
         assert shown in text
 
 
-def test_texts_are_escaped(report, run_dir, undrawn):
-    page = Page(report.write_report(run_dir))
+def test_texts_are_escaped(run_dir, undrawn):
+    page = Page(run_page.write_report(run_dir))
     assert "<script>" not in page.source
     # A prompt, a response, a config value, a hash, and of two training samples both prompts and a
     # token.
@@ -298,28 +293,28 @@ def test_texts_are_escaped(report, run_dir, undrawn):
         ("metrics.csv", "Learning curves"),
     ],
 )
-def test_a_missing_file_leaves_its_section_out(report, run_dir, file, section, undrawn):
-    assert section in Page(report.write_report(run_dir)).text
+def test_a_missing_file_leaves_its_section_out(run_dir, file, section, undrawn):
+    assert section in Page(run_page.write_report(run_dir)).text
     (run_dir / file).unlink()
-    assert section not in Page(report.write_report(run_dir)).text
+    assert section not in Page(run_page.write_report(run_dir)).text
 
 
-def test_a_summary_is_enough(report, tmp_path, undrawn):
+def test_a_summary_is_enough(tmp_path, undrawn):
     set_summary(tmp_path, versions=None, hashes=None)
-    page = Page(report.write_report(tmp_path))
+    page = Page(run_page.write_report(tmp_path))
     assert len(page.images) == 1
     assert "2.314 ± 0.041" in page.text
     assert not (tmp_path / "curves.png").exists()
 
 
-def test_without_gold_and_optimum(report, run_dir, undrawn):
+def test_without_gold_and_optimum(run_dir, undrawn):
     nothing = dict.fromkeys(("gold_before", "gold_after", "objective_optimum", "optimality"))
     set_summary(run_dir, **nothing, kl=figure(float("nan"), float("nan")))
     evaluation = {**make_evaluation(), **nothing, "win_rate_gold": None}
     del evaluation["best_of_n_optimality"]
     evaluation["optimum"]["ess"] = figure(3.4, 0.3)
     (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
-    text = Page(report.write_report(run_dir)).text
+    text = Page(run_page.write_report(run_dir)).text
     assert "unknown" in text
     assert "3.40 ± 0.30 effective samples" in text
     assert "gold score" not in text
@@ -327,11 +322,11 @@ def test_without_gold_and_optimum(report, run_dir, undrawn):
 
 
 @pytest.mark.parametrize("value", [-7.0, 3.0, 1.02, float("nan")])
-def test_any_optimality_can_be_drawn(report, run_dir, value):
-    run = report.read_run(run_dir)
+def test_any_optimality_can_be_drawn(run_dir, value):
+    run = run_files.read_run(run_dir)
     run.summary["optimality"] = {**interval(value), "low": float("nan")}
     run.evaluation["best_of_n_optimality"]["16"] = figure(-9.0)
-    bar = report._bar(run)
+    bar = run_page._bar(run)
     assert bar is None if np.isnan(value) else size(bar.png)
 
 
@@ -345,15 +340,15 @@ def test_any_optimality_can_be_drawn(report, run_dir, value):
         ("", 0),
     ],
 )
-def test_short_and_ragged_metrics(report, run_dir, metrics, images):
+def test_short_and_ragged_metrics(run_dir, metrics, images):
     set_summary(run_dir, optimality=None)
     (run_dir / "metrics.csv").write_text(metrics)
-    assert len(Page(report.write_report(run_dir)).images) == images
+    assert len(Page(run_page.write_report(run_dir)).images) == images
 
 
-def test_samples_on_the_terminal(report, run_dir):
+def test_samples_on_the_terminal(run_dir):
     console = Console(file=io.StringIO(), width=100)
-    report.print_samples(run_dir, console)
+    terminal.print_samples(run_dir, console)
     text = console.file.getvalue()
     assert "[bold]a[/bold]" in text
     assert "\x1b" not in text
@@ -361,7 +356,7 @@ def test_samples_on_the_terminal(report, run_dir):
     assert "(empty)" in text
     (run_dir / "samples.jsonl").unlink()
     silent = Console(file=io.StringIO())
-    report.print_samples(run_dir, silent)
+    terminal.print_samples(run_dir, silent)
     assert not silent.file.getvalue()
 
 
@@ -377,10 +372,10 @@ def test_samples_on_the_terminal(report, run_dir):
         ("metrics.csv", b"tokens\n\xff\n"),
     ],
 )
-def test_bad_files_are_named(report, run_dir, file, data):
+def test_bad_files_are_named(run_dir, file, data):
     (run_dir / file).write_bytes(data)
     with pytest.raises(InputError, match=re.escape(file)):
-        report.write_report(run_dir)
+        run_page.write_report(run_dir)
 
 
 def spans(source: str) -> list[tuple[dict[str, str], str, str]]:
@@ -392,8 +387,8 @@ def spans(source: str) -> list[tuple[dict[str, str], str, str]]:
     ]
 
 
-def test_tokens_are_coloured_by_each_quantity_and_carry_its_number(report, run_dir, undrawn):
-    page = Page(report.write_report(run_dir))
+def test_tokens_are_coloured_by_each_quantity_and_carry_its_number(run_dir, undrawn):
+    page = Page(run_page.write_report(run_dir))
     tokens = spans(page.source)
     assert len(tokens) == 5
     by_text = {text: (colors, title) for colors, title, text in tokens}
@@ -411,8 +406,8 @@ def test_tokens_are_coloured_by_each_quantity_and_carry_its_number(report, run_d
     assert title == "log-ratio – · value – · advantage –"
 
 
-def test_one_of_three_switches_is_on_and_each_has_its_rule_and_its_legend(report, run_dir, undrawn):
-    source = Page(report.write_report(run_dir)).source
+def test_one_of_three_switches_is_on_and_each_has_its_rule_and_its_legend(run_dir, undrawn):
+    source = Page(run_page.write_report(run_dir)).source
     switches = re.findall(r'<input type="radio" name="by" id="by-(\w)"( checked)?>', source)
     assert switches == [("r", " checked"), ("v", ""), ("a", "")]
     for letter, _ in switches:
@@ -427,8 +422,8 @@ def test_one_of_three_switches_is_on_and_each_has_its_rule_and_its_legend(report
     ("mode", "ink", "ground"), [("light", "#1b1f24", "#f6f8fa"), ("dark", "#e4e8ec", "#1c2128")]
 )
 def test_text_is_readable_on_every_colour(mode, ink, ground):
-    from _report_html import STYLE
-    from _report_tokens import PALETTES
+    from rlhf_gym.reports.html import STYLE
+    from rlhf_gym.reports.token_view import PALETTES
 
     assert f"--ink: {ink}" in STYLE
     assert f"--card: {ground}" in STYLE
@@ -449,28 +444,28 @@ def test_text_is_readable_on_every_colour(mode, ink, ground):
             assert (bright + 0.05) / (dim + 0.05) >= 4.5, (color, strength)
 
 
-def test_the_curve_of_optimality_knows_its_ends(report, run_dir):
-    run = report.read_run(run_dir)
+def test_the_curve_of_optimality_knows_its_ends(run_dir):
+    run = run_files.read_run(run_dir)
     before, after, optimum = run.held_out("optimality")
     assert (before["value"], optimum["value"]) == (0.0, 1.0)
     assert after == run.optimality
     metrics = (run_dir / "metrics.csv").read_text().replace("rollout/length", "rollout/optimality")
     (run_dir / "metrics.csv").write_text(metrics)
-    assert "Optimality" in [title for title, _ in report._curves(report.read_run(run_dir))]
+    assert "Optimality" in [title for title, _ in run_page._curves(run_files.read_run(run_dir))]
 
 
-def test_a_training_alone_has_a_report(report, run_dir, undrawn):
+def test_a_training_alone_has_a_report(run_dir, undrawn):
     for name in ("summary.json", "evaluation.json", "samples.jsonl", "reward_model.json"):
         (run_dir / name).unlink()
     config = {"env": "rlhf_gym/Mine-v0", "algorithm": "rloo", "seed": 7}
     (run_dir / "config.json").write_text(json.dumps(config))
-    text = Page(report.write_report(run_dir)).text
+    text = Page(run_page.write_report(run_dir)).text
     assert "unknown" in text
     assert "scripts/evaluate.py" in text
     assert "Before and after" not in text
     assert "tokens/s" not in text, "it has not ended"
     (run_dir / "policy.json").write_text('{"tokens": 2051, "seconds": 61.0, "episodes": 640}')
-    text = Page(report.write_report(run_dir)).text
+    text = Page(run_page.write_report(run_dir)).text
     assert "rlhf_gym/Mine-v0 · rloo · seed 7" in text
     assert "Learning curves" in text
     assert "Token by token" in text
@@ -478,12 +473,12 @@ def test_a_training_alone_has_a_report(report, run_dir, undrawn):
     assert "1 min 01 s" in text
 
 
-def test_an_evaluation_alone_has_a_report(report, run_dir, tmp_path, undrawn):
+def test_an_evaluation_alone_has_a_report(run_dir, tmp_path, undrawn):
     folder = tmp_path / "evaluation"
     folder.mkdir()
     for name in ("evaluation.json", "samples.jsonl"):
         (folder / name).write_bytes((run_dir / name).read_bytes())
-    page = Page(report.write_report(folder))
+    page = Page(run_page.write_report(folder))
     assert len(page.images) == 1, "the bar"
     assert "95 % interval 0.786 to 0.866" in page.text
     assert "2.314 ± 0.041" in page.text
@@ -518,5 +513,5 @@ def test_a_folder_of_no_run_is_an_input_error(tmp_path):
         ({"value": None, "se": None, "n": 0}, "–"),
     ],
 )
-def test_numbers_show_what_is_known_of_them(report, value, shown):
-    assert report.show(value).replace("\N{NO-BREAK SPACE}", " ") == shown
+def test_numbers_show_what_is_known_of_them(value, shown):
+    assert show(value).replace("\N{NO-BREAK SPACE}", " ") == shown

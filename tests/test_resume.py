@@ -12,12 +12,12 @@ from stable_baselines3.common.utils import LinearSchedule, set_random_seed
 
 from agents.nlpo import NLPO
 from agents.sb3 import PPO, build
-from agents.sb3.checkpoint import save_checkpoint
-from agents.sb3.learner import SB3Learner
+from agents.sb3.kl_control import AdaptiveKL
 from agents.sb3.ptx import PretrainingMix
-from agents.training_run import TrainingRun
+from agents.sb3.run.checkpoint import save_checkpoint
+from agents.sb3.run.learner import SB3Learner
+from agents.tracking.training_run import TrainingRun
 from rlhf_gym.errors import InputError
-from rlhf_gym.kl import AdaptiveKL
 from rlhf_gym.tokens import Sequences
 
 TOTAL = 600

@@ -11,12 +11,12 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 import rlhf_gym  # noqa: F401
-from rlhf_gym import human
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.responses import Responses
-from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.sampling import sample_responses
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.sampling import sample_responses
+from rlhf_gym.rewards import human
+from rlhf_gym.rewards.responses import Responses
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tasks.grammar import sample_review
 from rlhf_gym.tasks.reviews import ASSETS, DEFAULTS
 from rlhf_gym.tokens import continuations

@@ -7,7 +7,8 @@ from conftest import EOS, PAD_ID, draw_responses
 from transformers import AutoModelForSequenceClassification
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.reward_model import RewardModel, choice_log_probs, listwise_loss
+from rlhf_gym.preferences.likelihood import choice_log_probs, listwise_loss
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import PAD, pad_rows
 
 SIZES = torch.tensor([2, 3, 4, 5, 6, 7, 8, 9])
@@ -110,7 +111,7 @@ def test_constant_logits_cannot_be_normalised(save_reward_model):
 def test_a_classifier_with_another_shape_is_called_whole(tmp_path, save_lm):
     from transformers import BertConfig, BertForSequenceClassification
 
-    from rlhf_gym.models import load_tokenizer
+    from rlhf_gym.lm.loading import load_tokenizer
 
     torch.manual_seed(0)
     config = BertConfig(

@@ -20,17 +20,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_gym.choices import ChoiceSets, choice_loss
+from rlhf_gym.data.prompts import PLAIN_TEMPLATE
 from rlhf_gym.errors import InputError
-from rlhf_gym.models import load_tokenizer
-from rlhf_gym.preferences import Comparison
-from rlhf_gym.prefix import last_states_after, repeated, shares_prefix
-from rlhf_gym.prompts import PLAIN_TEMPLATE
-from rlhf_gym.reward_model import RewardModel
-from rlhf_gym.tokens import PAD, pad_rows
-from rlhf_gym.training.judge import judge_reward_model
-from rlhf_gym.training.reward import RewardTraining, microbatches, train_reward_model
-from rlhf_gym.training.reward_data import (
+from rlhf_gym.evaluation.reward_models import judge_reward_model
+from rlhf_gym.lm.loading import load_tokenizer
+from rlhf_gym.preferences.comparison import Comparison
+from rlhf_gym.preferences.encoding import (
     EncodedComparison,
     candidate_rows,
     encode_comparisons,
@@ -38,6 +33,11 @@ from rlhf_gym.training.reward_data import (
     prompt_groups,
     split_comparisons,
 )
+from rlhf_gym.preferences.likelihood import ChoiceSets, choice_loss
+from rlhf_gym.rewards.reward_model import RewardModel
+from rlhf_gym.rewards.shared_prompts import last_states_after, repeated, shares_prefix
+from rlhf_gym.tokens import PAD, pad_rows
+from rlhf_gym.training.reward_training import RewardTraining, microbatches, train_reward_model
 
 
 def make_comparisons(n: int = 24, seed: int = 0) -> list[EncodedComparison]:
@@ -394,7 +394,7 @@ def test_an_untrained_head_starts_with_logits_of_variance_one(save_lm):
 def test_any_classifier_is_a_start(save_lm, tmp_path):
     from transformers import AutoModelForSequenceClassification as Classifier
 
-    from rlhf_gym.models import load_tokenizer
+    from rlhf_gym.lm.loading import load_tokenizer
 
     path = save_lm()
     three = Classifier.from_pretrained(path, num_labels=3)

@@ -30,8 +30,8 @@ from agents.sb3 import PPO, CausalLMPolicy, SequenceRolloutBuffer, TokenSB3VecEn
 from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.precision import warn_if_emulated
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.precision import warn_if_emulated
 from rlhf_gym.tokens import PAD, Sequences, continuations, pad_rows
 
 N = 4

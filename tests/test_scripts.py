@@ -1,17 +1,33 @@
 """Every script runs as a user runs it: exit 0 done, 2 bad input, and nothing half-written."""
 
 import csv
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def load_script(path: str) -> ModuleType:
+    """A script as a module of this process; those beside it are on the path while it loads."""
+    file = SCRIPTS / path
+    sys.path.insert(0, str(file.parent))
+    try:
+        spec = importlib.util.spec_from_file_location(path.replace("/", "_")[:-3], file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up there
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(file.parent))
+    return module
 
 
 def run(script: str, *arguments: object, code: int = 0, path: Path | None = None) -> str:
@@ -135,7 +151,7 @@ def test_the_saved_policy_generates_with_plain_transformers(journey):
 def test_train_policy_resumes_refuses_and_evaluates(tiny, tmp_path):
     common = [
         *("--env", "rlhf_gym/Text-v0"),
-        *("--env-kwargs", *tiny, "reward_model", "rlhf_gym.human:compound"),
+        *("--env-kwargs", *tiny, "reward_model", "rlhf_gym.rewards.human:compound"),
         *("--num-envs", 8, "--device", "cpu", "--run-dir", tmp_path / "run"),
     ]
     run("train_policy.py", *common, "--total-tokens", 100)
@@ -147,7 +163,7 @@ def test_train_policy_resumes_refuses_and_evaluates(tiny, tmp_path):
     evaluation = [
         "evaluate.py",
         *("--policy", tmp_path / "run" / "policy", "--env", "rlhf_gym/Text-v0"),
-        *("--env-kwargs", *tiny, "reward_model", "rlhf_gym.human:compound"),
+        *("--env-kwargs", *tiny, "reward_model", "rlhf_gym.rewards.human:compound"),
         *("--episodes", 64, "--prompts", 8, "--reference-samples", 8),
         *("--run-dir", folder),
     ]
@@ -156,7 +172,7 @@ def test_train_policy_resumes_refuses_and_evaluates(tiny, tmp_path):
     what = json.loads((folder / "evaluation_config.json").read_text())
     assert what["policy"] == str(tmp_path / "run" / "policy")
     assert (what["env"], what["seed"]) == ("rlhf_gym/Text-v0", 0)
-    assert what["env_kwargs"]["reward_model"] == "rlhf_gym.human:compound"
+    assert what["env_kwargs"]["reward_model"] == "rlhf_gym.rewards.human:compound"
     # A folder holds one evaluation.
     before = (folder / "evaluation.json").read_bytes()
     assert "seed = 0, not 1" in run(*evaluation, "--seed", 1, code=2)
@@ -183,13 +199,12 @@ def test_resuming_without_a_checkpoint_is_said(tmp_path):
 @pytest.fixture
 def policy_script(monkeypatch):
     """train_policy.py in this process, where importing costs nothing: its exit status."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import train_policy
+    from agents.cli import train_policy
 
     def status(*arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["train_policy.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as raised:
-            train_policy.parse_and_run(train_policy.main, train_policy.Config, None)
+            train_policy.cli()
         return raised.value.code
 
     return status
@@ -221,7 +236,7 @@ def test_stock_algorithms_train(tiny, tmp_path, algorithm):
     run(
         "train_policy.py",
         *("--algorithm", algorithm, "--env", "rlhf_gym/Text-v0", "--n-steps", 7),
-        *("--env-kwargs", *tiny, "reward_model", "rlhf_gym.human:compound"),
+        *("--env-kwargs", *tiny, "reward_model", "rlhf_gym.rewards.human:compound"),
         *("--num-envs", 4, "--total-tokens", 60, "--run-dir", tmp_path / "run"),
     )
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
@@ -244,7 +259,7 @@ def test_wandb_asked_for_and_not_there_is_said_at_once(script, tmp_path, monkeyp
 def test_bad_input_exits_2_and_leaves_nothing(tiny, tmp_path, save_lm):
     out = tmp_path / "none"
     text = ["--env", "rlhf_gym/Text-v0", "--run-dir", out, "--env-kwargs", *tiny]
-    reward = ["reward_model", "rlhf_gym.human:compound"]
+    reward = ["reward_model", "rlhf_gym.rewards.human:compound"]
     assert "error:" in run("train_policy.py", *text, "reward_model", "/nowhere", code=2)
     assert "nonsense" in run("train_policy.py", *text, *reward, "nonsense", 1, code=2)
     assert "nowhere" in run("train_policy.py", "--algorithm", "nowhere", code=2)
@@ -256,14 +271,14 @@ def test_bad_input_exits_2_and_leaves_nothing(tiny, tmp_path, save_lm):
     )
     assert "no such file" in missing
     run("evaluate.py", "--policy", "/nowhere", *text, *reward, code=2)
-    run("bench_speed.py", "--shapes", "Z", code=2)
+    run("bench/speed.py", "--shapes", "Z", code=2)
     assert not out.exists() or not any(out.iterdir())
 
 
 def test_bench_speed_writes_its_rows(tmp_path):
     file = tmp_path / "speed.json"
     said = run(
-        *("bench_speed.py", "--shapes", "E-width-64", "--iterations", 1, "--row-episodes", 1),
+        *("bench/speed.py", "--shapes", "E-width-64", "--iterations", 1, "--row-episodes", 1),
         *("--systems", "rlhf_gym", "generate", "limit", "sb3_rows", "--output", file, "--profile"),
     )
     rows = json.loads(file.read_text())
@@ -280,8 +295,8 @@ def test_bench_speed_writes_its_rows(tmp_path):
     assert "ratio" in said
     spent = whole["rlhf_gym"]["operations"]
     assert 0 < spent["aten::mm"] < spent["all"] and whole["generate"]["operations"] is None
-    run("bench_speed.py", "--systems", "trl_ppo", code=2)
-    run("bench_speed.py", "--systems", "limit", "--shapes", "B", code=2)
+    run("bench/speed.py", "--systems", "trl_ppo", code=2)
+    run("bench/speed.py", "--systems", "limit", "--shapes", "B", code=2)
 
 
 NO_ROUNDS = """

@@ -21,10 +21,9 @@ from transformers import (
 )
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.models import disable_dropout
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.loading import disable_dropout
 from rlhf_gym.training import sft
-from rlhf_gym.training.progress import RichProgress
 from rlhf_gym.training.sft import can_pack, response_loss, response_nll, train_sft
 from rlhf_gym.training.sft_data import (
     IGNORED,
@@ -36,6 +35,7 @@ from rlhf_gym.training.sft_data import (
     pack,
     prepare,
 )
+from rlhf_gym.training.trainer_progress import RichProgress
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "train_sft.py"
@@ -338,7 +338,6 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     assert json.loads((run_dir / "sft.json").read_text())["cut"] == 0
 
     # From here on in this process: importing torch and transformers again takes seconds.
-    monkeypatch.syspath_prepend(ROOT / "scripts")
 
     def status(*more: object) -> int:
         monkeypatch.setattr(sys, "argv", ["train_sft.py", *map(str, (*options, *more))])

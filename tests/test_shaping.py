@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from agents.sb3 import PPO, build
-from rlhf_gym import shaping
-from rlhf_gym.enumeration import Enumeration
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.responses import Responses
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.objective.enumeration import Enumeration
+from rlhf_gym.rewards import shaping
+from rlhf_gym.rewards.responses import Responses
 from rlhf_gym.tasks.exact import ASSETS
 from rlhf_gym.tokens import PAD, continuations, pad_rows, row_sums
 

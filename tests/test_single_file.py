@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents import ppo, ppo_single_file
-from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.rewards.reward_model import RewardModel
 
 N = 8
 
@@ -71,5 +71,5 @@ def test_it_is_one_short_file_without_this_folder():
     nodes = list(ast.walk(ast.parse(text)))
     imported = [n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)]
     imported += [alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names]
-    assert "rlhf_gym.passes" in imported
+    assert "rlhf_gym.lm.batching" in imported
     assert not [name for name in imported if name.split(".")[0] in ("agents", "stable_baselines3")]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_gym.evaluation import draw_responses
-from rlhf_gym.optimum import best_value
+from rlhf_gym.evaluation.policies import draw_responses
+from rlhf_gym.objective.optimum import best_value
 
 SHARED = Path(__file__).parents[2] / "shared"
 MODEL, STORIES = SHARED / "models" / "stories260K", SHARED / "data" / "tinystories-1000.json"
@@ -25,7 +25,7 @@ def test_the_optimum_of_stories260k_is_the_published_one():
     env = gymnasium.make(
         "rlhf_gym/Text-v0",
         reference=str(MODEL),
-        reward_model="rlhf_gym.human:compound",
+        reward_model="rlhf_gym.rewards.human:compound",
         prompts=str(STORIES),
         prompt_words=8,
         max_prompt_tokens=40,

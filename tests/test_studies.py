@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_scripts import SCRIPTS, run
+from test_scripts import run
 
 from agents import ppo
 
@@ -30,7 +30,7 @@ def choices(tmp_path) -> Path:
 
 def test_the_study_of_people_goes_on_where_it_stopped(choices, tmp_path):
     command = [
-        "study_preferences.py",
+        "studies/preferences.py",
         *("--data", "mine", choices, "--k-folds", 2, "--batch-size", 8),
         *("--run-dir", tmp_path / "study", "--device", "cpu"),
     ]
@@ -51,7 +51,7 @@ def test_the_study_of_people_goes_on_where_it_stopped(choices, tmp_path):
 def test_the_study_of_the_labeller_makes_table_and_plot(tmp_path):
     folder = tmp_path / "study"
     command = [
-        "study_labeller.py",
+        "studies/labeller.py",
         *("--sizes", 24, "--held-out", 16, "--seeds", 0, 1, "--max-new-tokens", 4),
         *("--pretraining-epochs", 1, "--epochs", 1, "--batch-size", 8),
         *("--run-dir", folder, "--device", "cpu"),
@@ -82,7 +82,7 @@ def test_the_study_of_the_labeller_makes_table_and_plot(tmp_path):
 
 def test_exact_v0_can_be_made_again(tmp_path):
     said = run(
-        "make_exact.py", "--output", tmp_path / "exact", "--strings", 200, "--comparisons", 64
+        "assets/exact.py", "--output", tmp_path / "exact", "--strings", 200, "--comparisons", 64
     )
     assert {p.name for p in (tmp_path / "exact").iterdir()} == {
         "prompts.json",
@@ -98,7 +98,7 @@ def test_exact_v0_can_be_made_again(tmp_path):
 def test_the_environments_own_work_is_measured(tmp_path):
     file = tmp_path / "env.json"
     run(
-        "bench_env.py",
+        "bench/env.py",
         *("--env", "rlhf_gym/Exact-v0", "--rows", 8, "--waves", 1, "--memory-rows", 2),
         *("--output", file, "--device", "cpu"),
     )
@@ -109,13 +109,13 @@ def test_the_environments_own_work_is_measured(tmp_path):
 
 
 def test_the_race_of_reward_trainers_is_counted_right(save_lm, tmp_path):
-    # A stand-in for TRL's Python: it says what `_trl_reward.py` says at its end.
+    # A stand-in for TRL's Python: it says what `bench/system_trl_reward.py` says at its end.
     other = tmp_path / "python"
     other.write_text('#!/bin/sh\necho \'{"seconds": 2.0, "steps": 2, "versions": {"trl": "0"}}\'\n')
     other.chmod(0o755)
     file = tmp_path / "runs" / "race.json"  # in a folder that is not there yet
     run(
-        "bench_reward.py",
+        "bench/reward.py",
         *("--trl-python", other, "--tokenizer", save_lm("llama"), "--shapes", "even"),
         *("--pairs", 8, "--batch-size", 4, "--width", 32, "--layers", 1, "--repeats", 1),
         *("--output", file, "--device", "cpu"),
@@ -129,7 +129,7 @@ def test_the_race_of_reward_trainers_is_counted_right(save_lm, tmp_path):
 def test_the_study_of_ppo_goes_on_where_it_stopped(tmp_path):
     folder = tmp_path / "study"
     command = [
-        *("study_ppo.py", "--total-tokens", 300, "--num-envs", 16, "--seeds", 0, 1),
+        *("studies/ppo.py", "--total-tokens", 300, "--num-envs", 16, "--seeds", 0, 1),
         *("--run-dir", folder, "--device", "cpu"),
     ]
     run(*command, "--variants", "default")
@@ -150,7 +150,7 @@ def test_the_study_of_ppo_goes_on_where_it_stopped(tmp_path):
 def test_the_study_of_adam_measures_both_forms_and_goes_on(tmp_path):
     folder = tmp_path / "adam"
     command = [
-        *("study_adam.py", "--env", "rlhf_gym/Exact-v0", "--num-envs", 16),
+        *("studies/adam.py", "--env", "rlhf_gym/Exact-v0", "--num-envs", 16),
         *("--n-epochs", 1, "--n-minibatches", 1, "--learning-rate", 1e-3),
         *("--run-dir", folder, "--device", "cpu"),
     ]
@@ -170,7 +170,7 @@ def test_memory_is_measured_and_its_bound_kept(tmp_path):
     file = tmp_path / "memory.json"
     small = ("--vocabulary", 2000, "--episodes", 16, "--bound-gib", 0.1, "--device", "cpu")
     ways = ("plain", "critic", "all")
-    said = run("bench_memory.py", "--ways", *ways, *small, "--output", file, code=1)
+    said = run("bench/memory.py", "--ways", *ways, *small, "--output", file, code=1)
     assert "plain takes" in said
     plain, critic, every = json.loads(file.read_text())
     assert critic["trained_parameters"] > 1.5 * plain["trained_parameters"]
@@ -192,8 +192,7 @@ def odd_job(n: int) -> dict[str, int]:
 
 
 def test_a_job_that_fails_takes_no_other_with_it(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from _study import read_rows, run_jobs
+    from agents.runs.experiments import read_rows, run_jobs
 
     file = tmp_path / "results.csv"
     with pytest.raises(ValueError, match="one is odd"):
@@ -272,8 +271,7 @@ def test_a_comparison_tunes_compares_and_goes_on(tmp_path):
 
 
 def test_rates_multiply_the_option_that_is_tuned(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import compare
+    from agents.cli import compare
 
     seen = []
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import play_rollout
 
-from agents.algorithm import load_algorithm
-from agents.sb3.buffer import SequenceSamples
-from rlhf_gym.models import load_causal_lm
+from agents.runs.algorithm import load_algorithm
+from agents.sb3.rollout.buffer import SequenceSamples
+from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.tokens import PAD, Sequences
 
 with warnings.catch_warnings():

@@ -7,7 +7,6 @@ reward) and says, where it does not, what is wrong and how to mend it. Notation:
 from collections.abc import Callable
 
 from agents.doctor.environment_checks import ends, rewards, score
-from agents.doctor.patient import Patient, Problem, own_chance
 from agents.doctor.policy_checks import (
     cache,
     decoding,
@@ -22,6 +21,7 @@ from agents.doctor.policy_checks import (
     temperature,
     vocabulary,
 )
+from agents.doctor.subject import Patient, Problem, own_chance
 
 __all__ = ["CHECKS", "Patient", "Problem", "examine"]
 

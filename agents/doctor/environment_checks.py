@@ -4,10 +4,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from agents.doctor.patient import TOLERANCE, Patient, Problem
+from agents.doctor.subject import TOLERANCE, Patient, Problem
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.models import same_tokens, trunk
-from rlhf_gym.reward_model import RewardModel
+from rlhf_gym.lm.architecture import trunk
+from rlhf_gym.lm.loading import same_tokens
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import PAD, row_lengths
 
 

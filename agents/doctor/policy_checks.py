@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.doctor.patient import TOLERANCE, Patient, Problem
-from agents.sb3.policy import CausalLMPolicy
-from rlhf_gym.masks import NO_MASK, Mask
-from rlhf_gym.sampling import draw
+from agents.doctor.subject import TOLERANCE, Patient, Problem
+from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
+from rlhf_gym.lm.decoding.sampling import draw
+from rlhf_gym.lm.masks import NO_MASK, Mask
 from rlhf_gym.tokens import PAD, append, row_lengths, row_sums
 
 UNLIKELY = 6.0
@@ -111,7 +111,7 @@ def dropout(patient: Patient) -> Problem | None:
     return Problem(
         "dropout",
         f"log-probs in training mode differ from those in evaluation mode by {gap:.2g} nats",
-        "switch dropout off in the modules and the config (rlhf_gym.models.load_pretrained does)",
+        "switch dropout off in the modules and the config (rlhf_gym.lm.loading.load_pretrained does)",
     )
 
 
@@ -187,7 +187,7 @@ def decoding(patient: Patient) -> Problem | None:
         "decoding",
         f"the log-probs that decoding keeps are {gap:.2g} nats from those of whole sequences",
         "look at what the model's attention or positions take from a row's length: decoding must "
-        "leave such a model to full forwards (rlhf_gym.decode.looks_plain)",
+        "leave such a model to full forwards (rlhf_gym.lm.architecture.looks_plain)",
     )
 
 
@@ -240,7 +240,7 @@ def cache(patient: Patient) -> Problem | None:
     return Problem(
         "cache",
         f"cached decoding is {worst:.2g} nats from a full forward pass",
-        "drop keys and values whenever a parameter changes (rlhf_gym.decode.DecodeCache does), and "
+        "drop keys and values whenever a parameter changes (rlhf_gym.lm.decoding.decode_cache.DecodeCache does), and "
         "write each row at its own position",
     )
 

@@ -6,9 +6,9 @@ from typing import Any
 from torch.optim import Adam
 
 from agents.sb3.groups import GroupLearner
-from agents.sb3.learner import MEMORY_OPTIONS, SB3Learner, response_learner
+from agents.sb3.run.learner import MEMORY_OPTIONS, SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.precision import Precision
+from rlhf_gym.lm.precision import Precision
 
 
 @dataclass(frozen=True)

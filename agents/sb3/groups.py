@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.sb3.buffer import SequenceRolloutBuffer, SequenceSamples
 from agents.sb3.response_algorithm import ResponseAlgorithm
+from agents.sb3.rollout.buffer import SequenceRolloutBuffer, SequenceSamples
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import k3
-from rlhf_gym.passes import passes
+from rlhf_gym.lm.batching import passes
 from rlhf_gym.tokens import row_sums
 
 

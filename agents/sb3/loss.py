@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from agents.sb3.buffer import SequenceSamples
-from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
+from agents.sb3.rollout.buffer import SequenceSamples
 from rlhf_gym.kl import k2, k3
-from rlhf_gym.lm import CausalLM, kl_to
-from rlhf_gym.masks import Limits
+from rlhf_gym.lm.causal_lm import CausalLM, kl_to
+from rlhf_gym.lm.masks import Limits
 from rlhf_gym.tokens import Sequences
 
 KLLoss = Literal["exact", "k2", "k3"]

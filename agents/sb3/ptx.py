@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.masks import NO_MASK
-from rlhf_gym.passes import passes
+from rlhf_gym.lm.batching import passes
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.masks import NO_MASK
 from rlhf_gym.tokens import Sequences
 
 

@@ -17,15 +17,16 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.sb3.buffer import SequenceRolloutBuffer, SequenceSamples
-from agents.sb3.guards import check_finite
-from agents.sb3.policy import CausalLMPolicy
-from agents.sb3.watching import known_scale, rollout_figures
+from agents.sb3.finite import check_finite
+from agents.sb3.kl_control import KLController
+from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
+from agents.sb3.rollout.buffer import SequenceRolloutBuffer, SequenceSamples
+from agents.sb3.rollout.metrics import known_scale, rollout_figures
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.kl import REWARD_ESTIMATORS, KLController
-from rlhf_gym.passes import tokens_per_pass
-from rlhf_gym.sampling import Sampled
+from rlhf_gym.kl import REWARD_ESTIMATORS
+from rlhf_gym.lm.batching import tokens_per_pass
+from rlhf_gym.lm.decoding.sampling import Sampled
 from rlhf_gym.tokens import PAD, continuations, unflatten
 
 EXTREMES: dict[str, Callable[[list[float]], float]] = {"ratio_min": min, "ratio_max": max}

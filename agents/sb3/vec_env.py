@@ -11,12 +11,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.sb3.lending import Lent
-from agents.sb3.policy import CausalLMPolicy
+from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
+from agents.sb3.policy.shared_base import Lent
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.models import commit
-from rlhf_gym.precision import warn_if_emulated
+from rlhf_gym.lm.loading import commit
+from rlhf_gym.lm.precision import warn_if_emulated
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 

@@ -5,11 +5,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rlhf_gym.objective import Settlement
-from rlhf_gym.responses import Responses
+from rlhf_gym.objective.objective import Settlement
+from rlhf_gym.rewards.responses import Responses
 from rlhf_gym.tokens import row_sums
-
-Bools = npt.NDArray[np.bool_]
+from rlhf_gym.utils.arrays import Bools
 
 
 class EpisodeInfos:

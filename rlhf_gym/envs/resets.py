@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_gym.data.prompts import Prompt, PromptDataset, prompt_ids
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.prompts import Prompt, PromptDataset, prompt_ids
+from rlhf_gym.lm.causal_lm import CausalLM
 
 
 def checked_options(given: Any, num_envs: int) -> dict[str, Any]:

@@ -7,15 +7,15 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
+from rlhf_gym.data.prompts import PromptDataset
 from rlhf_gym.envs.actor import Actor
 from rlhf_gym.envs.render import Trace, as_image, as_text, to_terminal
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.objective import Objective, TextReward
-from rlhf_gym.prompts import PromptDataset
+from rlhf_gym.objective.objective import Objective
+from rlhf_gym.rewards.functions import TextReward
 from rlhf_gym.tokens import PAD
-
-Ints = npt.NDArray[np.int64]
+from rlhf_gym.utils.arrays import Ints
 
 
 class TokenEnv(gymnasium.Env[Ints, np.int64]):

@@ -12,20 +12,18 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from rlhf_gym.data.prompts import PromptDataset
 from rlhf_gym.envs.actor import Actor, ActorBinding
 from rlhf_gym.envs.groups import PromptGroup
 from rlhf_gym.envs.infos import EpisodeInfos
 from rlhf_gym.envs.resets import checked_options, checked_seeds, named_prompts
 from rlhf_gym.errors import InputError
-from rlhf_gym.masks import NEVER
-from rlhf_gym.objective import Objective, TextReward
-from rlhf_gym.prompts import PromptDataset
-from rlhf_gym.responses import Responses, observation_sequences
+from rlhf_gym.lm.masks import NEVER
+from rlhf_gym.objective.objective import Objective
+from rlhf_gym.rewards.functions import TextReward
+from rlhf_gym.rewards.responses import Responses, observation_sequences
 from rlhf_gym.tokens import PAD, append, join, pad_rows, row_lengths
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from rlhf_gym.utils.arrays import Bools, Floats, Ints
 
 
 class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):

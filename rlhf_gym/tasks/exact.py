@@ -2,8 +2,8 @@
 
 The reference is a real, tiny Llama trained on strings of a Markov chain; each variant's reward
 model learned listwise from choices that its labeller (a function below, the `gold` scorer) made
-among K = 4 responses. `scripts/make_exact.py` makes them again. π*, J* and the J of any policy are
-exact (`rlhf_gym.enumeration`). The prompt is one letter.
+among K = 4 responses. `scripts/assets/exact.py` makes them again. π*, J* and the J of any policy are
+exact (`rlhf_gym.objective.enumeration`). The prompt is one letter.
 """
 
 from collections.abc import Callable

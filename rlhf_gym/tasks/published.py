@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf_gym.data.rows import HUB
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError, UnreachableError
-from rlhf_gym.hints import check_hints
-from rlhf_gym.prompts import HUB
 from rlhf_gym.tasks.text import text_env, text_vector_env
+from rlhf_gym.utils.type_hints import check_hints
 
 Keywords = dict[str, Any]
 

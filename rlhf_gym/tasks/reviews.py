@@ -1,8 +1,8 @@
 """`rlhf_gym/Reviews-v0`: film reviews, wholly inside the package; no network, no download.
 
 The reference is a small Llama trained on reviews of `rlhf_gym.tasks.grammar`; the packaged reward
-model learned from choices that a simulated human (`rlhf_gym.human`, VADER) made among K = 4 of the
-reference's responses. `scripts/make_reviews.py` makes both, and the prompts, again.
+model learned from choices that a simulated human (`rlhf_gym.rewards.human`, VADER) made among K = 4 of the
+reference's responses. `scripts/assets/reviews.py` makes both, and the prompts, again.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "max_prompt_tokens": 12,
     "max_new_tokens": 40,
     "kl_coef": 0.4,
-    "gold": "rlhf_gym.human:compound",
+    "gold": "rlhf_gym.rewards.human:compound",
 }
 """Any keyword of `rlhf_gym/Text-v0` may be given as well."""
 

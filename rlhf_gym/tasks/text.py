@@ -8,20 +8,22 @@ from typing import Any, TypedDict, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.devices import resolve_device
-from rlhf_gym.ensemble import Pooling, RewardEnsemble, check_pooling
+from rlhf_gym.data.prompts import Prompt, PromptDataset, load_texts
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.hints import check_hints
 from rlhf_gym.kl import RewardEstimator
-from rlhf_gym.lm import shared_causal_lm
-from rlhf_gym.masks import make_mask
-from rlhf_gym.models import context_length, same_tokens
-from rlhf_gym.objective import Objective, Reward, TextReward, load_callable
-from rlhf_gym.preference_formats import read_comparisons
-from rlhf_gym.prompts import Prompt, PromptDataset, load_texts
-from rlhf_gym.reward_model import RewardModel, shared_reward_model
-from rlhf_gym.shaping import Named, along_the_way, make
+from rlhf_gym.lm.architecture import context_length
+from rlhf_gym.lm.causal_lm import shared_causal_lm
+from rlhf_gym.lm.loading import same_tokens
+from rlhf_gym.lm.masks import make_mask
+from rlhf_gym.objective.objective import Objective
+from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.rewards.ensemble import Pooling, RewardEnsemble, check_pooling
+from rlhf_gym.rewards.functions import Reward, TextReward, load_callable
+from rlhf_gym.rewards.reward_model import RewardModel, shared_reward_model
+from rlhf_gym.rewards.shaping import Named, along_the_way, make
+from rlhf_gym.utils.devices import resolve_device
+from rlhf_gym.utils.type_hints import check_hints
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +112,7 @@ def load_parts(
         decodable_only: Only tokens that are text by themselves, and the EOS, may be chosen.
         top_k: Only the reference's so many likeliest tokens of each state may be chosen.
         top_p: Only the reference's likeliest tokens up to this probability mass.
-        cuts: What part of a response is scored: factories of `rlhf_gym.shaping`, or your own as
+        cuts: What part of a response is scored: factories of `rlhf_gym.rewards.shaping`, or your own as
             "package.module:factory", each a name or [name, {options}].
         shaping: What changes its score, named likewise.
         token_rewards: What is paid on the way, named likewise.

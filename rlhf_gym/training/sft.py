@@ -20,10 +20,8 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from rlhf_gym.files import last_checkpoint, whole_folder
-from rlhf_gym.lm import CausalLM
+from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.tokens import row_sums
-from rlhf_gym.training.progress import RichProgress
 from rlhf_gym.training.sft_data import (
     IGNORED,
     SFTData,
@@ -33,6 +31,8 @@ from rlhf_gym.training.sft_data import (
     collate_alone,
     pack,
 )
+from rlhf_gym.training.trainer_progress import RichProgress
+from rlhf_gym.utils.files import last_checkpoint, whole_folder
 
 logger = logging.getLogger(__name__)
 

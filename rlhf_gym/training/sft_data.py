@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_gym.data.prompts import Prompt, continued_ids, is_held_out, text_field
+from rlhf_gym.data.rows import load_rows
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm import CausalLM
-from rlhf_gym.models import context_length
-from rlhf_gym.prompts import Prompt, continued_ids, is_held_out, load_rows, text_field
+from rlhf_gym.lm.architecture import context_length
+from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.tokens import Sequences, model_ids, pad_rows
 
 IGNORED = -100

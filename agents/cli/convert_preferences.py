@@ -1,0 +1,111 @@
+"""`python scripts/convert_preferences.py --data FILE --output FILE.jsonl` converts preferences.
+
+Reads comparisons in any format that rlhf_gym/preferences/formats.py knows, from a file or from a
+dataset of the `datasets` library, writes them as the project's JSON Lines, and prints what they
+hold: how many, of how many candidates, under which labels, and what in them speaks against each
+other. The file is there whole or not at all; one that exists is never written over.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from agents.cli.command import run
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm.loading import load_tokenizer
+from rlhf_gym.preferences.comparison import Comparison, write_comparisons
+from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.preferences.survey import survey
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the script."""
+
+    data: str
+    """Comparisons: a file, or a dataset of the `datasets` library."""
+    output: Path
+    """File to write, FILE.jsonl; it must not exist yet."""
+    format: str | None = None
+    """What the rows are, one of `FORMATS` in rlhf_gym/preferences/formats.py; by default each row's
+    keys tell."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row that is no comparison: stop, or leave it out and say so."""
+    tokenizer: str | None = None
+    """For files of token ids, the tokenizer that they belong to: a hub name or a local path."""
+    split: str = "train"
+    """Split of a `datasets` dataset."""
+    revision: str | None = None
+    """Commit or tag of a hub dataset."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Read, count, write; the counts."""
+    # Another ending would be read back as plain text, a line at a time.
+    if config.output.suffix != ".jsonl":
+        raise InputError(f"--output must end in .jsonl, unlike {config.output}")
+    if config.output.exists():
+        raise InputError(f"{config.output} exists; name another file, or move that one away")
+    skipped: list[str] = []
+    try:
+        comparisons = read_comparisons(
+            config.data,
+            format=config.format,
+            skipped=skipped if config.on_bad_row == "skip" else None,
+            tokenizer=None if config.tokenizer is None else load_tokenizer(config.tokenizer),
+            split=config.split,
+            revision=config.revision,
+        )
+    finally:
+        # Where all rows are bad, this is what tells why none is left.
+        for problem in skipped:
+            print(f"skipped: {problem}")
+    counts = {**survey(comparisons), "skipped": len(skipped)}
+    write_whole(config.output, comparisons)
+    Console().print(table(counts))
+    return counts
+
+
+def write_whole(output: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write comparisons under a temporary name, and rename the file when it is complete."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        write_comparisons(partial, comparisons)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def table(counts: dict[str, Any]) -> Table:
+    """The counts as a table."""
+    longer = counts["longer_won"]
+    rows = {
+        "comparisons": counts["comparisons"],
+        "unique prompts": counts["prompts"],
+        **{f"of K = {k} candidates": n for k, n in counts["candidates"].items()},
+        **{f"labelled by {name}": n for name, n in counts["labels"].items()},
+        "with ties": counts["ties"],
+        "exact duplicates": counts["duplicates"],
+        "conflicting pairs of answers": counts["conflicts"],
+        "intransitive": counts["intransitive"],
+        "pairs of unequal length": longer["n"],
+        "of these, the longer answer won": f"{longer['value']:.3f} ± {longer['se']:.3f}",
+        "rows skipped": counts["skipped"],
+    }
+    out = Table(title="comparisons, ± standard error over prompts")
+    out.add_column("")
+    out.add_column("number", justify="right")
+    for name, value in rows.items():
+        out.add_row(name, str(value))
+    return out
+
+
+def cli() -> None:
+    """Parse the command line and run; never returns."""
+    run(main, Config, __doc__)

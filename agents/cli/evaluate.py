@@ -1,0 +1,94 @@
+"""`python scripts/evaluate.py --policy DIR --env ID --episodes N` measures a policy.
+
+On held-out prompts, beside its reference: score, gold, exact KL, the objective J, optimality,
+perplexity under the reference, distinct n-grams, length, ends and win rates, each with a standard
+error; samples side by side. Writes evaluation.json, samples.jsonl and evaluation_config.json, which
+says what was evaluated, into the run folder, which may be that of the training; one that holds
+another evaluation is refused.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agents.cli.command import device, run
+from agents.runs.setup import listed, make_env, other_options, parse_values
+from rlhf_gym.errors import InputError
+from rlhf_gym.evaluation.record import measure
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.reports.terminal import table
+from rlhf_gym.utils.files import write_json
+
+OPTIONS = "evaluation_config.json"
+"""What evaluation.json is of."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the script."""
+
+    policy: str
+    """The policy: a folder that from_pretrained can load, or a hub name."""
+    env: str = "rlhf_gym/Reviews-v0"
+    """Environment id."""
+    episodes: int = 2304
+    """Responses of the policy in all."""
+    prompts: int = 48
+    """Held-out prompts that they are spread over."""
+    reference_samples: int = 128
+    """Responses of the reference to each prompt; they carry the estimate of J*."""
+    env_kwargs: dict[str, str] = field(default_factory=dict)
+    """Keywords of the environment, KEY VALUE …; `split` is held_out unless given."""
+    run_dir: Path = Path("runs/evaluation")
+    """Folder to write to."""
+    seed: int = 0
+    """Seed of prompts and responses."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Load, sample, measure, write; the figures."""
+    if config.episodes < config.prompts or config.prompts < 2 or config.reference_samples < 1:
+        raise InputError(
+            "--prompts must be at least 2, --episodes no fewer, --reference-samples at least 1"
+        )
+    check_same_evaluation(config)
+    keywords = {"split": "held_out", **parse_values(config.env_kwargs)}
+    env = make_env(config.env, 1, {"device": device(config.device), **keywords})
+    reference = env.objective.reference
+    policy = CausalLM.load(config.policy, device=reference.device)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    # First, so that figures are never there without what they are of.
+    write_json(config.run_dir / OPTIONS, asdict(config))
+    figures = measure(
+        env,
+        policy,
+        config.run_dir,
+        n_prompts=config.prompts,
+        n_policy=config.episodes // config.prompts,
+        n_reference=config.reference_samples,
+        seed=config.seed,
+    )
+    Console().print(table(figures))
+    return figures
+
+
+def check_same_evaluation(config: Config) -> None:
+    """Raise an InputError if the folder holds the figures of another evaluation."""
+    figures, options = config.run_dir / "evaluation.json", config.run_dir / OPTIONS
+    if not figures.exists():
+        return
+    if not options.exists():
+        raise InputError(f"{figures} is another script's; give another --run-dir")
+    if other := other_options(options, asdict(config)):
+        raise InputError(
+            f"{figures} is of an evaluation with {listed(other)}; give another --run-dir"
+        )
+
+
+def cli() -> None:
+    """Parse the command line and run; never returns."""
+    run(main, Config, __doc__)

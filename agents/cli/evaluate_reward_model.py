@@ -1,0 +1,155 @@
+"""`python scripts/evaluate_reward_model.py --reward-model DIR --data FILE` judges a reward model.
+
+On human comparisons, beside plain rules (the longest answer, a bag of words, chance): top-1 and
+pairwise accuracy, likelihood, calibration, accuracy by kind of comparison, agreement between
+annotators, and the worst mistakes to read; intervals are by bootstrap over prompts. Writes
+reward_evaluation.json and reward_report.html (one file, readable without a network) into the run
+folder.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from agents.cli.command import device, run
+from rlhf_gym.data.prompts import PLAIN_TEMPLATE
+from rlhf_gym.errors import InputError
+from rlhf_gym.evaluation.reward_model_slices import measure, plain
+from rlhf_gym.evaluation.reward_models import (
+    Judgement,
+    judgement,
+)
+from rlhf_gym.lm.architecture import context_length
+from rlhf_gym.lm.loading import load_tokenizer
+from rlhf_gym.preferences.comparison import Comparison
+from rlhf_gym.preferences.encoding import TooLong, encode_comparisons, split_comparisons
+from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.reports.reward_model_page import page, summary, terminal_table
+from rlhf_gym.rewards.reward_model import RewardModel
+from rlhf_gym.utils.files import write_json, write_text
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the script."""
+
+    reward_model: str
+    """Reward model: a hub name or a local path, any classifier of transformers."""
+    data: str
+    """Comparisons: a file, or a dataset of the `datasets` library, in any format that
+    rlhf_gym/preferences/formats.py reads."""
+    run_dir: Path = Path("runs/reward_evaluation")
+    """Folder to write to."""
+    train_data: str | None = None
+    """Comparisons that the bag of words is fitted to; best those that the model learnt from."""
+    held_out: float | None = None
+    """Judge this share of --data only, split by prompt as train_reward_model.py splits it, and fit
+    the bag of words to the rest."""
+    label: int | str | None = None
+    """The label that is the reward, by name or index, of a classifier with several."""
+    probability: bool = False
+    """Judge the label's probability instead of its logit."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    format: str | None = None
+    """What the rows are, one of `FORMATS` in rlhf_gym/preferences/formats.py; by default each row's
+    keys tell."""
+    tokenizer: str | None = None
+    """For files of token ids, the tokenizer that they belong to: a hub name or a local path."""
+    data_split: str = "train"
+    """Split of a `datasets` dataset."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row that is no comparison: stop, or leave it out and say so."""
+    max_tokens: int | None = None
+    """Longest prompt + candidate; by default the model's context."""
+    too_long: TooLong = "drop"
+    """What to do with longer ones: drop them, or cut whole turns off the dialogue's front."""
+    chat_template: Literal["own", "plain"] = "own"
+    """Chat messages are written by the tokenizer's own template, or as plain Human / Assistant
+    turns."""
+    seed: int = 0
+    """Seed of the resampling behind intervals."""
+    device: str = "auto"
+    """Where to run: auto, cpu, cuda."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Read, judge, write; the figures."""
+    if config.held_out is not None and config.train_data is not None:
+        raise InputError(
+            "--held-out already says what the bag of words is fitted to; leave it or --train-data "
+            "out"
+        )
+    judged, learnt, counts = read(config)
+    said, fit = judge(config, judged)
+    figures = plain(
+        {
+            "config": asdict(config),
+            "counts": {**counts, **fit},
+            **measure(said, learnt, config.seed),
+        }
+    )
+    text = page(figures)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(config.run_dir / "reward_evaluation.json", figures)
+    write_text(config.run_dir / "reward_report.html", text)
+    console = Console()
+    console.print(terminal_table(figures))
+    console.print(summary(figures), highlight=False, markup=False, soft_wrap=True)
+    print(f"report: {config.run_dir / 'reward_report.html'}")
+    return figures
+
+
+def read(config: Config) -> tuple[list[Comparison], list[Comparison], dict[str, int]]:
+    """The comparisons to judge, those to fit the bag of words to (or none), and bad rows."""
+    tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
+
+    def comparisons_of(source: str) -> tuple[list[Comparison], int]:
+        skipped: list[str] = []
+        try:
+            found = read_comparisons(
+                source,
+                format=config.format,
+                skipped=skipped if config.on_bad_row == "skip" else None,
+                tokenizer=tokenizer,
+                split=config.data_split,
+            )
+        finally:
+            # Where all rows are bad, this is what tells why none is left.
+            for problem in skipped:
+                print(f"skipped: {problem}")
+        return found, len(skipped)
+
+    judged, skipped = comparisons_of(config.data)
+    learnt: list[Comparison] = []
+    counts = {"skipped": skipped}
+    if config.held_out is not None:
+        learnt, judged = split_comparisons(judged, config.held_out)
+    elif config.train_data is not None:
+        learnt, counts["skipped_train"] = comparisons_of(config.train_data)
+    return judged, learnt, counts
+
+
+def judge(config: Config, comparisons: Sequence[Comparison]) -> tuple[Judgement, dict[str, int]]:
+    """What the model says of the comparisons that fit it, and how many did."""
+    model = RewardModel.load(
+        config.reward_model,
+        revision=config.revision,
+        device=device(config.device),
+        label=config.label,
+        probability=config.probability,
+    )
+    if config.chat_template == "plain":
+        model.tokenizer.chat_template = PLAIN_TEMPLATE
+    most = config.max_tokens or context_length(model.model)
+    encoded, fit = encode_comparisons(comparisons, model, most, too_long=config.too_long)
+    print(f"{len(encoded)} comparisons to judge; of all, {fit} ({most} tokens)")
+    return judgement(model, encoded), asdict(fit)
+
+
+def cli() -> None:
+    """Parse the command line and run; never returns."""
+    run(main, Config, __doc__)

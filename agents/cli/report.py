@@ -1,0 +1,31 @@
+"""`python scripts/report.py --run-dir DIR` writes the report of a run into its folder.
+
+Writes report.html (one file, readable without a network) and curves.png (the learning curves).
+The folder is one of rlhf.py, train_policy.py or evaluate.py. Reads summary.json, evaluation.json,
+metrics.csv, policy.json, reward_model.json, samples.jsonl, training_samples.jsonl, config.json and
+evaluation_config.json where they are there: a file that is not leaves its section out.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.cli.command import run as run_script
+from rlhf_gym.reports.run_page import write_report
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the script."""
+
+    run_dir: Path
+    """Folder of the run."""
+
+
+def main(config: Config) -> None:
+    """Write the report and say where."""
+    print(f"report: {write_report(config.run_dir)}")
+
+
+def cli() -> None:
+    """Parse the command line and run; never returns."""
+    run_script(main, Config, __doc__)

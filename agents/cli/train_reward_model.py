@@ -1,0 +1,214 @@
+"""`python scripts/train_reward_model.py --data FILE --backbone MODEL` trains a reward model.
+
+Listwise: P(y_i | x) is the softmax over the K candidates of a comparison, and the loss the
+negative log-likelihood of the human's choice. Writes reward_model/ (model and tokenizer, for
+transformers' from_pretrained), reward_model.json (held-out accuracy and baselines) and
+config.json into the run folder. Stopped midway, the same command goes on from the last checkpoint.
+"""
+
+import dataclasses
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from agents.cli.command import device, run
+from agents.runs.setup import begin_run, check_same_run
+from rlhf_gym.data.prompts import PLAIN_TEMPLATE
+from rlhf_gym.errors import InputError
+from rlhf_gym.evaluation.reward_models import judge_reward_model
+from rlhf_gym.lm.architecture import context_length
+from rlhf_gym.lm.loading import load_tokenizer
+from rlhf_gym.preferences.encoding import (
+    Fit,
+    TooLong,
+    candidate_rows,
+    encode_comparisons,
+    split_comparisons,
+)
+from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.rewards.reward_model import RewardModel
+from rlhf_gym.training.reward_training import RewardTraining, train_reward_model
+from rlhf_gym.utils.files import whole_folder, write_json
+
+# Candidates that gain and bias are measured on, about.
+NORMALISED_ON = 1024
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the script."""
+
+    data: str
+    """Comparisons: a file, or a dataset of the `datasets` library, in any format that
+    rlhf_gym/preferences/formats.py reads."""
+    backbone: str
+    """Causal LM or classifier to start from: a hub name or a local path."""
+    backbone_tokenizer: str | None = None
+    """Where the backbone's tokenizer lies, if not with it."""
+    run_dir: Path = Path("runs/reward_model")
+    """Folder to write to."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    format: str | None = None
+    """Format of the comparisons; found from each row's keys if not given."""
+    data_revision: str | None = None
+    """Commit or tag of a hub dataset."""
+    data_split: str = "train"
+    """Split of a `datasets` dataset."""
+    tokenizer: str | None = None
+    """What token ids are decoded with, in files that hold no text: a hub name or a local path."""
+    seed: int = 0
+    """Seed of the head's start and of the data's order."""
+    device: str = "auto"
+    """Where to train: auto, cpu, cuda."""
+    epochs: float = 1.0
+    """Passes over the comparisons."""
+    batch_size: int = 32
+    """Comparisons an update."""
+    learning_rate: float = 5e-4
+    """Peak of the learning rate. Models of 100 M parameters and more want 1e-5 to 5e-5."""
+    heads: int = 1
+    """Heads on one trunk; several are an ensemble."""
+    max_tokens: int | None = None
+    """Longest prompt + candidate; by default the model's context."""
+    too_long: TooLong = "drop"
+    """What to do with longer ones: drop them, or cut whole turns off the dialogue's front."""
+    soft_temperature: float | None = None
+    """Read `scores` as soft labels, softmax(scores / this), instead of as an order."""
+    chat_template: Literal["own", "plain"] = "own"
+    """Chat messages are written by the tokenizer's own template, or as plain Human / Assistant
+    turns, which are then the saved tokenizer's template."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row that is no comparison: stop, or leave it out and say so."""
+    held_out: float = 0.1
+    """Share of the comparisons that is held out, split by prompt."""
+    validation: float = 0.1
+    """Share of the others that early stopping looks at (with --patience only)."""
+    patience: int | None = None
+    """Stop after so many evaluations without a lower validation loss; there are four an epoch."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    microbatch_tokens: int | None = None
+    """Most tokens in one forward and backward pass; bounds memory, changes nothing."""
+    bf16: bool = False
+    """Autocast to bfloat16."""
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of keeping them."""
+    lora_rank: int | None = None
+    """Train low-rank adapters only (package peft), merged at the end."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Read, train, judge, normalise, save; the figures."""
+    options = training_options(config)
+    check_same_run(config.run_dir, asdict(config), resume=True)
+    figures_file = config.run_dir / "reward_model.json"
+    if figures_file.exists():
+        print(f"{figures_file} is there already: nothing to do; another --run-dir starts a new run")
+        return {}
+    train, validation, test, model, counts = load(config)
+    begin_run(config.run_dir, asdict(config))
+    # Before training too: every backbone's logits start with variance 1.
+    model.start_at(candidate_rows(train, NORMALISED_ON).to(model.device))
+    before = judge_reward_model(model, test)
+    train_reward_model(
+        model,
+        train,
+        options,
+        validation=validation,
+        checkpoint_dir=config.run_dir / "checkpoints_reward",
+        resume=True,
+    )
+    figures: dict[str, Any] = {
+        "comparisons": len(train),
+        "held_out": len(test),
+        **counts,
+        "accuracy_untrained": before["accuracy"],
+        **judge_reward_model(model, test),
+    }
+    # Held-out candidates: on the training ones an overfitted logit would spread more.
+    model.normalise(candidate_rows(test, NORMALISED_ON).to(model.device))
+    figures |= {"gain": model.gain, "bias": model.bias}
+    with whole_folder(config.run_dir / "reward_model") as folder:
+        model.save_pretrained(folder)
+    write_json(figures_file, figures)
+    shutil.rmtree(config.run_dir / "checkpoints_reward", ignore_errors=True)
+    print(summary(figures))
+    return figures
+
+
+def training_options(config: Config) -> RewardTraining:
+    """The options of the training itself, checked."""
+    shared = {f.name for f in dataclasses.fields(RewardTraining)} & asdict(config).keys()
+    if config.max_tokens is not None and config.max_tokens < 2:
+        raise InputError(f"max_tokens must be at least 2, not {config.max_tokens}")
+    return RewardTraining(**{name: getattr(config, name) for name in shared})
+
+
+def load(config: Config) -> tuple[Any, ...]:
+    """Training, validation and held-out comparisons, the untrained model, and what was left out."""
+    skipped: list[str] = []
+    comparisons = read_comparisons(
+        config.data,
+        skipped=skipped if config.on_bad_row == "skip" else None,
+        tokenizer=config.tokenizer and load_tokenizer(config.tokenizer),
+        format=config.format,
+        split=config.data_split,
+        revision=config.data_revision,
+    )
+    for problem in skipped:
+        print(f"skipped: {problem}")
+    train, test = split_comparisons(comparisons, config.held_out)
+    validation = []
+    if config.patience is not None:
+        train, validation = split_comparisons(train, config.validation, salt="validation")
+    torch.manual_seed(config.seed)
+    model = RewardModel.from_backbone(
+        config.backbone,
+        revision=config.revision,
+        device=device(config.device),
+        heads=config.heads,
+        tokenizer=config.backbone_tokenizer,
+    )
+    if config.chat_template == "plain":
+        model.tokenizer.chat_template = PLAIN_TEMPLATE
+    longest = config.max_tokens or context_length(model.model)
+    sides, total = [], Fit()
+    for side in (train, validation, test):
+        encoded, fit = (
+            encode_comparisons(
+                side,
+                model,
+                longest,
+                too_long=config.too_long,
+                soft_temperature=config.soft_temperature,
+            )
+            if side
+            else ([], Fit())
+        )
+        sides.append(encoded)
+        total += fit
+    print(
+        f"{len(sides[0])} comparisons to learn, {len(sides[1])} to stop by, {len(sides[2])} held "
+        f"out; of all, {total} ({longest} tokens)"
+    )
+    counts = {"skipped": len(skipped), **asdict(total)}
+    return *sides, model, counts
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """One line: accuracy beside its baselines."""
+    accuracy, longest = figures["accuracy"], figures["accuracy_longest"]
+    return (
+        f"held-out accuracy {accuracy['value']:.3f} ± {accuracy['se']:.3f} "
+        f"({accuracy['n']} comparisons); always the longest {longest['value']:.3f}, chance "
+        f"{figures['accuracy_chance']['value']:.3f}; NLL {figures['nll']['value']:.3f} nats"
+    )
+
+
+def cli() -> None:
+    """Parse the command line and run; never returns."""
+    run(main, Config, __doc__)

@@ -1,0 +1,1 @@
+"""Running a training: set-up, the training itself, whole experiments."""

@@ -1,0 +1,53 @@
+"""Algorithms by name: any module with a dataclass `Config` and `make(config, env)`."""
+
+import importlib
+from dataclasses import is_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+from agents.tracking.training_run import TrainingRun
+from rlhf_gym.errors import InputError
+
+
+def load_algorithm(name: str) -> ModuleType:
+    """The module that `name` stands for: one of `agents`, or a dotted path of your own.
+
+    Raises:
+        InputError: There is none, or it lacks `Config` or `make`.
+    """
+    dotted = name if "." in name else f"agents.{name}"
+    try:
+        module = importlib.import_module(dotted)
+    except ImportError as error:
+        raise InputError(
+            f"cannot import the algorithm {name!r} (as {dotted}): {error}\nName a module of "
+            "`agents`, such as ppo, or the dotted path of your own; for a file of your own put its "
+            "folder on the path: PYTHONPATH=. python scripts/…"
+        ) from error
+    if not is_dataclass(getattr(module, "Config", None)) or not callable(
+        getattr(module, "make", None)
+    ):
+        raise InputError(f"{dotted} is no algorithm: it needs a dataclass Config and make")
+    return module
+
+
+class Learner(Protocol):
+    """What `make(config, env)` of an algorithm's module returns."""
+
+    @property
+    def policy(self) -> object:
+        """The network that acts."""
+        ...
+
+    def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
+        """Sample about so many tokens and learn from them; measurements go to `run`."""
+        ...
+
+    def start_from(self, directory: Path) -> None:
+        """Go on with the policy that `save` wrote, instead of the reference."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write the policy for transformers' `from_pretrained`, tokenizer included."""
+        ...

@@ -1,0 +1,426 @@
+"""A causal LM with a value head as a Stable-Baselines3 actor-critic policy.
+
+Wherever SB3 passes observations, a tensor means one row a state (SB3's contract) and `Sequences`
+means whole sequences, one row of output a chosen token. Notation: N rows, L columns, M chosen
+tokens, d the trunk's width, V usable tokens.
+"""
+
+import copy
+from dataclasses import replace
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from agents.sb3.policy.distribution import TokenDistribution
+from agents.sb3.policy.last_actions import LastActions
+from agents.sb3.policy.shared_base import Lent, do_without_frozen, leave_out_frozen
+from agents.sb3.policy.update_graphs import UpdateGraphs
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm.architecture import (
+    embedded,
+    is_causal,
+    recompute_activations,
+    recomputes_activations,
+    turns_with_length,
+)
+from rlhf_gym.lm.batching import passes
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden, takes_graphs
+from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
+from rlhf_gym.lm.loading import load_pretrained
+from rlhf_gym.lm.lora import add_adapters, merged, twin
+from rlhf_gym.lm.masks import NO_MASK, Limits, Mask
+from rlhf_gym.lm.precision import Precision
+from rlhf_gym.tokens import Sequences
+
+Observations = Tensor | Sequences
+
+
+class CausalLMPolicy(ActorCriticPolicy):
+    """The language model is the actor; a linear value head, on its trunk or another, the critic.
+
+    Args:
+        observation_space: The environment's `Box` of token ids.
+        action_space: `Discrete(V)`.
+        lr_schedule: Learning rate as a function of the remaining progress.
+        model: Hub name or local path of the causal LM to start from; the policy loads its own.
+        revision: Commit or tag on the hub.
+        tokenizer: Where its tokenizer lies, if not with the model.
+        temperature: The environment's; it divides the logits everywhere.
+        entropy: Whether `evaluate_actions` computes entropies. False saves the work where
+            `ent_coef` is 0; algorithms then log an estimate.
+        attn_implementation: "eager" for algorithms that need second derivatives (TRPO).
+        value_lr_scale: The value head's learning rate is so many times the policy's, in
+            algorithms that scale by parameter group (the flagship); the others use one rate.
+        critic: Hub name or local path of the model (a causal LM or a reward model with the same
+            tokenizer) whose trunk bears the value head; None shares the policy's trunk.
+        critic_lr_scale: The same for the critic's own trunk.
+        mask: The environment's, which `follow` renews; it is kept when the policy is saved.
+        precision: "bf16" multiplies matrices in bfloat16, in sampling, scoring and the update
+            alike; weights, log-probs and the value head stay float32.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        lora_rank: Train adapters of this rank and the value head; 0 trains every weight.
+        lora_alpha: Scale of the adapters, times `lora_rank`; twice the rank if None.
+        base: A frozen model whose weights serve below the adapters; the policy loads its own if
+            None. `build` lends the environment's reference.
+        **kwargs: As in `ActorCriticPolicy` (`optimizer_class`, `optimizer_kwargs`).
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        model: str,
+        revision: str | None = None,
+        tokenizer: str | None = None,
+        temperature: float = 1.0,
+        entropy: bool = True,
+        attn_implementation: str | None = None,
+        value_lr_scale: float = 1.0,
+        critic: str | None = None,
+        critic_revision: str | None = None,
+        critic_lr_scale: float = 1.0,
+        mask: Mask = NO_MASK,
+        precision: Precision = "fp32",
+        gradient_checkpointing: bool = False,
+        lora_rank: int = 0,
+        lora_alpha: int | None = None,
+        base: "Lent | None" = None,
+        **kwargs: Any,
+    ) -> None:
+        if precision not in get_args(Precision):
+            raise InputError(f"precision must be one of {get_args(Precision)}, not {precision!r}")
+        if lora_rank and critic is not None:
+            raise InputError(
+                "a critic of its own is a second model to train; with lora_rank take critic=shared"
+            )
+        self.model_name, self.revision, self.tokenizer = model, revision, tokenizer
+        self.temperature, self.entropy = temperature, entropy
+        self.attn_implementation = attn_implementation
+        self.value_lr_scale, self.critic_lr_scale = value_lr_scale, critic_lr_scale
+        self.critic_name, self.critic_revision, self.mask = critic, critic_revision, mask
+        self.precision, self.gradient_checkpointing = precision, gradient_checkpointing
+        self.lora_rank, self.lora_alpha, self._base = lora_rank, lora_alpha, base
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.core = replace(self._load_core(), mask=self.mask, precision=self.precision)
+        self.lm = self.core.model
+        self._turns_with_length = turns_with_length(self.lm)
+        if not isinstance(self.action_space, spaces.Discrete):
+            raise ValueError(f"CausalLMPolicy acts in Discrete(V), not in {self.action_space}")
+        if self.core.vocab_size != self.action_space.n:
+            raise ValueError(
+                f"{self.model_name!r} has {self.core.vocab_size} usable tokens, the environment "
+                f"{self.action_space.n}; start the policy from the environment's reference"
+            )
+        width = self.core.model.get_output_embeddings().in_features
+        trained = [p for p in self.lm.parameters() if p.requires_grad]
+        groups = [{"params": trained, "lr_scale": 1.0}]
+        self.critic: CausalLM | None = None
+        self._critic_cache: DecodeCache | None = None
+        if self.critic_name is not None:
+            self.critic = self._load_critic(self.critic_name)
+            self.critic_trunk = self.critic.model
+            self._critic_cache = DecodeCache(self.critic)
+            width = self.critic_trunk.config.get_text_config().hidden_size
+            trunk_parameters = list(self.critic_trunk.parameters())
+            groups.append({"params": trunk_parameters, "lr_scale": self.critic_lr_scale})
+        if self.gradient_checkpointing:
+            for core in filter(None, (self.core, self.critic)):
+                recompute_activations(core.model, True)
+        self.value_head = nn.Linear(width, 1)
+        # The critic starts at exactly 0: the first advantages are the returns.
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self._cache = DecodeCache(self.core)
+        self._guide_cache: DecodeCache | None = None  # of the model that a top-k mask asks
+        self._last: LastActions | None = None
+        self._update_graphs: dict[nn.Module, UpdateGraphs] = {}
+        head = list(self.value_head.parameters())
+        options = dict(self.optimizer_kwargs)
+        others = any(options.get(name) for name in ("foreach", "differentiable"))
+        if issubclass(self.optimizer_class, torch.optim.Adam) and not others:
+            options.setdefault("fused", True)  # the same step in a quarter of the time
+        self.optimizer = self.optimizer_class(
+            [*groups, {"params": head, "lr_scale": self.value_lr_scale}],
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **options,
+        )
+
+    def _load_core(self) -> CausalLM:
+        lent = None if self._base is None else self._base.lm
+        if lent is not None:
+            core = replace(lent, model=twin(lent.model), guide=None)
+        else:
+            core = CausalLM.load(
+                self.model_name,
+                revision=self.revision,
+                tokenizer=self.tokenizer,
+                temperature=self.temperature,
+                attn_implementation=self.attn_implementation,
+            )
+        if self.lora_rank:
+            add_adapters(core.model, self.lora_rank, alpha=self.lora_alpha)
+            self.register_state_dict_post_hook(leave_out_frozen)
+            self.register_load_state_dict_post_hook(do_without_frozen)
+        return core
+
+    def _load_critic(self, name: str) -> CausalLM:
+        model = load_pretrained(
+            AutoModel,
+            name,
+            revision=self.critic_revision,
+            attn_implementation=self.attn_implementation,
+        )
+        if embedded(model) < self.core.vocab_size:
+            raise InputError(
+                f"the critic {name!r} embeds {embedded(model)} tokens, the policy has "
+                f"{self.core.vocab_size}; take a model with the policy's tokenizer"
+            )
+        if not is_causal(model):
+            raise InputError(
+                f"the critic {name!r} sees what comes later in a row, so that its values would "
+                "know the answer; take a causal model"
+            )
+        return replace(self.core, model=model)
+
+    def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Act in each state: tokens (N,), values (N, 1), log-probs (N,)."""
+        hidden = self._last_hidden(obs)
+        distribution = self._distribution(hidden, self._limits(obs, hidden))
+        actions = distribution.get_actions(deterministic)
+        log_probs = distribution.log_prob(actions)
+        self._last = LastActions(obs, actions, log_probs)
+        return actions, self.value_head(self.value_states(obs, hidden)), log_probs
+
+    def get_distribution(self, obs: Observations) -> TokenDistribution:  # type: ignore[override]
+        """The next-token distribution in each state."""
+        hidden = self._states(obs)
+        return self._distribution(hidden, self._limits(obs, hidden))
+
+    def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
+        """Values of the states: (N, 1) or (M, 1)."""
+        hidden = self._states(obs) if self.critic is None else None
+        values: Tensor = self.value_head(self.value_states(obs, hidden))
+        return values
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Observations, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values (M, 1), log-probs (M,) and entropies (M,) of tokens (M,) in their states."""
+        hidden = self._states(obs)
+        values_from = self.value_states(obs, hidden)
+        return self.evaluate_hidden(hidden, values_from, actions, self._limits(obs, hidden))
+
+    def evaluate_hidden(
+        self, hidden: Tensor, value_hidden: Tensor, actions: Tensor, limits: Limits | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`evaluate_actions` from last hidden states, the policy's and the critic's, (M, d)."""
+        values = self.value_head(value_hidden)
+        tokens = actions.long().flatten()
+        if not self.entropy:
+            return values, self.core.log_probs_of(hidden, tokens, limits), None
+        return values, *self.core.log_probs_and_entropies(hidden, tokens, limits)
+
+    @torch.no_grad()
+    def sample(self, prompts: Tensor, max_new_tokens: int, *, stop_at_eos: bool = True) -> Tensor:
+        """Whole responses: prompts (N, P) -> (N, T), PAD after each response's end."""
+        return self.sample_with_log_probs(prompts, max_new_tokens, stop_at_eos).responses
+
+    @torch.no_grad()
+    def sample_with_log_probs(
+        self,
+        prompts: Tensor,
+        max_new_tokens: int,
+        stop_at_eos: bool = True,
+        *,
+        with_values: bool = True,
+    ) -> Sampled:
+        """`sample`, and each token's log-prob and (on a shared trunk) value, from decoding."""
+        self._check_guide()
+        valued = with_values and self.critic is None
+        return sample_with_log_probs(
+            self.core,
+            prompts,
+            max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            value_head=self.value_head if valued else None,
+        )
+
+    @property
+    def decoding_scores(self) -> bool:
+        """Whether decoding's log-probs are those of a pass over whole sequences, to 1e-5.
+
+        Not in bfloat16, which rounds otherwise in the update; nor where rounding moves the edge of
+        a reference's top-k or top-p set; nor where a state depends on what comes after it.
+        """
+        alike = self.precision == "fp32" and not self.core.mask.follows_reference
+        return alike and not self._turns_with_length
+
+    @torch.no_grad()
+    def values(self, sequences: Sequences) -> Tensor:
+        """Values of the states that the chosen tokens were chosen in, (M,)."""
+        values = torch.zeros(int(sequences.lengths.sum()), device=self.device)
+        for part, places in passes(self.core.model, sequences):
+            values[places] = self.predict_values(part).flatten().float()
+        return values
+
+    @torch.no_grad()
+    def score(self, sequences: Sequences) -> tuple[Tensor, Tensor]:
+        """Values and log-probs of the chosen tokens, (M,) each, by the code that trains."""
+        self._check_guide()
+        values = torch.zeros(int(sequences.lengths.sum()), device=self.device)
+        log_probs = torch.zeros_like(values)
+        for part, places in passes(self.core.model, sequences):
+            hidden = self.core.states(part)
+            found = self.value_head(self.value_states(part, hidden)).flatten()
+            values[places] = found.float()
+            limits = self.core.limits(part, hidden)
+            log_probs[places] = self.core.log_probs_of(hidden, part.chosen(), limits).float()
+        return values, log_probs
+
+    @torch.no_grad()
+    def log_prob(
+        self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Log π of actions: what `forward` just computed where it did, else computed now."""
+        found, known = (
+            self._last.look_up(observations, actions)
+            if self._last is not None
+            else (np.zeros(len(actions), dtype=np.float32), np.zeros(len(actions), dtype=np.bool_))
+        )
+        if not known.all():
+            tokens = torch.from_numpy(observations[~known]).to(self.device)
+            hidden = last_hidden(self.core, tokens)
+            chosen = torch.from_numpy(actions[~known]).to(self.device)
+            limits = self._limits(tokens, hidden, chosen)
+            found[~known] = self.core.log_probs_of(hidden, chosen, limits).cpu().numpy()
+        return found
+
+    def snapshot(self) -> CausalLM:
+        """A copy of the language model as it is now; weights that do not learn are shared."""
+        frozen = {id(p): p for p in self.lm.parameters() if not p.requires_grad}
+        model = copy.deepcopy(self.lm, frozen).eval().requires_grad_(False)
+        return replace(self.core, model=model)
+
+    def plain(self) -> CausalLM:
+        """The language model without adapters: itself, or a copy that they are merged into."""
+        return replace(self.core, model=merged(self.lm)) if self.lora_rank else self.core
+
+    def set_training_mode(self, mode: bool) -> None:
+        """Switch between acting (keys and values remembered) and training (never)."""
+        if mode:
+            for cache in (self._cache, self._critic_cache):
+                if cache is not None:
+                    cache.clear()
+            self._last = None
+        super().set_training_mode(mode)
+
+    def follow(self, reference: CausalLM) -> None:
+        """Take on the temperature, ends and mask of the environment's reference."""
+        self.core = self.core.following(reference)
+        self._guide_cache = None if self.core.guide is None else DecodeCache(self.core.guide)
+
+    def learning_states(self, sequences: Sequences, core: CausalLM | None = None) -> Tensor:
+        """Last hidden states for an update, (M, d): of the policy, or of `core` (the critic).
+
+        On a GPU graphs compute them, where they serve; each call must then be followed by its
+        backward pass before the next.
+        """
+        core = self.core if core is None else core
+        if not takes_graphs(core) or recomputes_activations(core.model):
+            return core.states(sequences)
+        if core.model not in self._update_graphs:
+            self._update_graphs[core.model] = UpdateGraphs(core)
+        return self._update_graphs[core.model].states(sequences)
+
+    def value_states(self, obs: Observations, hidden: Tensor | None) -> Tensor:
+        """What the value head reads in each state: (M, d) or (N, d).
+
+        Args:
+            obs: The states.
+            hidden: The policy's last hidden states there; they serve where the trunk is shared.
+        """
+        if self.critic is None:
+            assert hidden is not None
+            return hidden
+        if isinstance(obs, Sequences):
+            return self.critic.states(obs)
+        if torch.is_grad_enabled() or self.training:
+            return last_hidden(self.critic, obs.long())
+        assert self._critic_cache is not None
+        return self._critic_cache.last_hidden(obs.long())
+
+    def _check_guide(self) -> None:
+        if self.core.mask.follows_reference and self.core.guide is None:
+            raise InputError(
+                "this policy's mask follows a reference that it was not given: call "
+                "policy.follow(env.unwrapped.objective.reference) after loading"
+            )
+
+    def _distribution(self, hidden: Tensor, limits: Limits | None) -> TokenDistribution:
+        return TokenDistribution(self.core.logits(hidden, limits))
+
+    def _limits(
+        self, obs: Observations, hidden: Tensor, chosen: Tensor | None = None
+    ) -> Limits | None:
+        """What may be chosen in each state, where that is not the same everywhere."""
+        if self.core.mask.is_static:
+            return None
+        self._check_guide()
+        if isinstance(obs, Sequences):
+            return self.core.limits(obs, hidden)
+        if self.core.mask.min_new_tokens:
+            raise InputError(
+                "min_new_tokens needs an agent that knows where a prompt ends, and an observation "
+                "does not say: use the flagship (--algorithm ppo), or step by a loop of your own "
+                "with the environment's action_masks(), and bind no actor or one that knows"
+            )
+        assert self.core.guide is not None
+        assert self._guide_cache is not None
+        at_guide = self._guide_cache.last_hidden(obs.long())
+        return self.core.guide.next_limits(at_guide, obs.new_zeros(len(obs)), chosen)
+
+    def _states(self, obs: Observations) -> Tensor:
+        if isinstance(obs, Sequences):
+            return self.core.states(obs)
+        return self._last_hidden(obs)
+
+    def _last_hidden(self, obs: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or self.training:
+            return last_hidden(self.core, obs.long())
+        return self._cache.last_hidden(obs.long())
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "model": self.model_name,
+            "revision": self.revision,
+            "tokenizer": self.tokenizer,
+            "temperature": self.temperature,
+            "entropy": self.entropy,
+            "attn_implementation": self.attn_implementation,
+            "value_lr_scale": self.value_lr_scale,
+            "critic": self.critic_name,
+            "critic_revision": self.critic_revision,
+            "critic_lr_scale": self.critic_lr_scale,
+            "mask": self.core.mask,
+            "precision": self.precision,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "lora_rank": self.lora_rank,
+            "lora_alpha": self.lora_alpha,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }

@@ -1,0 +1,1 @@
+"""A training with Stable-Baselines3: learner, checkpoints, stopping, samples."""

@@ -1,0 +1,1 @@
+"""Parts for algorithms of Stable-Baselines3 and sb3-contrib that are used unedited."""

@@ -1,0 +1,221 @@
+"""A causal LM as the Q-network of value-based algorithms, and the learner that runs them.
+
+Q(s, a) = V(s) + β · log π_θ(a | s), with V a linear head that starts at 0 and π_θ the reference at
+first: the greedy policy is then the reference's, and the values are of the size of the penalty that
+the environment takes. Nobody is bound as the environment's actor, since a deterministic policy has
+log π = 0 and owes nothing. Notation: N rows, L columns, d the trunk's width, V tokens, Q quantiles.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from safetensors.torch import save_file
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.dqn.policies import DQNPolicy
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from agents.sb3.run.learner import RunFormat
+from agents.sb3.vec_env import TokenSB3VecEnv, policy_kwargs
+from agents.tracking.training_run import TrainingRun
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
+from rlhf_gym.utils.files import own_memory, whole_folder
+
+Algorithm = TypeVar("Algorithm", bound=OffPolicyAlgorithm)
+
+SHARPNESS = 1e4
+"""What a saved policy's values are multiplied by, so that its softmax is as good as greedy."""
+
+
+class TokenQNetwork(BasePolicy):
+    """Values of every next token, from a causal LM.
+
+    Args:
+        observation_space: The environment's `Box` of token ids.
+        action_space: `Discrete(V)`.
+        model: Hub name or local path of the causal LM.
+        revision: Commit or tag on the hub.
+        tokenizer: Where its tokenizer lies, if not with the model.
+        temperature: The environment's.
+        scale: β.
+        n_quantiles: Q; 0 gives plain values.
+    """
+
+    spread_head: nn.Linear
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        *,
+        model: str,
+        revision: str | None,
+        tokenizer: str | None,
+        temperature: float,
+        scale: float,
+        n_quantiles: int = 0,
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        self.core = CausalLM.load(
+            model, revision=revision, tokenizer=tokenizer, temperature=temperature
+        )
+        self.lm, self.scale, self.n_quantiles = self.core.model, scale, n_quantiles
+        width = self.lm.get_output_embeddings().in_features
+        self.value_head = nn.Linear(width, 1)
+        heads = [self.value_head]
+        if n_quantiles:
+            self.spread_head = nn.Linear(width, n_quantiles * self.core.vocab_size, bias=False)
+            heads.append(self.spread_head)
+        for parameter in (p for head in heads for p in head.parameters()):
+            nn.init.zeros_(parameter)
+        self._cache = DecodeCache(self.core)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Values of all tokens in each state: (N, L) -> (N, V), or (N, Q, V) of their quantiles."""
+        if torch.is_grad_enabled() or self.training:
+            hidden = last_hidden(self.core, obs.long())
+        else:
+            hidden = self._cache.last_hidden(obs.long())
+        log_p = F.log_softmax(self.core.logits(hidden), -1)
+        values: Tensor = self.value_head(hidden) + self.scale * log_p
+        if not self.n_quantiles:
+            return values
+        spread: Tensor = self.spread_head(hidden).view(len(hidden), self.n_quantiles, -1)
+        return values[:, None] + spread
+
+    def _predict(self, observation: Any, deterministic: bool = True) -> Tensor:
+        values: Tensor = self(observation)
+        return (values.mean(1) if self.n_quantiles else values).argmax(-1)
+
+    def greedy(self) -> CausalLM:
+        """A language model that is as good as certain of the token with the highest value."""
+        model: Any = copy.deepcopy(self.core.model)
+        head: Any = model.get_output_embeddings()
+        if head.weight is model.get_input_embeddings().weight:
+            model.config.tie_word_embeddings = False
+            head.weight = nn.Parameter(head.weight.detach().clone())
+        with torch.no_grad():
+            head.weight.mul_(self.scale * SHARPNESS)
+            if head.bias is not None:
+                head.bias.mul_(self.scale * SHARPNESS)
+            if self.n_quantiles:
+                spread = self.spread_head.weight.view(self.n_quantiles, self.core.vocab_size, -1)
+                # The model's logits are divided by the temperature, the spread is not.
+                head.weight[: self.core.vocab_size] += (
+                    SHARPNESS * self.core.temperature * spread.mean(0)
+                )
+        return CausalLM.wrap(model, self.core.tokenizer, self.core.temperature)
+
+
+class CausalLMDQNPolicy(DQNPolicy):
+    """DQN's pair of Q-networks, each a causal LM.
+
+    Args:
+        *args: As in `DQNPolicy`.
+        network: Keywords of `TokenQNetwork`.
+        **options: As in `DQNPolicy`.
+    """
+
+    def __init__(self, *args: Any, network: dict[str, Any], **options: Any) -> None:
+        self.network = network
+        super().__init__(*args, **options)
+
+    def make_q_net(self) -> Any:
+        """One of the two."""
+        net = TokenQNetwork(self.observation_space, self.action_space, **self.network)
+        return net.to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "network": self.network}
+
+
+class QLearner:
+    """Learns with a value-based SB3 algorithm; writes SB3's log into a training run.
+
+    Args:
+        algorithm: The algorithm.
+        network: Its Q-network.
+    """
+
+    def __init__(self, algorithm: OffPolicyAlgorithm, network: TokenQNetwork) -> None:
+        self.algorithm, self.network = algorithm, network
+
+    @property
+    def policy(self) -> TokenQNetwork:
+        """The network whose greedy policy acts."""
+        return self.network
+
+    def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
+        """Sample about `total_tokens` tokens in all and learn from them."""
+        if run is not None:
+            self.algorithm.set_logger(Logger(None, [RunFormat(run)]))
+        # One row for as many episodes as there are rows, not one an episode.
+        self.algorithm.learn(total_tokens, log_interval=self.algorithm.n_envs)
+        if run is not None:
+            run.record(self.algorithm.num_timesteps, {})
+
+    def save(self, directory: Path) -> None:
+        """Write the greedy policy for transformers' `from_pretrained`, the Q-network beside."""
+        with whole_folder(directory) as partial:
+            self.network.greedy().save_pretrained(partial)
+            save_file(own_memory(self.network.state_dict()), partial / "q_network.safetensors")
+
+
+def build_q_learner(
+    algorithm: type[Algorithm],
+    policy: type[BasePolicy],
+    config: Any,
+    env: TokenVectorEnv,
+    n_quantiles: int = 0,
+) -> QLearner:
+    """A value-based algorithm on `env`.
+
+    Args:
+        algorithm: The class.
+        policy: Its policy class; takes the keyword `network`.
+        config: A dataclass of the algorithm's keywords.
+        env: The environment.
+        n_quantiles: Of the network; 0 for plain values.
+
+    Raises:
+        InputError: The environment has a mask, which random exploration would break, or β = 0.
+    """
+    reference = env.objective.reference
+    if env.objective.kl_coef <= 0:
+        raise InputError(
+            "the Q-network starts at β · log π_ref, so β = 0 leaves it nothing to start from; make "
+            "the environment with kl_coef above 0"
+        )
+    if reference.mask:
+        raise InputError(
+            "this algorithm explores by tokens drawn at random from all, which the environment's "
+            "mask does not allow; take another algorithm, or an environment without a mask"
+        )
+    network = {k: v for k, v in policy_kwargs(env).items() if k != "mask"}
+    network |= {"scale": env.objective.kl_coef, "n_quantiles": n_quantiles}
+    env.bind_actor(None)
+    # Exploration draws from the space, which no other seed reaches.
+    env.single_action_space.seed(int(np.random.randint(2**31)))
+    learner = algorithm(
+        policy,
+        TokenSB3VecEnv(env),
+        gamma=1.0,
+        # The next observations are the following ones of the buffer: one copy, not two.
+        optimize_memory_usage=True,
+        replay_buffer_kwargs={"handle_timeout_termination": False},
+        policy_kwargs={"network": network, "optimizer_kwargs": {"eps": 1e-5}},
+        device=reference.device,
+        **vars(config),
+    )
+    net = learner.policy.quantile_net if n_quantiles else learner.policy.q_net
+    assert isinstance(net, TokenQNetwork)
+    return QLearner(learner, net)

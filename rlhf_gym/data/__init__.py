@@ -1,0 +1,1 @@
+"""From any file, folder or dataset name to rows and prompts."""

@@ -1,0 +1,360 @@
+"""What a policy is worth on held-out prompts, beside its reference and the optimum.
+
+Notation: P prompts, n responses of each. Every figure is a mean over prompts with its standard
+error over prompts; the responses of one prompt are not independent of each other.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm.batching import passes
+from rlhf_gym.lm.causal_lm import CausalLM, kl_to
+from rlhf_gym.lm.decoding.sampling import sample_responses
+from rlhf_gym.objective.enumeration import Enumeration, listable
+from rlhf_gym.objective.objective import Objective
+from rlhf_gym.objective.optimum import best_of_n, best_value, optimality
+from rlhf_gym.rewards.functions import TextReward, judged_by
+from rlhf_gym.rewards.responses import Responses
+from rlhf_gym.tokens import PAD, Sequences, continuations, pad_rows, row_sums
+from rlhf_gym.utils.arrays import Floats
+from rlhf_gym.utils.statistics import measured
+
+MIN_ESS = 20.0
+"""Below this mean effective sample size, J* is not reported."""
+
+ROWS_PER_PASS = 512
+
+DISTINCT_RESPONSES = 16
+"""Responses to a prompt that distinct n-grams are counted in; the share falls with their number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Responses of one model to P prompts and what is known of each; arrays are (P, n).
+
+    Attributes:
+        prompts: P prompts as text.
+        texts: P lists of n responses.
+        scores: R(x, y).
+        gold: The gold scorer's; None without one.
+        kl: Sum of exact per-state KLs to the reference along the response, nats.
+        log_ratio: log π − log π_ref of the response under the policy evaluated.
+        ref_log_prob: log π_ref of the response.
+        lengths: Tokens of the response.
+        stopped: Whether an EOS ended it.
+        distinct: (P, 2) share of distinct 1- and 2-grams among the first responses to a prompt.
+    """
+
+    prompts: list[str]
+    texts: list[list[str]]
+    scores: Floats
+    gold: Floats | None
+    kl: Floats
+    log_ratio: Floats
+    ref_log_prob: Floats
+    lengths: Floats
+    stopped: Floats
+    distinct: Floats
+
+
+def draw_responses(
+    sampler: CausalLM,
+    policy: CausalLM,
+    objective: Objective,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    *,
+    max_new_tokens: int,
+    stop_at_eos: bool = True,
+    gold: TextReward | None = None,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Drawn:
+    """Draw n responses to each prompt from `sampler` and measure them against `policy`.
+
+    Args:
+        sampler: Who speaks: the policy or the reference.
+        policy: The policy evaluated (for `log_ratio`, and for `kl` when it is the sampler).
+        objective: Reward, reference and β.
+        prompts: P prompts as ids.
+        n: Responses of each.
+        max_new_tokens: Token budget.
+        stop_at_eos: Whether an EOS ends a response.
+        gold: Gold scorer.
+        generator: Source of randomness.
+        progress: Called with the number of responses done.
+    """
+    per_pass = max(1, ROWS_PER_PASS // n)
+    parts = []
+    for at in range(0, len(prompts), per_pass):
+        some = prompts[at : at + per_pass]
+        rows = torch.from_numpy(pad_rows([p for p in some for _ in range(n)])).to(sampler.device)
+        replies = sample_responses(
+            sampler, rows, max_new_tokens, stop_at_eos=stop_at_eos, generator=generator
+        )
+        sequences = continuations(rows, replies)
+        parts.append(_measure(sampler, policy, objective, sequences, n, gold, stop_at_eos))
+        if progress is not None:
+            progress(len(rows))
+    return _concatenate(parts)
+
+
+@torch.no_grad()
+def _measure(
+    sampler: CausalLM,
+    policy: CausalLM,
+    objective: Objective,
+    sequences: Sequences,
+    n: int,
+    gold: TextReward | None,
+    stop_at_eos: bool,
+) -> Drawn:
+    reference = objective.reference
+    responses = Responses(reference, sequences, stop_at_eos=stop_at_eos)
+    kl = torch.zeros(int(sequences.lengths.sum()), device=reference.device)
+    log_ratio, ref_log_prob = torch.zeros_like(kl), torch.zeros_like(kl)
+    for part, places in passes(reference.model, sequences):
+        at_ref, at_policy, chosen = reference.states(part), policy.states(part), part.chosen()
+        limits = reference.limits(part, at_ref)
+        ref_log_prob[places] = reference.log_probs_of(at_ref, chosen, limits)
+        log_ratio[places] = policy.log_probs_of(at_policy, chosen, limits) - ref_log_prob[places]
+        if sampler is policy:
+            kl[places] = kl_to(at_policy, policy, at_ref, reference, limits)
+
+    def per_prompt(flat: torch.Tensor) -> Floats:
+        sums: Floats = row_sums(flat, sequences.lengths).cpu().numpy().reshape(-1, n)
+        return sums
+
+    texts, prompts = responses.texts, responses.prompts
+    golden = None if gold is None else judged_by(gold, responses).reshape(-1, n)
+    replies = [row[row != PAD] for row in _reply_ids(sequences)]
+    groups = [replies[i : i + min(n, DISTINCT_RESPONSES)] for i in range(0, len(replies), n)]
+    return Drawn(
+        prompts=prompts[::n],
+        texts=[texts[i : i + n] for i in range(0, len(texts), n)],
+        scores=objective.scores(responses).double().cpu().numpy().reshape(-1, n),
+        gold=golden,
+        kl=per_prompt(kl),
+        log_ratio=per_prompt(log_ratio),
+        ref_log_prob=per_prompt(ref_log_prob),
+        lengths=sequences.lengths.double().cpu().numpy().reshape(-1, n),
+        stopped=responses.stopped.double().cpu().numpy().reshape(-1, n),
+        distinct=np.array([[distinct_n(group, k) for k in (1, 2)] for group in groups]),
+    )
+
+
+def _reply_ids(sequences: Sequences) -> list[npt.NDArray[np.int64]]:
+    tokens, starts, lengths = (part.cpu().numpy() for part in sequences)
+    return [row[s : s + k] for row, s, k in zip(tokens, starts, lengths, strict=True)]
+
+
+def distinct_n(replies: Sequence[npt.NDArray[np.int64]], n: int) -> float:
+    """Share of distinct n-grams among all n-grams of some responses (Li et al. 2016)."""
+    grams = [tuple(row[i : i + n].tolist()) for row in replies for i in range(len(row) - n + 1)]
+    return len(set(grams)) / max(len(grams), 1)
+
+
+def _concatenate(parts: list[Drawn]) -> Drawn:
+    whole: dict[str, Any] = {}
+    for field in dataclasses.fields(Drawn):
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], list):
+            whole[field.name] = [item for value in values for item in value]
+        else:
+            whole[field.name] = None if values[0] is None else np.concatenate(values)
+    return Drawn(**whole)
+
+
+def win_rate(ours: Floats, theirs: Floats) -> Floats:
+    """Share of pairs (ours, theirs) on each prompt that ours wins, ties half: (P, n), (P, m)."""
+    margin = ours[:, :, None] - theirs[:, None, :]
+    rate: Floats = ((margin > 0) + 0.5 * (margin == 0)).mean((1, 2))
+    return rate
+
+
+def summarise(policy: Drawn, reference: Drawn, kl_coef: float) -> dict[str, Any]:
+    """All figures of a policy beside its reference, each {"value", "se", "n"}.
+
+    `optimality` and `objective_optimum` are None where the mean effective sample size is below
+    `MIN_ESS`; `optimum` then says what there was.
+    """
+    objective = (policy.scores - kl_coef * policy.kl).mean(1)
+    objective_ref = reference.scores.mean(1)
+    pooled = np.concatenate([reference.scores, policy.scores], 1)
+    ratios = np.concatenate([reference.log_ratio, policy.log_ratio], 1)
+    share = policy.scores.shape[1] / pooled.shape[1]
+    figures: dict[str, Any] = {
+        "objective_before": measured(objective_ref),
+        "objective_after": measured(objective),
+        "objective_optimum": None,
+        "optimality": None,
+        "kl": measured(policy.kl.mean(1)),
+        "kl_per_token": measured(policy.kl.sum(1) / policy.lengths.sum(1)),
+        "win_rate_score": measured(win_rate(policy.scores, reference.scores)),
+        **_both("score", policy.scores, reference.scores),
+        **_both("length", policy.lengths, reference.lengths),
+        **_both("stopped", policy.stopped, reference.stopped),
+        "gold_before": None,
+        "gold_after": None,
+        "win_rate_gold": None,
+    }
+    for name, drawn in (("before", reference), ("after", policy)):
+        nats = -drawn.ref_log_prob.sum(1) / drawn.lengths.sum(1)
+        figures[f"ref_nll_per_token_{name}"] = measured(nats)
+        mean = measured(nats)
+        value = math.exp(mean["value"])
+        # Delta method: the error of exp(x) is exp(x) times that of x.
+        figures[f"ref_perplexity_{name}"] = {
+            "value": value,
+            "se": value * mean["se"],
+            "n": mean["n"],
+        }
+        for k in (1, 2):
+            figures[f"distinct_{k}_{name}"] = measured(drawn.distinct[:, k - 1])
+    if policy.gold is not None and reference.gold is not None:
+        figures.update(_both("gold", policy.gold, reference.gold))
+        figures["win_rate_gold"] = measured(win_rate(policy.gold, reference.gold))
+    if kl_coef > 0:
+        best = best_value(pooled, kl_coef, ratios, share)
+        figures["optimum"] = {
+            "ess": measured(best.ess),
+            "kl": measured(best.kl),
+            "score": measured(best.score),
+            "samples": pooled.shape[1],
+            # About as many samples a prompt as would let J* be told.
+            "samples_needed": best.samples_needed(pooled.shape[1], MIN_ESS),
+        }
+        # A reward that does not vary leaves nothing to gain, and no share of it to name.
+        if best.ess.mean() >= MIN_ESS and (best.value - objective_ref).mean() > 0:
+            figures["objective_optimum"] = measured(best.value)
+            figures["optimality"] = optimality(objective, objective_ref, best.value)
+            figures["best_of_n_optimality"] = {
+                str(k): optimality(
+                    best_of_n(reference.scores, k, kl_coef), objective_ref, best.value
+                )
+                for k in (4, 16)
+                if reference.scores.shape[1] >= k
+            }
+    return figures
+
+
+def _both(name: str, after: Floats, before: Floats) -> dict[str, dict[str, float]]:
+    return {
+        f"{name}_before": measured(before.mean(1)),
+        f"{name}_after": measured(after.mean(1)),
+    }
+
+
+def evaluate(
+    policy: CausalLM,
+    objective: Objective,
+    prompts: PromptDataset,
+    *,
+    max_new_tokens: int,
+    stop_at_eos: bool = True,
+    n_prompts: int = 48,
+    n_policy: int = 64,
+    n_reference: int = 128,
+    gold: TextReward | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[dict[str, Any], Drawn, Drawn]:
+    """Evaluate a policy on (held-out) prompts.
+
+    Args:
+        policy: The policy, with the reference's vocabulary.
+        objective: Reward, reference and β.
+        prompts: The prompts; `n_prompts` of them are taken, the same for every policy.
+        max_new_tokens: Token budget.
+        stop_at_eos: Whether an EOS ends a response.
+        n_prompts: P.
+        n_policy: Responses of the policy to each prompt.
+        n_reference: Responses of the reference to each prompt; they carry J*.
+        gold: Gold scorer.
+        seed: Seed of prompts and responses.
+        progress: Called with the number of responses done.
+
+    Returns:
+        The figures (see `summarise`), the policy's responses, the reference's.
+
+    Raises:
+        InputError: The policy's vocabulary is not the reference's.
+    """
+    reference = objective.reference
+    if policy.vocab_size != reference.vocab_size:
+        raise InputError(
+            f"the policy has {policy.vocab_size} usable tokens, the reference "
+            f"{reference.vocab_size}; evaluate it on the environment it was trained on"
+        )
+    # Temperature, ends and mask are the environment's, whatever the policy's files say.
+    policy = policy.following(reference)
+    order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
+    ids = [prompts.ids[i] for i in order]
+    generator = torch.Generator(reference.device).manual_seed(seed)
+
+    def drawn(sampler: CausalLM, n: int) -> Drawn:
+        return draw_responses(
+            sampler,
+            policy,
+            objective,
+            ids,
+            n,
+            max_new_tokens=max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            gold=gold,
+            generator=generator,
+            progress=progress,
+        )
+
+    from_reference = drawn(reference, n_reference)
+    from_policy = drawn(policy, n_policy)
+    figures = summarise(from_policy, from_reference, objective.kl_coef)
+    if listable(objective, len(ids), max_new_tokens, stop_at_eos):
+        task = Enumeration(objective, ids, max_new_tokens=max_new_tokens, stop_at_eos=stop_at_eos)
+        figures["optimum"] = {**figures["optimum"], **exact_optimum(task)}
+        figures.update(exact_figures(task, policy))
+    return figures, from_policy, from_reference
+
+
+def exact_optimum(task: Enumeration) -> dict[str, Any]:
+    """What is known of π*: its score and KL, and J of the best deterministic policy."""
+    best = task.value(task.optimum)
+    return {
+        "kl": _exact(best.kl),
+        "score": _exact(best.score),
+        "best_deterministic": _exact(task.best_deterministic.objective),
+    }
+
+
+def _exact(values: Floats) -> dict[str, float]:
+    return {"value": float(values.mean()), "se": 0.0, "n": len(values)}
+
+
+def exact_figures(task: Enumeration, policy: CausalLM) -> dict[str, Any]:
+    """The figures that enumeration knows exactly, in place of their estimates."""
+    before, after = task.value(task.reference), task.value(task.log_probs(policy))
+
+    def share(objective: Floats) -> dict[str, float]:
+        value = task.optimality(objective)
+        return {"value": value, "se": 0.0, "low": value, "high": value, "n": len(objective)}
+
+    return {
+        "exact": True,
+        "objective_before": _exact(before.objective),
+        "objective_after": _exact(after.objective),
+        "objective_optimum": _exact(task.best_value),
+        "score_before": _exact(before.score),
+        "score_after": _exact(after.score),
+        "kl": _exact(after.kl),
+        "optimality": share(after.objective),
+        "best_of_n_optimality": {str(k): share(task.best_of_n(k).objective) for k in (4, 16)},
+        "best_deterministic_optimality": share(task.best_deterministic.objective),
+    }

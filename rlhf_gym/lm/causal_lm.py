@@ -1,0 +1,330 @@
+"""A causal language model as a distribution over next tokens: the one definition of a log-prob.
+
+Notation: N rows, L columns, M chosen tokens, d the model's width, V the number of usable tokens.
+"""
+
+import copy
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.kl import exact_kl
+from rlhf_gym.lm.architecture import trunk
+from rlhf_gym.lm.attention import for_bfloat16
+from rlhf_gym.lm.batching import in_lots, logit_rows, passes
+from rlhf_gym.lm.loading import (
+    eos_token_ids,
+    load_causal_lm,
+    load_tokenizer,
+    vocabulary_size,
+    weights_stamp,
+)
+from rlhf_gym.lm.masks import NO_MASK, Limits, Mask
+from rlhf_gym.lm.precision import Precision, at_least_float32, autocast
+from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
+
+
+@dataclass(frozen=True, eq=False)
+class CausalLM:
+    """A causal LM, its tokenizer, its temperature and its mask: p(token | state).
+
+    Attributes:
+        model: Any `AutoModelForCausalLM` whose logits are its head applied to its trunk's last
+            hidden state.
+        tokenizer: The tokenizer that belongs to it.
+        temperature: Divides the logits everywhere: in sampling, in log-probs, in the update.
+        vocab_size: V; logits beyond it are dropped before the softmax.
+        eos_ids: The ids that end a response.
+        mask: Which tokens may be chosen.
+        guide: The reference, whose likeliest tokens a top-k or top-p mask allows; None if it is
+            this model.
+        precision: Of the matrix products; log-probs are float32 all the same.
+        reuse_casts: As in `rlhf_gym.lm.precision.autocast`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    temperature: float
+    vocab_size: int
+    eos_ids: tuple[int, ...]
+    mask: Mask = NO_MASK
+    guide: "CausalLM | None" = None
+    precision: Precision = "fp32"
+    reuse_casts: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise InputError(f"temperature must be positive, not {self.temperature}")
+
+    @classmethod
+    def wrap(
+        cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float = 1.0
+    ) -> "CausalLM":
+        """Wrap a loaded model, after checking that it is one that this project can serve.
+
+        Raises:
+            InputError: Its vocabulary does not fit, it has no EOS, the temperature is not
+                positive, or its logits are not simply head(trunk).
+        """
+        _check_head(model)
+        return cls(
+            model,
+            tokenizer,
+            float(temperature),
+            vocabulary_size(model, tokenizer),
+            eos_token_ids(model, tokenizer),
+        )
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        tokenizer: str | None = None,
+        temperature: float = 1.0,
+        device: str | torch.device = "cpu",
+        attn_implementation: str | None = None,
+    ) -> "CausalLM":
+        """Load a model and its tokenizer by hub name or local path (see `load_pretrained`).
+
+        `tokenizer` says where the tokenizer lies if not with the model.
+        """
+        model = load_causal_lm(name, revision=revision, attn_implementation=attn_implementation)
+        words = load_tokenizer(tokenizer) if tokenizer else load_tokenizer(name, revision=revision)
+        model.to(torch.device(device))  # type: ignore[arg-type]  # decorated in transformers
+        return cls.wrap(model, words, temperature)
+
+    def following(self, reference: "CausalLM") -> "CausalLM":
+        """This model under the temperature, ends and mask of a reference."""
+        return replace(
+            self,
+            temperature=reference.temperature,
+            eos_ids=reference.eos_ids,
+            mask=reference.mask,
+            guide=reference if reference.mask.follows_reference else None,
+        )
+
+    def trainable(self) -> "CausalLM":
+        """A copy with weights of its own that learn, under the same temperature, ends and mask."""
+        model = copy.deepcopy(self.model).requires_grad_(True)
+        guide = self if self.mask.follows_reference else None
+        return replace(self, model=model, guide=guide)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        return self.model.device
+
+    def hidden_states(self, ids: Tensor, **inputs: Any) -> Tensor:
+        """The trunk's last hidden states: ids (N, L) that it can embed -> (N, L, d) float32.
+
+        Args:
+            ids: Token ids.
+            **inputs: Further inputs of the model's forward pass.
+        """
+        attention = for_bfloat16(self.model) if self.precision == "bf16" else nullcontext()
+        with attention, autocast(self.device, self.precision, reuse_casts=self.reuse_casts):
+            hidden = trunk(self.model)(input_ids=ids, **inputs).last_hidden_state
+        return at_least_float32(hidden)
+
+    def states(self, sequences: Sequences) -> Tensor:
+        """Last hidden state in which each chosen token was chosen, (M, d)."""
+        # The last chosen token itself is never a state.
+        ids = model_ids(sequences.tokens[:, : max(sequences.width - 1, 1)])
+        hidden = self.hidden_states(ids, use_cache=False)
+        rows, columns = sequences.cells()
+        return hidden[rows, columns - 1]
+
+    def logits(self, hidden: Tensor, limits: Limits | None = None) -> Tensor:
+        """Tempered, masked float32 logits of the usable tokens: (M, d) -> (M, V).
+
+        Args:
+            hidden: Last hidden states.
+            limits: Of the same M states (`limits`, `next_limits`), where the mask is not static.
+
+        Raises:
+            InputError: The mask is not static, and there are no limits.
+        """
+        if limits is None and not self.mask.is_static:
+            raise InputError(
+                "what this model may choose differs from state to state: pass the limits of these "
+                "states (CausalLM.limits, or next_limits of its guide)"
+            )
+        return self.mask.ban(self._unmasked_logits(hidden), limits)
+
+    def limits(self, sequences: Sequences, hidden: Tensor | None = None) -> Limits | None:
+        """What may be chosen in each of the M states of whole responses.
+
+        Args:
+            sequences: N rows; each row's chosen tokens are its whole response.
+            hidden: This model's last hidden states there, where they are known: they save a pass
+                where it is its own guide.
+        """
+        if self.mask.is_static:
+            return None
+        rows, columns = sequences.cells()
+        taken, chosen = columns - sequences.starts[rows], sequences.tokens[rows, columns]
+        if not self.mask.follows_reference:
+            return self.mask.limits(taken)
+        guide = self.guide or self
+        with torch.no_grad():
+            if guide is not self or hidden is None:
+                hidden = guide.states(sequences)
+        return guide.next_limits(hidden.detach(), taken, chosen)
+
+    def next_limits(
+        self, hidden: Tensor, taken: Tensor, chosen: Tensor | None = None
+    ) -> Limits | None:
+        """What may be chosen in M states, when this model is the guide.
+
+        Args:
+            hidden: (M, d) its last hidden states.
+            taken: (M,) tokens that the response has already.
+            chosen: (M,) the token chosen there, if one was; at the edge of a set it is within.
+        """
+        if not self.mask.follows_reference:
+            return self.mask.limits(taken)
+        parts = []
+        with torch.no_grad():
+            step = logit_rows(self.vocab_size, hidden.device)
+            for at in range(0, len(hidden), step):
+                some = slice(at, at + step)
+                logits = self._unmasked_logits(hidden[some])
+                picked = None if chosen is None else chosen[some]
+                limits = self.mask.limits(taken[some], logits, picked)
+                assert limits is not None
+                parts.append(limits)
+        return Limits.joined(parts) if parts else None
+
+    def _unmasked_logits(self, hidden: Tensor) -> Tensor:
+        with autocast(self.device, self.precision, reuse_casts=self.reuse_casts):
+            logits: Tensor = self.model.get_output_embeddings()(hidden)
+        usable = at_least_float32(logits[..., : self.vocab_size])
+        return usable if self.temperature == 1.0 else usable / self.temperature
+
+    def log_probs_of(self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None) -> Tensor:
+        """Log-probs of `tokens` (M,) in the states `hidden` (M, d): (M,) float32."""
+        return in_lots(self._log_probs, self.vocab_size, hidden, tokens, limits)
+
+    def log_probs_and_entropies(
+        self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`log_probs_of`, and the entropy of each state's distribution in nats: two (M,)."""
+
+        def both(hidden: Tensor, tokens: Tensor, limits: Limits | None) -> Tensor:
+            log_p = F.log_softmax(self.logits(hidden, limits), -1)
+            taken = log_p.gather(-1, tokens[:, None]).squeeze(-1)
+            return torch.stack([taken, -(log_p.exp() * log_p).sum(-1)], -1)
+
+        log_probs, entropies = in_lots(both, self.vocab_size, hidden, tokens, limits).unbind(-1)
+        return log_probs, entropies
+
+    def _log_probs(self, hidden: Tensor, tokens: Tensor, limits: Limits | None) -> Tensor:
+        # Forward and backward in half the passes over the logits that gather and logsumexp take.
+        return -F.cross_entropy(self.logits(hidden, limits), tokens, reduction="none")
+
+    def log_probs(self, sequences: Sequences) -> Tensor:
+        """Log-prob of every chosen token, (M,), in one pass over whole sequences; no gradient."""
+        out = torch.zeros(int(sequences.lengths.sum()), device=self.device)
+        with torch.no_grad():
+            for part, places in passes(self.model, sequences):
+                hidden = self.states(part)
+                limits = self.limits(part, hidden)
+                out[places] = self.log_probs_of(hidden, part.chosen(), limits)
+        return out
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model (safetensors) and tokenizer; plain `generate` then samples as here.
+
+        A top-k or top-p mask is left out: it is the reference's, `generate` knows only its own.
+        """
+        kept = self.model.generation_config
+        # Of the model's own rules (a repetition penalty, say) none is followed here.
+        generation = GenerationConfig(
+            do_sample=True,
+            temperature=self.temperature,
+            top_k=0,
+            top_p=1.0,
+            bos_token_id=kept.bos_token_id,
+            pad_token_id=kept.pad_token_id,
+            decoder_start_token_id=kept.decoder_start_token_id,
+            eos_token_id=list(self.eos_ids),
+            suppress_tokens=list(self.mask.never) or None,
+            min_new_tokens=self.mask.min_new_tokens or None,
+        )
+        self.model.generation_config = generation
+        try:
+            self.model.save_pretrained(folder)
+        finally:
+            self.model.generation_config = kept
+        self.tokenizer.save_pretrained(folder)
+
+    def texts(self, rows: list[list[int]]) -> list[str]:
+        """Token ids as text, special tokens left out."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None or getattr(self.tokenizer, "clean_up_tokenization_spaces", True):
+            return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        # The same in one call of the backend, three times as fast.
+        return list(backend.decode_batch(rows, skip_special_tokens=True))
+
+
+def shared_causal_lm(
+    name: str, revision: str | None, temperature: float, device: str, tokenizer: str | None = None
+) -> CausalLM:
+    """The process's one frozen copy of a model; environments that name the same one share it."""
+    lm = _frozen(name, revision, device, tokenizer, weights_stamp(name))
+    return replace(lm, temperature=temperature)
+
+
+@lru_cache(maxsize=8)
+def _frozen(
+    name: str, revision: str | None, device: str, tokenizer: str | None, stamp: int
+) -> CausalLM:
+    lm = CausalLM.load(name, revision=revision, device=device, tokenizer=tokenizer)
+    lm.model.requires_grad_(False)
+    return lm
+
+
+def continuation_log_probs(lm: CausalLM, prompts: Tensor, responses: Tensor) -> Tensor:
+    """Log-prob of each token of `responses` (N, T) after `prompts` (N, P): (N, T), 0 at PAD."""
+    sequences = continuations(prompts, responses).to(lm.device)
+    return unflatten(lm.log_probs(sequences), sequences.lengths, responses.shape[1])
+
+
+@torch.no_grad()
+def _check_head(model: PreTrainedModel) -> None:
+    ids = torch.tensor([[0, 1]], device=model.device)
+    whole = model(input_ids=ids, use_cache=False).logits
+    parts = model.get_output_embeddings()(
+        trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
+    )
+    if not torch.allclose(whole.float(), parts.float(), atol=1e-4, rtol=1e-4):
+        raise InputError(
+            f"the model {model.name_or_path!r} ({type(model).__name__}) changes its logits after "
+            "its head (a scale or a soft cap), which is not supported; use another family"
+        )
+
+
+def kl_to(
+    hidden_p: Tensor, p: CausalLM, hidden_q: Tensor, q: CausalLM, limits: Limits | None = None
+) -> Tensor:
+    """Exact KL(p ‖ q) over the vocabulary in each state: two (M, d) -> (M,) nats, at least 0."""
+
+    def work(hidden_p: Tensor, hidden_q: Tensor, limits: Limits | None) -> Tensor:
+        log_p = F.log_softmax(p.logits(hidden_p, limits), -1)
+        return exact_kl(log_p, F.log_softmax(q.logits(hidden_q, limits), -1))
+
+    return in_lots(work, p.vocab_size, hidden_p, hidden_q, limits)

@@ -1,0 +1,1 @@
+"""Sampling whole responses, with keys and values kept between tokens."""

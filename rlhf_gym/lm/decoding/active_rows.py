@@ -1,0 +1,133 @@
+"""Rows that decode together: each as long as it is needed, by slots or by full forwards."""
+
+import torch
+from torch import Tensor
+
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.decode_cache import last_hidden, supports_slots, takes_graphs
+from rlhf_gym.lm.decoding.kv_slots import SlotDecoder
+from rlhf_gym.tokens import PAD, row_lengths
+
+DROP_SHARE = 0.2
+"""Dropping rows copies the cache, so it waits until this share of them is done."""
+
+
+class DecodingRows:
+    """Rows that decode together: a model, and a guide that says what it may choose.
+
+    Args:
+        lm: The model; where its mask follows a reference, that decodes along.
+        prompts: (N, P).
+        max_new_tokens: Most tokens that a row gets.
+    """
+
+    def __init__(self, lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> None:
+        self._lm = lm
+        self._guide = lm.guide if lm.guide is not None and lm.mask.follows_reference else lm
+        models = dict.fromkeys((lm, self._guide))
+        self._steppers = [_stepper(model, prompts, max_new_tokens) for model in models]
+
+    @property
+    def hidden(self) -> Tensor:
+        """Last hidden states of the rows, (n, d); the next `advance` may overwrite them.
+
+        Between `drop_ended` and `advance` still those of all rows.
+        """
+        return self._steppers[0].hidden
+
+    def logits(self, taken: int) -> Tensor:
+        """(n, V) of the next token, in rows that have `taken` already."""
+        limits = None
+        if not self._lm.mask.is_static:
+            guiding = self._steppers[-1].hidden
+            counts = torch.full((len(guiding),), taken, device=guiding.device)
+            limits = self._guide.next_limits(guiding, counts)
+        return self._lm.logits(self.hidden, limits)
+
+    def advance(self, tokens: Tensor) -> None:
+        """Append tokens (n,)."""
+        for stepper in self._steppers:
+            stepper.advance(tokens)
+
+    def drop_ended(self, alive: Tensor) -> Tensor | slice:
+        """Drop rows that have ended, where there are enough of them; the rows to go on with."""
+        n_alive = int(alive.sum())
+        if not n_alive:
+            return slice(0)
+        room = max(stepper.room(n_alive) for stepper in self._steppers)
+        if room > (1 - DROP_SHARE) * len(alive):
+            return slice(None)
+        # Those that live first; graphs take some that have ended to fill up.
+        kept = (~alive).to(torch.uint8).argsort(stable=True)[:room]
+        for stepper in self._steppers:
+            stepper.keep(kept)
+        return kept
+
+    def release(self) -> None:
+        """Leave the slots to others."""
+        for stepper in self._steppers:
+            stepper.release()
+
+
+def _stepper(lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> "_Slotted | _Full":
+    if lm.model.training or not supports_slots(lm):
+        return _Full(lm, prompts)
+    return _Slotted(lm, prompts, max_new_tokens)
+
+
+class _Slotted:
+    """Decoding with keys and values in slots."""
+
+    def __init__(self, lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> None:
+        # Rows with the same prompt share its prefill.
+        distinct, places = torch.unique(prompts, dim=0, return_inverse=True)
+        if len(distinct) == len(prompts):
+            distinct, places = prompts, torch.arange(len(prompts), device=prompts.device)
+        fixed = takes_graphs(lm)
+        rows, width = len(prompts if fixed else distinct), prompts.shape[1] + max_new_tokens
+        self._decoder = SlotDecoder(lm, rows, width, fixed=fixed)
+        self._positions = row_lengths(prompts)
+        self._last = int(self._positions.max())
+        every = torch.arange(len(distinct), device=prompts.device)
+        self.hidden = self._decoder.prefill(every, distinct)
+        if len(distinct) < len(prompts):
+            self._decoder.keep(places)
+            self.hidden = self.hidden[places]
+
+    def room(self, rows: int) -> int:
+        return self._decoder.room(rows)
+
+    def release(self) -> None:
+        self._decoder.release()
+
+    def keep(self, rows: Tensor) -> None:
+        self._decoder.keep(rows)
+        self._positions = self._positions[rows]
+        self._last = int(self._positions.max())
+
+    def advance(self, tokens: Tensor) -> None:
+        self.hidden = self._decoder.step(tokens, self._positions, self._last)
+        self._positions, self._last = self._positions + 1, self._last + 1
+
+
+class _Full:
+    """The same by full forwards, for families that slots cannot serve."""
+
+    def __init__(self, lm: CausalLM, prompts: Tensor) -> None:
+        self._lm, self._tokens = lm, prompts
+        self.hidden = last_hidden(lm, prompts)
+
+    def room(self, rows: int) -> int:
+        return rows
+
+    def release(self) -> None:
+        pass
+
+    def keep(self, rows: Tensor) -> None:
+        self._tokens = self._tokens[rows]
+
+    def advance(self, tokens: Tensor) -> None:
+        grown = torch.nn.functional.pad(self._tokens, (0, 1), value=PAD)
+        grown[torch.arange(len(tokens), device=tokens.device), row_lengths(self._tokens)] = tokens
+        self._tokens = grown
+        self.hidden = last_hidden(self._lm, grown)

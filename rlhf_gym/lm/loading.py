@@ -1,0 +1,199 @@
+"""Models and tokenizers of transformers, loaded so that they are fit to be served."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.activations import FastGELUActivation, NewGELUActivation
+
+from rlhf_gym.errors import InputError, UnreachableError
+
+
+def disable_dropout(config: PreTrainedConfig) -> None:
+    """Set every dropout probability of a model's config to 0.
+
+    With dropout left on, `train()` changes the log-probs and the first PPO ratio is no longer 1.
+    """
+    for name, value in vars(config).items():
+        is_dropout = any(word in name for word in ("dropout", "pdrop", "layerdrop"))
+        if is_dropout and isinstance(value, float | int) and not isinstance(value, bool):
+            setattr(config, name, 0.0)
+
+
+def load_pretrained(
+    auto_class: Any,
+    name: str,
+    *,
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+    ignore_mismatched_sizes: bool = False,
+    whole: bool = False,
+    **config_options: Any,
+) -> PreTrainedModel:
+    """Load a float32 model by hub name or local path, dropout off, in eval mode.
+
+    Args:
+        auto_class: `AutoModelForCausalLM` or another auto class of transformers.
+        name: Hub name, or path of a folder that `save_pretrained` wrote.
+        revision: Commit or tag on the hub; pin it for work that is to be repeated.
+        attn_implementation: As in transformers; None leaves the choice to it.
+        ignore_mismatched_sizes: Whether a head of another width is left untrained.
+        whole: Whether every weight must be there; else a head may be missing, and is random.
+        **config_options: Entries of the model's config to set, such as `num_labels`.
+
+    Raises:
+        UnreachableError: The model cannot be loaded.
+        InputError: Its weights do not fit its config, or some are missing.
+    """
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, **config_options)
+        disable_dropout(config)
+        model, loaded = auto_class.from_pretrained(
+            name,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UnreachableError(
+            f"cannot load the model {name!r}: {error}\n"
+            "Give the path of a folder written by `save_pretrained`, or a hub name that this "
+            "machine can reach."
+        ) from error
+    heads = (
+        "score.",
+        "classifier.",
+        "qa_outputs.",
+        "lm_head.",
+        "logits_proj.",
+        "sequence_summary.",
+    )
+    torn = [str(key[0]) for key in loaded["mismatched_keys"]]
+    torn = [key for key in torn if not key.startswith(heads)]
+    if torn:
+        raise InputError(
+            f"the weights of {name!r} do not fit its config.json: {', '.join(torn[:3])} have "
+            "another shape; mend the config, or take the model's own"
+        )
+    missing = sorted(map(str, loaded["missing_keys"]))
+    if whole and missing:
+        raise InputError(
+            f"{name!r} lacks weights of a {type(model).__name__}, which would be random: "
+            f"{', '.join(missing[:3])}; give the folder of a causal language model"
+        )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    _fuse_gelu(model)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def _fuse_gelu(model: PreTrainedModel) -> None:
+    """Compute GPT-2's activation in one operation instead of eight: the same up to rounding.
+
+    Written out, it takes longer on a CPU than the matrix product before it.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation | FastGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer by hub name or local path.
+
+    Raises:
+        UnreachableError: There is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnreachableError(f"cannot load a tokenizer from {name!r}: {error}") from error
+    # Without its files some classes come up with their special tokens alone.
+    if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
+        raise UnreachableError(
+            f"{name!r} has no tokenizer files; name the tokenizer that belongs to the model"
+        )
+    return tokenizer
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers have the same tokens under the same ids."""
+    return bool(one.get_vocab() == other.get_vocab())
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a response: the generation config's, else the config's, the tokenizer's.
+
+    Raises:
+        InputError: None of the three names one.
+    """
+    generation = getattr(model, "generation_config", None)
+    for holder in (generation, model.config, tokenizer):
+        ids = getattr(holder, "eos_token_id", None)
+        if ids is not None:
+            return tuple(sorted({ids} if isinstance(ids, int) else set(ids)))
+    raise InputError(
+        f"the model {model.name_or_path!r} names no eos_token_id; set it in its "
+        "generation_config.json, or its responses could never end"
+    )
+
+
+def vocabulary_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """V: how many of the model's logits the tokenizer can name.
+
+    Models are often padded to a round width; ids past the tokenizer's have no text.
+
+    Raises:
+        InputError: The tokenizer has ids that the model cannot embed.
+    """
+    head = model.get_output_embeddings()
+    named = max(tokenizer.get_vocab().values()) + 1
+    if named > head.weight.shape[0]:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has ids up to {named - 1}, but the model "
+            f"{model.name_or_path!r} has {head.weight.shape[0]} logits; use the tokenizer that "
+            "belongs to the model, or resize its embeddings"
+        )
+    return named
+
+
+def load_causal_lm(
+    name: str, *, revision: str | None = None, attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A causal LM in float32, dropout off, in eval mode (see `load_pretrained`).
+
+    Raises:
+        InputError: Some of its weights are not there (a classifier's folder has no head of words).
+    """
+    return load_pretrained(
+        AutoModelForCausalLM,
+        name,
+        revision=revision,
+        attn_implementation=attn_implementation,
+        whole=True,
+    )
+
+
+def commit(model: PreTrainedModel) -> str | None:
+    """The commit on the hub that a model was loaded at; None for a local one."""
+    found: str | None = getattr(model.config, "_commit_hash", None)
+    return found
+
+
+def weights_stamp(name: str) -> int:
+    """When a local folder's weights were last written (0 for a hub name): part of a cache key."""
+    return max((f.stat().st_mtime_ns for f in Path(name).glob("*.safetensors")), default=0)

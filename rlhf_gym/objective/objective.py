@@ -1,0 +1,217 @@
+"""The objective, defined once: r_t = −β (log π − log π_ref) + 1[t = T] · R(x, y).
+
+Nothing else in the project computes a reward. Notation: N rows, M chosen tokens, β = `kl_coef`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_gym.data.prompts import Prompt
+from rlhf_gym.errors import InputError
+from rlhf_gym.kl import REWARD_ESTIMATORS, RewardEstimator, k1
+from rlhf_gym.lm.architecture import context_length
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache
+from rlhf_gym.lm.loading import same_tokens
+from rlhf_gym.rewards.ensemble import RewardEnsemble
+from rlhf_gym.rewards.functions import Cut, Reward, Shaping, TokenReward, check_scores, reward_name
+from rlhf_gym.rewards.responses import Responses
+from rlhf_gym.rewards.reward_model import RewardModel
+from rlhf_gym.tokens import Sequences, pad_rows, row_sums
+
+
+class Settlement(NamedTuple):
+    """What an environment pays for whole responses.
+
+    Attributes:
+        rewards: (M,) of every chosen token.
+        ref_log_probs: (M,) log π_ref of every chosen token.
+        kl: (M,) k1 of every chosen token; None where the actor's log-probs are unknown.
+        scores: (N,) R(x, y).
+        responses: The texts and ends.
+    """
+
+    rewards: Tensor
+    ref_log_probs: Tensor
+    kl: Tensor | None
+    scores: Tensor
+    responses: Responses
+
+
+class Objective:
+    """Reward model or callable + shaping + reference + β.
+
+    Args:
+        reference: The frozen reference π_ref with the environment's temperature.
+        reward: A `RewardModel`, a `RewardEnsemble`, or a function of (prompts, responses).
+        kl_coef: β ≥ 0, reward for a nat of divergence.
+        cuts: What the reward and the shaping see of a response, applied in turn.
+        shaping: Pure functions applied to the scores in turn.
+        token_rewards: Paid token by token; their sum is a part of R(x, y).
+        chats: The messages that a prompt's ids were; a reward model with a tokenizer and chat
+            template of its own reads them in place of the prompt's text.
+        kl_estimator: What estimates the penalty: "k1". Only with k1 is the expected return J; "k2"
+            and "k3" are here to be studied, and miss J*.
+
+    Raises:
+        InputError: β is negative, or there is no such estimator.
+    """
+
+    def __init__(
+        self,
+        reference: CausalLM,
+        reward: Reward,
+        *,
+        kl_coef: float,
+        cuts: Sequence[Cut] = (),
+        shaping: Sequence[Shaping] = (),
+        token_rewards: Sequence[TokenReward] = (),
+        chats: Mapping[tuple[int, ...], Prompt] | None = None,
+        kl_estimator: RewardEstimator = "k1",
+    ) -> None:
+        if not kl_coef >= 0:
+            raise InputError(f"kl_coef must be at least 0, not {kl_coef}")
+        if kl_estimator not in REWARD_ESTIMATORS:
+            raise InputError(
+                f"kl_estimator must be one of {list(REWARD_ESTIMATORS)}, not {kl_estimator!r}"
+            )
+        self.reference = reference
+        self.reward = reward
+        self.kl_coef = float(kl_coef)
+        self.cuts, self.shaping = tuple(cuts), tuple(shaping)
+        self.token_rewards = tuple(token_rewards)
+        self.chats = {} if chats is None else chats
+        self.kl_estimator = kl_estimator
+        # A reward model with the policy's tokenizer scores the very ids that were sampled;
+        # re-tokenised text need not be the same ids.
+        self._shares_ids = isinstance(reward, RewardModel | RewardEnsemble) and same_tokens(
+            reward.tokenizer, reference.tokenizer
+        )
+        self._decode = DecodeCache(reference)
+
+    def scores(self, responses: Responses) -> Tensor:
+        """R(x, y), shaping and token rewards included: (N,) float32 on the reference's device.
+
+        Raises:
+            InputError: A reward function returned the wrong number of scores, or a NaN or
+                infinity.
+        """
+        scores = self.final_scores(responses)
+        if not self.token_rewards:
+            return scores
+        along = row_sums(self.rewards_along(responses), responses.sequences.lengths)
+        return scores + along.float()
+
+    def final_scores(self, responses: Responses) -> Tensor:
+        """What a response's last token is paid besides its token rewards: (N,) float32."""
+        seen = responses
+        for cut in self.cuts:
+            seen = cut(seen)
+        if isinstance(self.reward, RewardModel | RewardEnsemble):
+            ids = self._reward_ids(seen, self.reward).to(self.reward.device)
+            members = self.reward.member_scores(ids)
+            if members.shape[1] > 1:
+                responses.score_std = members.std(1, correction=0)
+            scores = self.reward.pooled(members)
+        else:
+            raw = self.reward(seen.prompts, seen.texts)
+            scores = torch.as_tensor(np.asarray(raw, dtype=np.float32))
+        scores = scores.float().to(self.reference.device)
+        if scores.shape == responses.stopped.shape:
+            for shape in self.shaping:
+                scores = shape(seen, scores)
+        check_scores(reward_name(self.reward), scores.cpu().numpy(), responses)
+        return scores
+
+    def rewards_along(self, responses: Responses) -> Tensor:
+        """Token rewards of every chosen token, (M,); responses need not have ended."""
+        total = torch.zeros(int(responses.sequences.lengths.sum()), device=self.reference.device)
+        for reward in self.token_rewards:
+            total = total + reward(responses)
+        return total
+
+    def ref_log_probs(self, sequences: Sequences) -> Tensor:
+        """Log π_ref of every chosen token by one pass over whole sequences: (M,)."""
+        return self.reference.log_probs(sequences)
+
+    @torch.no_grad()
+    def ref_log_prob_of_next(self, observations: Tensor, actions: Tensor, taken: Tensor) -> Tensor:
+        """Log π_ref of one next token a row: (N,).
+
+        Args:
+            observations: (N, L).
+            actions: (N,) the next tokens.
+            taken: (N,) tokens that each response has already.
+        """
+        hidden = self._decode.last_hidden(observations)
+        limits = self.reference.next_limits(hidden, taken, actions)
+        return self.reference.log_probs_of(hidden, actions, limits)
+
+    @torch.no_grad()
+    def allowed_next(self, observations: Tensor, taken: Tensor) -> Tensor:
+        """Which tokens may come next: (N, L) and (N,) -> (N, V) bool, built for this call."""
+        reference = self.reference
+        hidden = self._decode.last_hidden(observations)
+        logits = hidden.new_zeros(len(hidden), reference.vocab_size)
+        return reference.mask.ban(logits, reference.next_limits(hidden, taken)) == 0
+
+    def penalties(self, ref_log_probs: Tensor, log_probs: Tensor | None) -> Tensor:
+        """The penalty on each token, −β · k1; with no actor's log-probs the half that is known.
+
+        That half is +β · log π_ref; the agent owes −β · log π in its own loop.
+
+        Raises:
+            InputError: Nobody is bound, and the estimator is one that has no halves.
+        """
+        if log_probs is not None:
+            estimate = REWARD_ESTIMATORS[self.kl_estimator]
+            return -self.kl_coef * estimate(log_probs, ref_log_probs)
+        if self.kl_estimator != "k1":
+            raise InputError(
+                f"kl_estimator={self.kl_estimator!r} needs the actor's log-probs: bind an actor "
+                "(env.unwrapped.bind_actor), or take k1"
+            )
+        return self.kl_coef * ref_log_probs
+
+    def settle(
+        self, sequences: Sequences, log_probs: Tensor | None, *, stop_at_eos: bool = True
+    ) -> Settlement:
+        """Rewards of whole responses from the actor's log-probs (M,), None if unknown."""
+        responses = Responses(self.reference, sequences, stop_at_eos=stop_at_eos)
+        ref_log_probs = self.ref_log_probs(sequences)
+        along = self.rewards_along(responses)
+        rewards = self.penalties(ref_log_probs, log_probs) + along
+        scores = self.final_scores(responses)
+        rewards[torch.cumsum(sequences.lengths, 0) - 1] += scores
+        scores = scores + row_sums(along, sequences.lengths).float()
+        kl = None if log_probs is None else k1(log_probs, ref_log_probs)
+        return Settlement(rewards, ref_log_probs, kl, scores, responses)
+
+    def value(self, scores: Tensor, kl: Tensor, lengths: Tensor) -> Tensor:
+        """Each response's share of J: score − β · Σ_t KL_t, (N,) from (N,), (M,) and (N,)."""
+        return scores.double() - self.kl_coef * row_sums(kl, lengths)
+
+    def _reward_ids(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
+        if self._shares_ids:
+            return responses.sequences.tokens
+        prompts: list[Prompt] = list(responses.prompts)
+        if self.chats and reward.tokenizer.chat_template:
+            tokens, starts, _ = (part.tolist() for part in responses.sequences)
+            ids = [tuple(row[:start]) for row, start in zip(tokens, starts, strict=True)]
+            prompts = [self.chats.get(*pair) for pair in zip(ids, prompts, strict=True)]
+        texts = zip(prompts, responses.texts, strict=True)
+        rows = [reward.encode(*pair) for pair in texts]
+        members = reward.members if isinstance(reward, RewardEnsemble) else (reward,)
+        reach = min(context_length(m.model) or 1 << 31 for m in members)
+        longest = max(map(len, rows))
+        if longest > reach:
+            raise InputError(
+                f"a prompt and its response are {longest} tokens to the reward model "
+                f"{reward_name(reward)}, whose context is {reach}; lower max_new_tokens or "
+                "max_prompt_tokens"
+            )
+        return torch.from_numpy(pad_rows(rows))

@@ -1,0 +1,65 @@
+"""Charts, drawn by matplotlib into the page."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+from rlhf_gym.reports.html import Chart
+
+BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c4601a", "#2c7a4b", "#6b7280"
+
+
+Pixels = npt.NDArray[np.uint8]
+Draw = Callable[[Axes], None]
+
+DPI = 160
+
+
+def dress(axes: Axes, title: str, x_label: str) -> None:
+    """Title, label, grid and legend, as on every chart."""
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel(x_label, fontsize=9)
+    axes.tick_params(labelsize=9)
+    axes.grid(color="#e5e7eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[0]:
+        # Below the chart, where no curve can run through it.
+        axes.legend(
+            fontsize=8, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.19)
+        )
+
+
+def chart(draw: Draw, alt: str, width: float = 4.6, height: float = 3.2) -> Chart:
+    """A chart for a page; sizes in inches."""
+    return Chart(png(pixels(draw, width, height)), alt)
+
+
+def pixels(draw: Draw, width: float = 4.6, height: float = 3.2) -> Pixels:
+    """Draw on white, (height, width, RGBA); sizes in inches."""
+    # No pyplot: nothing global, no window, and safe beside the caller's own figures.
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+    draw(figure.add_subplot())
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())
+
+
+def png(pixels: Pixels) -> bytes:
+    buffer = io.BytesIO()
+    imsave(buffer, pixels, format="png")
+    return buffer.getvalue()
+
+
+def tiled(charts: list[Pixels]) -> Pixels:
+    """Charts of one size, three abreast."""
+    blank = np.full_like(charts[0], 255)
+    columns = min(len(charts), 3)
+    charts = charts + [blank] * (-len(charts) % columns)
+    return np.vstack([np.hstack(charts[i : i + columns]) for i in range(0, len(charts), columns)])

@@ -1,0 +1,94 @@
+"""Several reward models, or several heads of one, as one reward."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_gym.data.prompts import Prompt
+from rlhf_gym.errors import InputError
+from rlhf_gym.rewards.reward_model import RewardModel
+
+Pooling = Literal["mean", "min", "uncertainty"]
+
+
+def pool(scores: Tensor, pooling: Pooling, uncertainty_weight: float = 1.0) -> Tensor:
+    """One score of M members' scores: (N, M) -> (N,).
+
+    Args:
+        scores: Each member's, on one scale.
+        pooling: "mean"; "min", the most pessimistic member; "uncertainty", the mean less
+            `uncertainty_weight` times the members' variance. Source: Coste et al. 2023,
+            equations 2 to 4 (there: mean, worst-case and uncertainty-weighted optimisation).
+        uncertainty_weight: Score paid for a unit of variance.
+    """
+    if pooling == "min":
+        return scores.amin(1)
+    mean = scores.mean(1)
+    if pooling == "mean":
+        return mean
+    return mean - uncertainty_weight * scores.var(1, correction=0)
+
+
+def check_pooling(pooling: str) -> None:
+    """Refuse a pooling that `pool` does not know.
+
+    Raises:
+        InputError: It is none.
+    """
+    if pooling not in get_args(Pooling):
+        raise InputError(f"pooling must be one of {get_args(Pooling)}, not {pooling!r}")
+
+
+class RewardEnsemble:
+    """Members that share a tokenizer, each normalised by itself, pooled into one score.
+
+    Args:
+        members: Reward models; a model with M heads counts as M.
+        pooling: As in `pool`.
+        uncertainty_weight: As in `pool`.
+
+    Raises:
+        InputError: The members' tokenizers differ, or the pooling is unknown.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[RewardModel],
+        pooling: Pooling = "mean",
+        uncertainty_weight: float = 1.0,
+    ) -> None:
+        check_pooling(pooling)
+        vocabularies = [member.tokenizer.get_vocab() for member in members]
+        if any(vocabulary != vocabularies[0] for vocabulary in vocabularies):
+            raise InputError(
+                "the members of an ensemble must share a tokenizer; "
+                + " and ".join(repr(m.model.name_or_path) for m in members)
+                + " do not"
+            )
+        self.members = tuple(members)
+        self.pooling, self.uncertainty_weight = pooling, uncertainty_weight
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The members' tokenizer."""
+        return self.members[0].tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the members lie."""
+        return self.members[0].device
+
+    def member_scores(self, tokens: Tensor) -> Tensor:
+        """Every member's score, no gradient: (B, L) -> (B, M)."""
+        return torch.cat([member.member_scores(tokens) for member in self.members], 1)
+
+    def pooled(self, scores: Tensor) -> Tensor:
+        """One score of the members': (B, M) -> (B,)."""
+        return pool(scores, self.pooling, self.uncertainty_weight)
+
+    def encode(self, prompt: Prompt, response: str) -> list[int]:
+        """Ids of a prompt and a response (see `RewardModel.encode`)."""
+        return self.members[0].encode(prompt, response)

@@ -1,0 +1,90 @@
+"""Reward functions: their types, and how they are found and called."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.rewards.ensemble import RewardEnsemble
+from rlhf_gym.rewards.responses import Responses
+from rlhf_gym.rewards.reward_model import RewardModel
+
+TextReward = Callable[[list[str], list[str]], Sequence[float]]
+"""A reward as a plain function: (prompts, responses), N texts each, to N finite numbers."""
+
+
+Reward = RewardModel | RewardEnsemble | TextReward
+
+
+Cut = Callable[[Responses], Responses]
+"""A pure function of (x, y): the part of each response that is scored."""
+
+
+Shaping = Callable[[Responses, Tensor], Tensor]
+"""A pure function of (x, y): (responses, scores so far (N,)) to new scores (N,)."""
+
+
+TokenReward = Callable[[Responses], Tensor]
+"""A reward for each chosen token, (M,). It may depend on the prompt, the tokens up to its own, and
+on `Responses.ended` where it is the last; not on what follows."""
+
+
+def judged_by(scorer: TextReward, responses: Responses) -> npt.NDArray[np.float64]:
+    """What a function of (prompts, responses) says of each response, (N,).
+
+    Raises:
+        InputError: It returned the wrong number of scores, or a NaN or infinity.
+    """
+    scores = np.asarray(scorer(responses.prompts, responses.texts), dtype=np.float64)
+    check_scores(reward_name(scorer), scores, responses)
+    return scores
+
+
+def check_scores(name: str, scores: npt.NDArray[np.floating[Any]], responses: Responses) -> None:
+    n = len(responses.sequences.tokens)
+    if scores.shape != (n,):
+        raise InputError(
+            f"the reward {name} returned shape {scores.shape} for {n} responses; it must return "
+            "one number for each"
+        )
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        raise InputError(
+            f"the reward {name} returned {scores[bad[0]]} for response {bad[0]} of {n}: "
+            f"{responses.texts[bad[0]][:80]!r}; it must be finite"
+        )
+
+
+def load_callable(name: str) -> Callable[..., object]:
+    """Resolve "package.module:function".
+
+    Raises:
+        InputError: There is no such module or function.
+    """
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise InputError(f"a callable is named 'package.module:function', not {name!r}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise InputError(
+            f"cannot import {name!r}: {error}; for a file of your own put its folder on the path: "
+            "PYTHONPATH=. python scripts/…"
+        ) from error
+    except AttributeError as error:
+        raise InputError(f"cannot import {name!r}: {error}") from error
+    if not callable(found):
+        raise InputError(f"{name!r} is not callable")
+    return found  # type: ignore[no-any-return]
+
+
+def reward_name(reward: Reward) -> str:
+    if isinstance(reward, RewardEnsemble):
+        return " + ".join(map(reward_name, reward.members))
+    if isinstance(reward, RewardModel):
+        return repr(reward.model.name_or_path)
+    return repr(getattr(reward, "__qualname__", type(reward).__name__))

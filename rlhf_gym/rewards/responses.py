@@ -1,0 +1,81 @@
+"""Finished responses, as rewards and shaping functions see them. Notation: N rows."""
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.tokens import PAD, Sequences
+
+
+class Responses:
+    """Responses to N prompts.
+
+    Attributes:
+        sequences: Token ids; a row's chosen tokens are its whole response.
+        stopped: (N,) bool, whether the response ended with an EOS (else the budget ended it).
+        ended: (N,) bool, whether the response is whole; False while more tokens may follow.
+        score_std: (N,) standard deviation of an ensemble's members, once they have scored; else
+            None.
+    """
+
+    def __init__(
+        self,
+        lm: CausalLM,
+        sequences: Sequences,
+        ended: Tensor | None = None,
+        *,
+        stop_at_eos: bool = True,
+    ) -> None:
+        self._lm = lm
+        self.sequences = sequences
+        self.ended = torch.ones_like(sequences.lengths) > 0 if ended is None else ended
+        ends = (sequences.starts + sequences.lengths - 1).clamp(min=0)
+        last = sequences.tokens.gather(1, ends[:, None])[:, 0]
+        ends_it = torch.tensor(lm.eos_ids if stop_at_eos else [], device=last.device)
+        self.stopped = torch.isin(last, ends_it)
+        self.score_std: Tensor | None = None
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """N prompts as text."""
+        tokens, starts, _ = (part.tolist() for part in self.sequences)
+        return self._lm.texts([row[:s] for row, s in zip(tokens, starts, strict=True)])
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """N responses as text: what each adds to its prompt's text.
+
+        Some tokenizers take a space at the beginning away; alone, the last word of the prompt and
+        the first of the response would run together.
+        """
+        tokens, starts, lengths = (part.tolist() for part in self.sequences)
+        cut = list(zip(tokens, starts, lengths, strict=True))
+        wholes = self._lm.texts([row[: s + n] for row, s, n in cut])
+        found = zip(cut, self.prompts, wholes, strict=True)
+        return [
+            whole[len(prompt) :]
+            if whole.startswith(prompt)
+            else self._lm.texts([row[s : s + n]])[0]
+            for (row, s, n), prompt, whole in found
+        ]
+
+    @property
+    def finish_reasons(self) -> list[str]:
+        """Why each ended: "stop" by an EOS, "length" by the budget."""
+        return ["stop" if stopped else "length" for stopped in self.stopped.tolist()]
+
+
+def observation_sequences(
+    tokens: npt.NDArray[np.int64], prompt_lengths: npt.NDArray[np.int64]
+) -> Sequences:
+    """Observations (N, L) with their prompts' lengths (N,) as sequences of whole responses."""
+    lengths = (tokens != PAD).sum(1)
+    return Sequences(
+        torch.from_numpy(tokens),
+        torch.from_numpy(prompt_lengths),
+        torch.from_numpy(lengths - prompt_lengths),
+    )

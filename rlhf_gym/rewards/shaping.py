@@ -1,0 +1,227 @@
+"""Shaping that people expect, as pure functions of (x, y): J* includes it, and so does `play`.
+
+Each function here makes one from the reference and its options. The environments take them by name
+(`shaping=[["length_penalty", {"coef": 0.01}]]`); a name without a module is looked up here. Three
+kinds: a cut chooses the part of a response that is scored, a shaping changes the score, a token
+reward is paid on the way. Notation: N responses, M tokens in all.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.rewards.functions import Cut, Shaping, TokenReward, load_callable
+from rlhf_gym.rewards.responses import Responses
+from rlhf_gym.rewards.reward_model import RewardModel
+from rlhf_gym.tokens import PAD, Sequences
+
+Named = str | Sequence[Any]
+"""A factory's name, or a list of the name and its options."""
+
+
+def length_penalty(reference: CausalLM, coef: float, free: int = 0) -> Shaping:
+    """Take `coef` off the score for every token beyond the first `free`, the EOS included."""
+
+    def shape(responses: Responses, scores: Tensor) -> Tensor:
+        return scores - coef * (responses.sequences.lengths - free).clamp(min=0)
+
+    return shape
+
+
+def missing_eos(
+    reference: CausalLM, *, score: float | None = None, penalty: float | None = None
+) -> Shaping:
+    """Replace the score of a response that no EOS ended, or take a penalty off it.
+
+    The first is the EOS trick of Huang et al. (arXiv 2403.17031): score −1.
+
+    Raises:
+        InputError: Not exactly one of the two is given.
+    """
+    if (score is None) == (penalty is None):
+        raise InputError("missing_eos takes either a score (to replace) or a penalty (to take off)")
+
+    def shape(responses: Responses, scores: Tensor) -> Tensor:
+        instead = scores - penalty if penalty is not None else torch.full_like(scores, score or 0.0)
+        return torch.where(responses.stopped, scores, instead)
+
+    return shape
+
+
+def missing_token(reference: CausalLM, token: str, score: float) -> Shaping:
+    """Replace the score of a response that does not end with this token (after a cut there).
+
+    Ziegler et al. (2019) pay −1 where there is no full stop to cut at.
+    """
+    wanted = token_id(reference, token)
+
+    def shape(responses: Responses, scores: Tensor) -> Tensor:
+        return torch.where(_last(responses) == wanted, scores, torch.full_like(scores, score))
+
+    return shape
+
+
+def clip(reference: CausalLM, low: float = -float("inf"), high: float = float("inf")) -> Shaping:
+    """Keep the score between two bounds."""
+    if not low < high:
+        raise InputError(f"clip needs low < high, not {low} and {high}")
+    return lambda responses, scores: scores.clamp(low, high)
+
+
+def repetition_penalty(reference: CausalLM, coef: float, n: int = 3) -> Shaping:
+    """Take `coef` times the share of a response's n-grams of tokens that occurred before off it."""
+
+    def shape(responses: Responses, scores: Tensor) -> Tensor:
+        shares = []
+        tokens, starts, lengths = (part.tolist() for part in responses.sequences)
+        for row, s, length in zip(tokens, starts, lengths, strict=True):
+            grams = [tuple(row[i : i + n]) for i in range(s, s + length - n + 1)]
+            shares.append(1 - len(set(grams)) / len(grams) if grams else 0.0)
+        return scores - coef * torch.tensor(shares, device=scores.device)
+
+    return shape
+
+
+def stop_token(reference: CausalLM, token: str, after: int = 0) -> Cut:
+    """Score a response up to the first `token` behind its first `after` tokens, that one included.
+
+    Ziegler et al. (2019) cut at the first full stop after token 16. One without it stays whole.
+    """
+    wanted = token_id(reference, token)
+
+    def cut(responses: Responses) -> Responses:
+        tokens, starts, lengths = responses.sequences
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        place = columns - starts[:, None]
+        found = (tokens == wanted) & (place >= after) & (place < lengths[:, None])
+        kept = torch.where(found.any(1), found.int().argmax(1) - starts + 1, lengths)
+        return _shortened(reference, responses, kept)
+
+    return cut
+
+
+def stop_strings(reference: CausalLM, strings: Sequence[str], included: bool = True) -> Cut:
+    """Score a response up to the token that completes the first of these strings.
+
+    Args:
+        reference: The reference.
+        strings: What to stop at.
+        included: Whether the string belongs to what is scored. If not, the response is cut before
+            the first token that has a part of it (a string at the very start leaves one token).
+    """
+    if isinstance(strings, str) or not all(strings):
+        raise InputError("stop_strings takes a list of strings that are not empty")
+
+    def cut(responses: Responses) -> Responses:
+        kept = responses.sequences.lengths.clone()
+        rows = zip(*(part.tolist() for part in responses.sequences), strict=True)
+        for i, ((row, s, length), text) in enumerate(zip(rows, responses.texts, strict=True)):
+            if any(string in text for string in strings):
+                prompt = len(responses.prompts[i])
+                wholes = reference.texts([row[: s + k] for k in range(1, length + 1)])
+                heads = [whole[prompt:] for whole in wholes]
+                kept[i] = 1 + next(
+                    (k for k, head in enumerate(heads) if any(t in head for t in strings)),
+                    length - 1,
+                )
+                if not included:
+                    at = min(text.find(string) for string in strings if string in text)
+                    kept[i] = max(1, sum(len(head) <= at for head in heads))
+        return _shortened(reference, responses, kept)
+
+    return cut
+
+
+def token_bonus(reference: CausalLM, bonus: Mapping[str, float]) -> TokenReward:
+    """Pay for each of these tokens whenever it is chosen."""
+    table = torch.zeros(reference.vocab_size)
+    for token, value in bonus.items():
+        table[token_id(reference, token)] = value
+
+    def reward(responses: Responses) -> Tensor:
+        chosen = responses.sequences.chosen()
+        return table.to(chosen.device)[chosen]
+
+    return reward
+
+
+def along_the_way(reward_model: RewardModel) -> TokenReward:
+    """Pay each change of the reward model's mind about a response, and take all back at its end.
+
+    A potential (Ng, Harada and Russell 1999) of 0 at the prompt and at the end: a response's sum
+    is 0, so no policy's J changes, and the score's signal comes early.
+    """
+
+    def reward(responses: Responses) -> Tensor:
+        sequences = responses.sequences
+        potential = reward_model.scores_along(sequences)
+        last = torch.cumsum(sequences.lengths, 0) - 1
+        potential[last] = torch.where(responses.ended, 0.0, potential[last])
+        before = potential.roll(1)
+        before[last - sequences.lengths + 1] = 0.0
+        return potential - before
+
+    return reward
+
+
+def make(kind: str, named: Sequence[Named], reference: CausalLM) -> list[Any]:
+    """The functions that a list of names and options stands for.
+
+    Raises:
+        InputError: An entry is neither a name nor a name with options, or its factory refuses it.
+    """
+    return [_make_one(kind, entry, reference) for entry in named]
+
+
+def _make_one(kind: str, entry: Named, reference: CausalLM) -> Callable[..., Any]:
+    parts: list[Any] = (
+        [entry] if isinstance(entry, str) or not isinstance(entry, Sequence) else list(entry)
+    )
+    name, options = [*parts, {}][:2]
+    if not isinstance(name, str) or not isinstance(options, Mapping) or len(parts) > 2:
+        raise InputError(f"an entry of {kind} is a name or [name, {{options}}], not {entry!r}")
+    factory = load_callable(name if ":" in name else f"{__name__}:{name}")
+    kinds: dict[Any, str] = {Cut: "cuts", Shaping: "shaping", TokenReward: "token_rewards"}
+    belongs = kinds.get(getattr(factory, "__annotations__", {}).get("return"), kind)
+    if belongs != kind:
+        raise InputError(f"{name} belongs into {belongs}, not into {kind}")
+    try:
+        return factory(reference, **options)  # type: ignore[return-value]
+    except TypeError as error:
+        raise InputError(f"{kind}: {name} does not take {dict(options)}: {error}") from error
+
+
+def token_id(reference: CausalLM, token: str) -> int:
+    """The id of one token, by its name or by the text that it stands for.
+
+    Raises:
+        InputError: There is no such token, or the text is several.
+    """
+    vocabulary = reference.tokenizer.get_vocab()
+    if token in vocabulary:
+        return int(vocabulary[token])
+    ids = list(reference.tokenizer(token, add_special_tokens=False)["input_ids"])
+    # What the tokenizer does not know decodes to something else.
+    if len(ids) != 1 or reference.texts([ids])[0].strip() != token.strip():
+        raise InputError(f"{token!r} is not one token of {reference.model.name_or_path!r}: {ids}")
+    return int(ids[0])
+
+
+def _last(responses: Responses) -> Tensor:
+    tokens, starts, lengths = responses.sequences
+    return tokens.gather(1, (starts + lengths - 1)[:, None])[:, 0]
+
+
+def _shortened(reference: CausalLM, responses: Responses, kept: Tensor) -> Responses:
+    tokens, starts, _ = responses.sequences
+    columns = torch.arange(tokens.shape[1], device=tokens.device)
+    inside = columns < (starts + kept)[:, None]
+    cut = Sequences(torch.where(inside, tokens, PAD), starts, kept)
+    shorter = Responses(reference, cut, responses.ended)
+    # How the response itself ended, whatever part of it is scored.
+    shorter.stopped = responses.stopped
+    return shorter

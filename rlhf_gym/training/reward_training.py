@@ -1,0 +1,288 @@
+"""Training a reward model on comparisons with transformers.Trainer."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_callback import PrinterCallback
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm.architecture import recompute_activations
+from rlhf_gym.lm.lora import add_adapters
+from rlhf_gym.preferences.encoding import EncodedComparison
+from rlhf_gym.preferences.likelihood import ChoiceSets, choice_loss
+from rlhf_gym.rewards.reward_model import RewardModel
+from rlhf_gym.tokens import pad_rows
+from rlhf_gym.training.trainer_progress import RichProgress
+from rlhf_gym.utils.files import last_checkpoint
+
+# Tokens, padding included, of one forward and backward pass: a CPU's cache, a GPU's fill.
+TOKENS_PER_PASS = {"cpu": 1 << 12, "cuda": 1 << 15}
+
+
+@dataclass(frozen=True)
+class RewardTraining:
+    """Options of `train_reward_model`.
+
+    Attributes:
+        epochs: Passes over the comparisons.
+        batch_size: Comparisons an optimiser step.
+        learning_rate: Peak of a linear schedule to 0 after a 5 % warm-up.
+        weight_decay: Of AdamW.
+        microbatch_tokens: Most tokens, padding included, in one forward and backward pass (at
+            least one comparison); the gradient does not depend on it.
+        bf16: Autocast to bfloat16.
+        gradient_checkpointing: Recompute activations instead of keeping them; prompts are then
+            repeated for each candidate.
+        lora_rank: Train adapters of this rank on every linear layer, and the head; they are merged
+            into the weights at the end. None trains everything.
+        share_prompts: Compute a prompt once for all its candidates, where the model allows.
+        patience: Stop after so many evaluations in a row (four an epoch) without a lower
+            validation loss, and go back to the best. None never stops early.
+        seed: Seed of the order.
+    """
+
+    epochs: float = 1.0
+    batch_size: int = 32
+    learning_rate: float = 5e-5
+    weight_decay: float = 0.01
+    microbatch_tokens: int | None = None
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    lora_rank: int | None = None
+    share_prompts: bool = True
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail later, or silently do something else.
+
+        Raises:
+            InputError: An option is out of range.
+        """
+        for name in ("epochs", "learning_rate", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("microbatch_tokens", "lora_rank", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} must be at least 1 where it is given, not {value}")
+
+
+class _Choices(nn.Module):
+    """What the Trainer sees: all candidates of a micro-batch in, their logits out."""
+
+    def __init__(self, reward_model: RewardModel, share_prompts: bool) -> None:
+        super().__init__()
+        self.reward_model = reward_model
+        self.share_prompts = share_prompts
+
+    def forward(self, prompts: Tensor, candidates: Tensor, sizes: Tensor) -> Tensor:
+        return self.reward_model.compare(prompts, candidates, sizes, share=self.share_prompts)
+
+
+class _Trainer(Trainer):
+    """A step takes whole comparisons, and accumulates over micro-batches of like length."""
+
+    validation: Sequence[EncodedComparison] = ()
+    max_tokens: int
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        model.train()
+        prepared: dict[str, Any] = self._prepare_inputs(inputs)
+        total = torch.zeros((), device=self.args.device)
+        for part in prepared["parts"]:
+            with self.compute_loss_context_manager():
+                # Divided by the step's count of comparisons, so micro-batches change nothing.
+                loss = _losses(model, part).sum() / len(prepared["labels"])
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Mean negative log-likelihood of the validation comparisons."""
+        model = self.model
+        assert model is not None
+        model.eval()
+        losses = []
+        for part in microbatches(self.validation, self.max_tokens):
+            with self.compute_loss_context_manager():
+                losses.append(_losses(model, self._prepare_inputs(part)).sum())
+        metrics = {"eval_loss": float(torch.stack(losses).sum()) / len(self.validation)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+
+def _losses(model: nn.Module, part: dict[str, Any]) -> Tensor:
+    """Each comparison's loss, a mean over the heads: (N,)."""
+    logits = model(part["prompts"], part["candidates"], part["sizes"])
+    sets = ChoiceSets(*part["sets"])
+    return torch.stack([choice_loss(head.float(), sets) for head in logits.unbind(1)], 1).mean(1)
+
+
+def microbatches(
+    comparisons: Sequence[EncodedComparison], max_tokens: int
+) -> Iterator[dict[str, Any]]:
+    """Comparisons of like length together, at most `max_tokens` tokens, padding included, each."""
+    order = sorted(comparisons, key=lambda c: c.width)
+    group: list[EncodedComparison] = []
+    rows = 0
+    for comparison in order:
+        rows += len(comparison.candidates)
+        if group and rows * comparison.width > max_tokens:
+            yield _tensors(group)
+            group, rows = [], len(comparison.candidates)
+        group.append(comparison)
+    if group:
+        yield _tensors(group)
+
+
+def _tensors(group: Sequence[EncodedComparison]) -> dict[str, Any]:
+    sizes = [len(c.candidates) for c in group]
+    sets = ChoiceSets.of([c.choices for c in group], sizes)
+    return {
+        "prompts": torch.from_numpy(pad_rows([c.prompt for c in group])),
+        "candidates": torch.from_numpy(pad_rows([row for c in group for row in c.candidates])),
+        "sizes": torch.tensor(sizes),
+        "sets": tuple(sets),
+    }
+
+
+def _tokens_per_pass(device: torch.device, asked: int | None) -> int:
+    return asked or TOKENS_PER_PASS.get(device.type, TOKENS_PER_PASS["cpu"])
+
+
+def train_reward_model(
+    model: RewardModel,
+    comparisons: Sequence[EncodedComparison],
+    options: RewardTraining,
+    *,
+    checkpoint_dir: str | Path,
+    validation: Sequence[EncodedComparison] = (),
+    resume: bool = False,
+) -> None:
+    """Maximise the likelihood of the choices; the model is changed in place.
+
+    Args:
+        model: A model from `RewardModel.from_backbone`, or a trained one.
+        comparisons: Training comparisons, K varying from row to row.
+        options: How.
+        checkpoint_dir: Where the Trainer keeps what `resume` needs.
+        validation: Comparisons that early stopping looks at.
+        resume: Go on from the last checkpoint.
+
+    Raises:
+        InputError: `patience` is given, but no validation comparisons.
+    """
+    if model.model.config.is_encoder_decoder:
+        raise InputError(
+            f"{model.model.name_or_path!r} has an encoder and a decoder, which cannot be trained "
+            "here; take a causal model or an encoder"
+        )
+    if options.patience is not None and not validation:
+        raise InputError("early stopping needs validation comparisons; hold some out for it")
+    tuner = _adapters(model, options.lora_rank) if options.lora_rank else None
+    max_tokens = _tokens_per_pass(model.device, options.microbatch_tokens)
+
+    def collate(batch: list[EncodedComparison]) -> dict[str, Any]:
+        # The Trainer counts `labels`; the parts are what is computed.
+        return {"labels": torch.zeros(len(batch)), "parts": list(microbatches(batch, max_tokens))}
+
+    if options.gradient_checkpointing:
+        recompute_activations(model.model, True)
+    model.train()
+    with RichProgress("reward model") as progress:
+        callbacks: list[TrainerCallback] = [progress]
+        if options.patience is not None:
+            callbacks.append(EarlyStoppingCallback(options.patience))
+        trainer = _Trainer(
+            model=_Choices(model, options.share_prompts),
+            args=_arguments(options, checkpoint_dir, len(comparisons), model.device),
+            train_dataset=list(comparisons),
+            eval_dataset=list(validation) or None,
+            data_collator=collate,
+            callbacks=callbacks,
+        )
+        trainer.validation, trainer.max_tokens = validation, max_tokens
+        trainer.remove_callback(PrinterCallback)
+        checkpoint = last_checkpoint(Path(checkpoint_dir)) if resume else None
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if options.gradient_checkpointing:
+        recompute_activations(model.model, False)
+    if tuner is not None:
+        tuner.merge_and_unload()
+        model.requires_grad_(True)
+    model.eval()
+
+
+def _arguments(
+    options: RewardTraining, folder: str | Path, n: int, device: torch.device
+) -> TrainingArguments:
+    steps = max(1, int(np.ceil(n / options.batch_size) * options.epochs))
+    every = max(1, steps // max(4, round(4 * options.epochs)))
+    stopping: dict[str, Any] = {}
+    if options.patience is not None:
+        stopping = {
+            "eval_strategy": "steps",
+            "eval_steps": every,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "loss",
+            "greater_is_better": False,
+            # The patience used up so far is part of what a resumed run goes on with.
+            "restore_callback_states_from_checkpoint": True,
+        }
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=options.epochs,
+        per_device_train_batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=steps // 20,
+        weight_decay=options.weight_decay,
+        max_grad_norm=1.0,
+        bf16=options.bf16,
+        seed=options.seed,
+        data_seed=options.seed,
+        logging_steps=max(1, steps // 50),
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        **stopping,
+    )
+    # One GPU, even where there are more: torch's DataParallel would tear comparisons apart.
+    if arguments.device.type == "cuda":
+        arguments._n_gpu = 1
+    return arguments
+
+
+def _adapters(model: RewardModel, rank: int) -> Any:
+    """Put LoRA adapters into the trunk's linear layers; they and the head alone are trained."""
+    head = model.head
+    tuner = add_adapters(model.model, rank, task_type="SEQ_CLS")
+    head.requires_grad_(True)  # weight, and bias where it has one
+    return tuner

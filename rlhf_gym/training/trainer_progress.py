@@ -1,0 +1,99 @@
+"""Progress of a `transformers.Trainer`: one bar with the time left, or a few plain lines."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, TextColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rlhf_gym.utils.progress import time_bar
+
+
+class RichProgress(TrainerCallback):
+    """A bar of updates on stderr; where that is no terminal, one line every tenth of the way.
+
+    Train inside ``with RichProgress(…) as progress``, so that an interrupted run gives the terminal
+    back. The loss shown is the last one logged, and plain lines come with the log: let
+    `logging_steps` be a few hundredths of the run at most.
+
+    Args:
+        label: What is being trained.
+        console: Where to write; stderr if None.
+    """
+
+    def __init__(self, label: str, console: Console | None = None) -> None:
+        self.label = label
+        self.console = console or Console(stderr=True)
+        self._bar = time_bar(
+            self.console, MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}")
+        )
+        self._task = self._bar.add_task(label, total=None, start=False, loss="-")
+        self._first_step = self._tenths = 0
+        self._began = 0.0
+
+    def __enter__(self) -> "RichProgress":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Show the bar; a resumed run starts where it stopped."""
+        self._began, self._first_step = time.monotonic(), state.global_step
+        self._tenths = 10 * state.global_step // max(state.max_steps, 1)
+        self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
+        self._bar.start_task(self._task)
+        self._bar.start()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Move the bar by one update."""
+        self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Show the loss, and print a line where there is no bar."""
+        if not logs or "loss" not in logs:
+            return
+        loss = f"{float(logs['loss']):.4f}"
+        self._bar.update(self._task, loss=loss)
+        tenths = 10 * state.global_step // max(state.max_steps, 1)
+        if self.console.is_terminal or tenths <= self._tenths:
+            return
+        self._tenths = tenths
+        seconds_each = (time.monotonic() - self._began) / (state.global_step - self._first_step)
+        left = timedelta(seconds=round(seconds_each * (state.max_steps - state.global_step)))
+        self.console.print(
+            f"{self.label}: {state.global_step}/{state.max_steps} updates, loss {loss}, "
+            f"{left} left",
+            highlight=False,
+        )
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        """Leave the bar as it stands."""
+        self._bar.stop()
