@@ -8,16 +8,17 @@ price in tokens as the other algorithms. With `data` they are a file's.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agents.online_dpo import Labels, OnlineDPO
-from agents.sb3.group_options import GroupConfig, make_group_learner
+from agents.online_dpo import Labels, check_beta, dpo_loss
+from agents.sb3.groups import GroupLearner, Groups
+from agents.sb3.options import ResponseOptions
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer
-from agents.sb3.run.learner import SB3Learner
+from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
@@ -28,9 +29,13 @@ from rlhf_gym.tokens import continuations, pad_rows, unflatten
 
 
 @dataclass(frozen=True)
-class Config(GroupConfig):
+class Config(ResponseOptions):
     """Options of offline DPO."""
 
+    samples_per_prompt: int | None = 8
+    """Responses to each prompt in a wave; None leaves the environment's rows_per_prompt. With
+    `data` they are the two of a pair."""
+    n_waves: int = 2
     beta: float | None = None
     """β of the loss; the environment's if None."""
     labels: Labels = "soft"
@@ -38,10 +43,11 @@ class Config(GroupConfig):
     of scores), by which a Bradley–Terry labeller would prefer it."""
     data: str | None = None
     """Comparisons: a file in any of the formats that scripts/convert_preferences.py knows, or a
-    dataset; every pair that a row implies counts once, and samples_per_prompt is 2. None samples
-    from the reference."""
-    sample_every: int = 0
-    """Must stay 0: there are no responses of the policy to record."""
+    dataset; every pair that a row implies counts once. None samples from the reference."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_beta(self.beta)
 
 
 class Pair(NamedTuple):
@@ -52,28 +58,40 @@ class Pair(NamedTuple):
     loser: Sequence[int]
 
 
-class OfflineDPO(OnlineDPO):
+class OfflineDPO(GroupLearner):
     """DPO on responses that the policy did not choose itself.
 
-    Its log has no figures of the policy's own responses, since it has none: evaluate the policy
+    Its log has no metrics of the policy's own responses, since it has none: evaluate the policy
     that it saves.
-
-    Args:
-        *args: As in `ResponseAlgorithm`.
-        pairs: Draw from these; None draws responses of the reference.
-        **options: As in `OnlineDPO`.
     """
 
-    def __init__(self, *args: Any, pairs: Sequence[Pair] | None = None, **options: Any) -> None:
-        self.pairs = pairs
-        super().__init__(*args, **options)
+    Options: ClassVar[type[ResponseOptions]] = Config
+    options: Config
+
+    pairs: Sequence[Pair] | None = None
+    """What is drawn from; None draws responses of the reference."""
+
+    def _adopt(self, env: TokenVectorEnv) -> None:
+        if self.options.data is None:
+            super()._adopt(env)
+            return
+        if env.num_envs % 2:
+            raise InputError(f"pairs take two rows each: num_envs must be even, not {env.num_envs}")
+        if self.pairs is None:
+            self.pairs = load_pairs(self.options.data, env)
+        env.group_rows(2)
+
+    def loss(self, groups: Groups) -> Tensor:
+        """A mean over pairs; pairs of equal scores say nothing where labels are hard."""
+        beta = self.env_kl_coef if self.options.beta is None else self.options.beta
+        return dpo_loss(groups, beta, "hard" if self.options.data else self.options.labels)
 
     def _sample(self, prompts: Tensor, env: TokenVectorEnv) -> Sampled:
         return sample_with_log_probs(
             env.objective.reference, prompts, env.max_new_tokens, stop_at_eos=env.stop_at_eos
         )
 
-    def _scores_anew(self) -> bool:
+    def _needs_scoring_pass(self) -> bool:
         return True  # sampling knows the reference's log-probs
 
     def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
@@ -154,12 +172,4 @@ def check_allowed(pairs: Sequence[Pair], reference: CausalLM, source: str) -> No
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
-    if config.sample_every:
-        raise InputError("dpo has no responses of the policy to record: sample_every must be 0")
-    own: dict[str, Any] = {"beta": config.beta, "labels": config.labels}
-    if config.data is not None:
-        if env.num_envs % 2:
-            raise InputError(f"pairs take two rows each: num_envs must be even, not {env.num_envs}")
-        pairs = load_pairs(config.data, env)
-        own |= {"labels": "hard", "pairs": pairs, "samples_per_prompt": 2}
-    return make_group_learner(OfflineDPO, config, env, **own)
+    return response_learner(OfflineDPO, config, env)

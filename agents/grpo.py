@@ -9,25 +9,24 @@ None puts the penalty back into the reward, where its gradient is that of J.
 
 from dataclasses import dataclass
 
-from agents import ppo
-from agents.sb3.loss import KLLoss
-from agents.sb3.response_ppo import MeanOver
-from agents.sb3.rollout.advantages import Baseline
-
-make = ppo.make
+from agents.sb3.options import KLLoss, MeanOver, PolicyGradientOptions, without_critic
+from agents.sb3.response_ppo import PPO
+from agents.sb3.run.learner import SB3Learner, response_learner
+from rlhf_gym.envs import TokenVectorEnv
 
 
 @dataclass(frozen=True)
-class Config(ppo.Config):
+class Config(PolicyGradientOptions):
     """Options of GRPO."""
 
-    learning_rate: float = 3e-4
-    critic: ppo.Critic = "shared"
-    critic_warmup: int = 0
-    n_waves: int = 2
-    n_epochs: int = 1
-    baseline: Baseline = "group_mean"
     samples_per_prompt: int | None = 8
-    scale_by_std: bool = True
+    n_waves: int = 2
     mean_over: MeanOver = "response"
     kl_loss: KLLoss | None = "k3"
+    scale_by_std: bool = True
+    """Whether a group's advantages are divided by its standard deviation."""
+
+
+def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
+    """Build the learner on `env`."""
+    return response_learner(PPO, without_critic(config, baseline="group_mean"), env)

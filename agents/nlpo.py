@@ -6,14 +6,15 @@ is sampled in training and every log-prob there; the policy that is saved has no
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from agents import ppo
+from agents.sb3.options import ResponseOptions
 from agents.sb3.response_ppo import PPO
-from agents.sb3.run.learner import SB3Learner
+from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
@@ -28,32 +29,28 @@ class Config(ppo.Config):
     top_p: float = 0.95
     """Probability mass of the lagged policy's likeliest tokens that may be chosen."""
     mask_every: int = 5
-    """Updates between two renewals of the lagged policy."""
+    """Updates between two renewals of the lagged policy, at least 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mask_every < 1:
+            raise InputError(f"mask_every must be at least 1 update, not {self.mask_every}")
 
 
 class NLPO(PPO):
-    """PPO under the top-p set of a lagged copy of the policy.
+    """PPO under the top-p set of a lagged copy of the policy."""
 
-    Args:
-        *args: As in `PPO`.
-        top_p: Mass of the set.
-        mask_every: Updates between two renewals of the copy.
-        **options: As in `PPO`.
-    """
+    Options: ClassVar[type[ResponseOptions]] = Config
+    options: Config
 
-    def __init__(
-        self, *args: Any, top_p: float = 0.95, mask_every: int = 5, **options: Any
-    ) -> None:
-        if mask_every < 1:
-            raise InputError(f"mask_every must be at least 1 update, not {mask_every}")
-        self.top_p, self.mask_every = top_p, mask_every
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._lagged: CausalLM | None = None
         self._rollouts = 0
-        super().__init__(*args, **options)
+        super().__init__(*args, **kwargs)
 
     def _prepare_rollout(self) -> None:
         """Renew the mask when its time has come."""
-        if self._lagged is None or self._rollouts % self.mask_every == 0:
+        if self._lagged is None or self._rollouts % self.options.mask_every == 0:
             self._follow(self.policy.snapshot())
         self._rollouts += 1
 
@@ -86,13 +83,13 @@ class NLPO(PPO):
 
     def _follow(self, lagged: CausalLM) -> None:
         """Restrict the policy to what `lagged` finds likely."""
-        reference: CausalLM = self.env.get_attr("objective")[0].reference  # type: ignore[union-attr]
+        reference: CausalLM = self._token_env.objective.reference
         if reference.mask.follows_reference:
             raise InputError(
                 "nlpo restricts the policy to its own top-p set; the environment has a top_k or "
                 "top_p of the reference already: leave one of the two out"
             )
-        mask = replace(reference.mask, top_p=self.top_p)
+        mask = replace(reference.mask, top_p=self.options.top_p)
         self._lagged = replace(lagged, mask=mask, guide=None)
         self.policy.follow(self._lagged)
 
@@ -102,6 +99,4 @@ class NLPO(PPO):
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
-    own = {name: getattr(config, name) for name in ("top_p", "mask_every")}
-    shared = {k: v for k, v in vars(config).items() if k not in own}
-    return ppo.make(ppo.Config(**shared), env, NLPO, **own)
+    return response_learner(NLPO, config, env)

@@ -1,15 +1,15 @@
 """Online DPO: the policy's own responses, compared by the score. ``--algorithm online_dpo``."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from agents.sb3.group_options import GroupConfig, make_group_learner
 from agents.sb3.groups import GroupLearner, Groups
-from agents.sb3.run.learner import SB3Learner
+from agents.sb3.options import GroupOptions, ResponseOptions
+from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 
@@ -17,7 +17,7 @@ Labels = Literal["soft", "hard"]
 
 
 @dataclass(frozen=True)
-class Config(GroupConfig):
+class Config(GroupOptions):
     """Options of online DPO."""
 
     beta: float | None = None
@@ -26,34 +26,31 @@ class Config(GroupConfig):
     """hard: the higher score is preferred. soft: with the probability σ(difference of scores), by
     which a Bradley–Terry labeller would prefer it."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_beta(self.beta)
+
+
+def check_beta(beta: float | None) -> None:
+    """Raise an InputError if β is given and not above 0."""
+    if beta is not None and beta <= 0:
+        raise InputError(f"beta must be above 0, not {beta}")
+
 
 class OnlineDPO(GroupLearner):
     """−log σ(β · difference of log π/π_ref) over all pairs of responses to a prompt.
 
     Guo et al. 2024, "Direct Language Model Alignment from Online AI Feedback", on the loss of
     Rafailov et al. 2023.
-
-    Args:
-        *args: As in `ResponseAlgorithm`.
-        beta: β of the loss; the environment's if None.
-        labels: "soft" or "hard".
-        **options: As in `ResponseAlgorithm`.
     """
 
-    def __init__(
-        self, *args: Any, beta: float | None = None, labels: Labels = "soft", **options: Any
-    ) -> None:
-        if labels not in get_args(Labels):
-            raise InputError(f"labels must be one of {get_args(Labels)}, not {labels!r}")
-        if beta is not None and beta <= 0:
-            raise InputError(f"beta must be above 0, not {beta}")
-        self.beta, self.labels = beta, labels
-        super().__init__(*args, **options)
+    Options: ClassVar[type[ResponseOptions]] = Config
+    options: Config
 
     def loss(self, groups: Groups) -> Tensor:
         """A mean over pairs; pairs of equal scores say nothing where labels are hard."""
-        beta = self.env_kl_coef if self.beta is None else self.beta
-        return dpo_loss(groups, beta, self.labels)
+        beta = self.env_kl_coef if self.options.beta is None else self.options.beta
+        return dpo_loss(groups, beta, self.options.labels)
 
 
 def dpo_loss(groups: Groups, beta: float, labels: Labels) -> Tensor:
@@ -71,4 +68,4 @@ def dpo_loss(groups: Groups, beta: float, labels: Labels) -> Tensor:
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
-    return make_group_learner(OnlineDPO, config, env, beta=config.beta, labels=config.labels)
+    return response_learner(OnlineDPO, config, env)

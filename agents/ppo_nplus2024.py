@@ -6,9 +6,9 @@ the critic has the reward model's trunk but a head of zeros, where theirs has it
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from agents import ppo
+from agents.sb3.options import CriticStart, NormalizeOver
 
 make = ppo.make
 
@@ -18,7 +18,7 @@ class Config(ppo.Config):
     """Options of Huang et al. (arXiv 2403.17031)."""
 
     learning_rate: float = 3e-6
-    critic: ppo.Critic = "reward_model"
+    critic: CriticStart = "reward_model"
     critic_lr_scale: float = 1.0
     value_lr_scale: float = 1.0
     critic_warmup: int = 0
@@ -29,5 +29,5 @@ class Config(ppo.Config):
     clip_range_vf: float | None = 0.2
     vf_coef: float = 0.05  # their 0.1 weighs half the squared error
     normalize_advantage: bool = True
-    normalize_over: Literal["minibatch", "rollout"] = "rollout"
+    normalize_over: NormalizeOver = "rollout"
     max_grad_norm: float = float("inf")

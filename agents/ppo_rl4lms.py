@@ -10,9 +10,9 @@ AdamW decays weights by 10⁻⁶.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from agents import ppo
+from agents.sb3.options import CriticStart, KLControl, NormalizeOver
 
 make = ppo.make
 
@@ -23,7 +23,7 @@ class Config(ppo.Config):
 
     learning_rate: float = 1e-6
     anneal: bool = False
-    critic: ppo.Critic = "separate"
+    critic: CriticStart = "separate"
     critic_lr_scale: float = 1.0
     value_lr_scale: float = 1.0
     critic_warmup: int = 0
@@ -34,9 +34,9 @@ class Config(ppo.Config):
     vf_coef: float = 0.5
     max_grad_norm: float = 0.5
     kl_coef: float | None = 0.1
-    kl_control: Literal["fixed", "adaptive", "lagrangian"] = "adaptive"
+    kl_control: KLControl = "adaptive"
     kl_target: float = 24.0  # 0.5 nats a token, 48 tokens
     kl_horizon: float = 270.0  # the weight moves by 2 % an update of 27 episodes at most
     adam_eps: float = 1e-8
     normalize_advantage: bool = True
-    normalize_over: Literal["minibatch", "rollout"] = "rollout"
+    normalize_over: NormalizeOver = "rollout"

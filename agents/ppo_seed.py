@@ -7,6 +7,7 @@ is whitened and one learning rate serves all.
 from dataclasses import dataclass
 
 from agents import ppo
+from agents.sb3.options import CriticStart
 
 make = ppo.make
 
@@ -16,7 +17,7 @@ class Config(ppo.Config):
     """Options of the plain loss."""
 
     learning_rate: float = 1e-4
-    critic: ppo.Critic = "shared"
+    critic: CriticStart = "shared"
     critic_lr_scale: float = 1.0
     value_lr_scale: float = 1.0
     critic_warmup: int = 0

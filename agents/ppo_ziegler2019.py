@@ -5,9 +5,9 @@ rest: temperature 0.7, the cut at a full stop, score −1 without one.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from agents import ppo
+from agents.sb3.options import Adam, CriticStart, KLControl, NormalizeOver
 
 make = ppo.make
 
@@ -17,8 +17,8 @@ class Config(ppo.Config):
     """Options of Ziegler et al. (arXiv 1909.08593), as its code has them."""
 
     learning_rate: float = 1e-5
-    adam: Literal["torch", "tf1"] = "tf1"
-    critic: ppo.Critic = "shared"
+    adam: Adam = "tf1"
+    critic: CriticStart = "shared"
     critic_lr_scale: float = 1.0
     value_lr_scale: float = 1.0
     critic_warmup: int = 0
@@ -29,10 +29,10 @@ class Config(ppo.Config):
     clip_range_vf: float | None = 0.2
     vf_coef: float = 0.05  # their 0.1 weighs half the squared error
     normalize_advantage: bool = True
-    normalize_over: Literal["minibatch", "rollout"] = "rollout"
+    normalize_over: NormalizeOver = "rollout"
     whiten_rewards: bool = True
     max_grad_norm: float = float("inf")
     kl_coef: float | None = 0.15
-    kl_control: Literal["fixed", "adaptive", "lagrangian"] = "adaptive"
+    kl_control: KLControl = "adaptive"
     kl_target: float = 6.0
     kl_horizon: float = 10_000.0

@@ -8,20 +8,26 @@ under PPO's clip. With `baseline` group_mean, `samples_per_prompt` above 1, `sca
 from dataclasses import dataclass
 from typing import Literal
 
-from agents import ppo
-from agents.sb3.rollout.advantages import Baseline
-
-make = ppo.make
+from agents.sb3.options import NormalizeOver, PolicyGradientOptions, without_critic
+from agents.sb3.response_ppo import PPO
+from agents.sb3.run.learner import SB3Learner, response_learner
+from rlhf_gym.envs import TokenVectorEnv
 
 
 @dataclass(frozen=True)
-class Config(ppo.Config):
+class Config(PolicyGradientOptions):
     """Options of REINFORCE++."""
 
-    critic: ppo.Critic = "shared"
-    critic_warmup: int = 0
+    learning_rate: float = 1.5e-4
     n_waves: int = 2
-    n_epochs: int = 1
-    baseline: Baseline = "none"
     normalize_advantage: bool = True
-    normalize_over: Literal["minibatch", "rollout"] = "rollout"
+    normalize_over: NormalizeOver = "rollout"
+    baseline: Literal["none", "group_mean"] = "none"
+    """What advantages are measured against: nothing, or the other responses to the prompt."""
+    scale_by_std: bool = True
+    """Whether group_mean divides by the group's standard deviation."""
+
+
+def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
+    """Build the learner on `env`."""
+    return response_learner(PPO, without_critic(config, baseline=config.baseline), env)

@@ -1,17 +1,18 @@
 """Regression on the known optimum itself. ``--algorithm trajectory_balance``."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from agents.sb3.group_options import GroupConfig, make_group_learner
 from agents.sb3.groups import GroupLearner, Groups
-from agents.sb3.run.learner import SB3Learner
+from agents.sb3.options import GroupOptions, ResponseOptions
+from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 
 
 @dataclass(frozen=True)
-class Config(GroupConfig):
+class Config(GroupOptions):
     """Options of trajectory balance."""
 
 
@@ -24,6 +25,8 @@ class TrajectoryBalance(GroupLearner):
     may come from any policy. Scaled by β, so that the loss is in the score's units.
     """
 
+    Options: ClassVar[type[ResponseOptions]] = Config
+
     def loss(self, groups: Groups) -> Tensor:
         """β/2 of the variance within groups (k − 1 in the denominator), a mean over groups."""
         beta = self.env_kl_coef
@@ -33,4 +36,4 @@ class TrajectoryBalance(GroupLearner):
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
-    return make_group_learner(TrajectoryBalance, config, env)
+    return response_learner(TrajectoryBalance, config, env)

@@ -46,6 +46,10 @@ ENDS = (EOS, 20, 21, 22, 23, 24)
 PROMPTS = ("a b", "c", "d e f g", "h i j", "k l m n o")
 MAX_PROMPT, BUDGET = 6, 5
 
+# Options of the flagship for tests of its mechanics: one model, one rate, and no update that the
+# policy sits out.
+PLAIN: dict[str, Any] = {"critic": "shared", "critic_warmup": 0, "value_lr_scale": 1.0}
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "gpt2": {},
@@ -321,7 +325,7 @@ def assert_same_gradients(
 def play_rollout(learner: Any) -> None:
     """Let a flagship with a value head that is not 0 play one rollout, and learn nothing."""
     torch.manual_seed(1)
-    torch.nn.init.normal_(learner.policy.value_head.weight, std=0.3)
+    torch.nn.init.normal_(learner.policy.critic.head.weight, std=0.3)
     _, callback = learner._setup_learn(1)
     callback.on_training_start({}, {})
     learner.collect_rollouts(learner.env, callback, learner.rollout_buffer, 0)

@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -230,7 +231,7 @@ def test_micro_batches_change_no_groups_gradient(make_vector_env):
     (minibatch,) = learner.rollout_buffer.get(None, 4)
     gradients = []
     for tokens in (10_000, 30, 1):
-        learner.microbatch_tokens = tokens
+        learner.options = replace(learner.options, microbatch_tokens=tokens)
         statistics = learner._gradient(minibatch)
         gradients.append([p.grad.clone() for p in learner.policy.lm.parameters()])
         assert statistics["ratio_max_error"] < 1e-5
@@ -650,9 +651,9 @@ def test_options_are_those_of_the_class(make_vector_env):
         make_vector_env(N),
     )
     assert learner.algorithm.lr_schedule(1.0) == 0.5
-    assert learner.algorithm.n_minibatches == 3
+    assert learner.algorithm.options.n_minibatches == 3
     assert learner.policy.optimizer.param_groups[0]["eps"] == 1e-7
-    assert learner.policy.critic is None
+    assert learner.policy.critic.shared
 
 
 @pytest.mark.parametrize("name", ["clip_range", "gae_lambda", "vf_coef", "ent_coef", "baseline"])

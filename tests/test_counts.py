@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import count_forwards
+from conftest import PLAIN, count_forwards
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents import ppo
@@ -68,6 +68,7 @@ def test_an_iteration_takes_so_many_passes_and_no_more(scored_env, precision):
     learner = build(
         PPO,
         env,
+        **PLAIN,
         n_epochs=3,
         n_minibatches=1,
         policy_options={"critic": objective.reference.model.name_or_path, "precision": precision},
@@ -75,11 +76,11 @@ def test_an_iteration_takes_so_many_passes_and_no_more(scored_env, precision):
         seed=0,
     )
     policy = learner.policy
-    assert policy.critic is not None
+    assert not policy.critic.shared
     learner.learn(1)  # probes and the known scale, once
     with (
         count_forwards(policy.core) as ours,
-        count_forwards(policy.critic) as critic,
+        count_forwards(policy.critic.lm) as critic,
         count_forwards(objective.reference) as reference,
         counted(objective.reward.member_scores) as reward,
     ):
@@ -141,7 +142,7 @@ def test_on_a_gpu_it_reads_one_number_in_eight_tokens(load_lm, monkeypatch):
 def test_a_reward_model_starts_a_critic_that_costs_no_more(scored_env):
     learner = ppo.make(ppo.Config(n_minibatches=1), scored_env).algorithm
     learner.learn(1)
-    assert learner.policy.critic is not None
-    with count_forwards(learner.policy.critic) as critic:
+    assert not learner.policy.critic.shared
+    with count_forwards(learner.policy.critic.lm) as critic:
         learner.learn(1, reset_num_timesteps=False)
     assert len(critic) == 1 + 2

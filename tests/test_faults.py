@@ -57,14 +57,14 @@ def test_an_infinity_stops_before_the_update_and_leaves_the_batch(
 
         def blown_up(self: PPO, minibatch: Any) -> dict[str, float]:
             found = gradient(self, minibatch)
-            self.policy.value_head.weight.grad[0, 3] = float("inf")
+            self.policy.critic.head.weight.grad[0, 3] = float("inf")
             before.update(weights(learner))
             return found
 
         monkeypatch.setattr(PPO, "_gradient", blown_up)
     else:
         with torch.no_grad():
-            learner.policy.value_head.bias.fill_(float("nan"))
+            learner.policy.critic.head.bias.fill_(float("nan"))
         before.update(weights(learner))
     with TrainingRun(tmp_path, TOTAL, "test") as run, pytest.raises(InputError) as caught:
         learner.learn(TOTAL, run)

@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import BOS, ENDS, SERVED, V, make_config, make_tokenizer
+from conftest import BOS, ENDS, PLAIN, SERVED, V, make_config, make_tokenizer
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM
 
@@ -497,7 +497,9 @@ def test_a_training_learns_the_same_with_and_without(device, monkeypatch, precis
         options = {"precision": precision, "optimizer_class": torch.optim.SGD}
         if critic == "reference":
             options["critic"] = env.objective.reference.model.name_or_path
-        learner = build(PPO, env, learning_rate=0.1, policy_options=options, device=device, seed=0)
+        learner = build(
+            PPO, env, **PLAIN, learning_rate=0.1, policy_options=options, device=device, seed=0
+        )
         parameters = learner.policy.parameters
         before = torch.nn.utils.parameters_to_vector(parameters()).detach().clone()
         learner.learn(3 * 32 * env.max_new_tokens)

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import BOS, BUDGET, ENDS, EOS, PAD_ID, ModelActor, V, draw_responses
+from conftest import BOS, BUDGET, ENDS, EOS, PAD_ID, PLAIN, ModelActor, V, draw_responses
 from stable_baselines3 import A2C
 from stable_baselines3 import PPO as StockPPO
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -191,7 +191,7 @@ def test_a_barred_action_is_refused_and_nothing_is_lost(make_vector_env):
 def test_the_flagship_learns_behind_a_mask(make_vector_env, rule):
     env = make_vector_env(8, mask=RULES[rule])
     env.objective.reference.model.requires_grad_(False)
-    learner = build(PPO, env, seed=0, device="cpu", n_epochs=2, n_minibatches=2)
+    learner = build(PPO, env, **PLAIN, seed=0, device="cpu", n_epochs=2, n_minibatches=2)
     assert not examine(Patient(env, learner.policy))
     kept = []
     learner.learn(1, callback=lambda found, _: kept.append(found["infos"]) or True)
@@ -223,7 +223,7 @@ def test_stock_algorithms_are_told_what_they_cannot_know(make_vector_env):
 
 def test_exact_kl_in_the_loss_is_masked_too(make_vector_env):
     env = make_vector_env(8, mask=RULES["all"])
-    learner = build(PPO, env, seed=0, device="cpu", kl_loss="exact", n_minibatches=2)
+    learner = build(PPO, env, **PLAIN, seed=0, device="cpu", kl_loss="exact", n_minibatches=2)
     reference, policy = env.objective.reference, learner.policy
     with torch.no_grad():
         for p in policy.lm.parameters():
@@ -252,7 +252,7 @@ def test_exact_kl_in_the_loss_is_masked_too(make_vector_env):
 def test_doctor_finds_a_policy_without_the_mask(make_vector_env):
     env = make_vector_env(8, mask=RULES["top_k"])
     env.objective.reference.model.requires_grad_(False)
-    learner = build(PPO, env, seed=0, device="cpu")
+    learner = build(PPO, env, **PLAIN, seed=0, device="cpu")
     learner.policy.core = replace(learner.policy.core, mask=Mask())
     (problem,) = examine(Patient(env, learner.policy))
     assert problem.check == "mask"
@@ -289,7 +289,7 @@ def test_limits_are_asked_for_where_they_are_needed(load_lm, make_objective):
 def test_a_masked_policy_is_loaded_as_it_was_saved(make_vector_env, tmp_path):
     for rule in ("decodable", "top_k"):
         env = make_vector_env(4, mask=RULES[rule])
-        learner = build(PPO, env, seed=0, device="cpu")
+        learner = build(PPO, env, **PLAIN, seed=0, device="cpu")
         learner.save(tmp_path / "model")
         again = PPO.load(tmp_path / "model", env=learner.env, device="cpu")
         assert again.policy.core.mask == env.objective.reference.mask

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import BUDGET, V, count_forwards, play_rollout
+from conftest import BUDGET, PLAIN, V, count_forwards, play_rollout
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
@@ -56,10 +56,10 @@ def make_ppo(make_vector_env) -> Callable[..., PPO]:
             seed=0,
             device="cpu",
             policy_options=policy_options,
-            **{"n_waves": 2, "n_minibatches": 1, **options},
+            **{**PLAIN, "n_waves": 2, "n_minibatches": 1, **options},
         )
         play_rollout(learner)
-        if learner.kl_old == "exact":
+        if learner.options.kl_old == "exact":
             learner._old = learner.policy.snapshot()
         learner.policy.set_training_mode(True)
         if moved:
@@ -133,10 +133,10 @@ def kept_for_backward() -> Iterator[list[torch.Size]]:
 def test_micro_batches_of_any_size_have_one_gradient(make_ppo, loss):
     learner = make_ppo(**LOSSES[loss])
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
-        learner.microbatch_tokens = None
+        learner.options = replace(learner.options, microbatch_tokens=None)
         whole = gradient(learner, dtype)
         for tokens in (1, 40):
-            learner.microbatch_tokens = tokens
+            learner.options = replace(learner.options, microbatch_tokens=tokens)
             assert_same(gradient(learner, dtype), whole, tolerance)
 
 
@@ -363,6 +363,7 @@ def test_adapters_learn_on_the_references_own_weights(make_vector_env, family):
     learner = build(
         PPO,
         env,
+        **PLAIN,
         seed=0,
         device="cpu",
         learning_rate=1e-2,
@@ -400,7 +401,8 @@ def test_adapters_learn_on_the_references_own_weights(make_vector_env, family):
 def test_adapters_of_two_policies_on_one_reference_do_not_meet(make_vector_env):
     env = make_vector_env(N)
     one, two = (
-        build(PPO, env, seed=0, device="cpu", policy_options=ADAPTED).policy for _ in range(2)
+        build(PPO, env, **PLAIN, seed=0, device="cpu", policy_options=ADAPTED).policy
+        for _ in range(2)
     )
     prompts = torch.from_numpy(env.reset(seed=0)[0])
     with torch.no_grad():
@@ -415,7 +417,7 @@ def test_adapters_of_two_policies_on_one_reference_do_not_meet(make_vector_env):
 @torch.no_grad()
 def test_cached_decoding_follows_the_adapters(make_vector_env):
     env = make_vector_env(N)
-    policy = build(PPO, env, seed=0, device="cpu", policy_options=ADAPTED).policy
+    policy = build(PPO, env, **PLAIN, seed=0, device="cpu", policy_options=ADAPTED).policy
     policy.set_training_mode(False)
     prompts = torch.from_numpy(env.reset(seed=0)[0])
     for _ in range(3):
@@ -474,7 +476,7 @@ def test_adapters_are_merged_into_what_is_saved(make_vector_env, tmp_path, famil
 
 def test_a_loaded_adapted_policy_is_the_saved_one(make_vector_env, tmp_path):
     env = make_vector_env(N)
-    learner = build(PPO, env, seed=0, device="cpu", policy_options=ADAPTED)
+    learner = build(PPO, env, **PLAIN, seed=0, device="cpu", policy_options=ADAPTED)
     move(learner.policy, 0.1)
     learner.save(tmp_path / "learner")
     loaded = PPO.load(tmp_path / "learner", device="cpu")
@@ -491,6 +493,7 @@ def finish(env: TokenVectorEnv, folder: Path, total: int) -> dict[str, Tensor]:
     algorithm = build(
         PPO,
         env,
+        **PLAIN,
         device="cpu",
         n_epochs=2,
         n_minibatches=2,

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from conftest import PROMPTS
+from conftest import PLAIN, PROMPTS
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from agents import ppo
 from agents.sb3 import PPO, build
 from agents.sb3.loss import Loss
-from agents.sb3.rollout.metrics import Scale, known_scale, rollout_figures
+from agents.sb3.rollout.metrics import Scale, known_scale, rollout_metrics
 from agents.sb3.run.learner import SB3Learner
 from agents.sb3.run.token_samples import SampleCallback, token_texts
 from agents.tracking.training_run import TrainingRun
@@ -56,7 +56,7 @@ def learn(make_vector_env, tmp_path) -> Callable[..., list[dict[str, float]]]:
         env = make_vector_env(N)
         env.reset(seed=0)
         keywords = {"n_minibatches": 2, "learning_rate": 3e-3, "seed": 0, **options}
-        learner = SB3Learner(build(PPO, env, **keywords), sample_every=every)
+        learner = SB3Learner(build(PPO, env, **PLAIN, **keywords), sample_every=every)
         with TrainingRun(tmp_path, total, "test") as training:
             learner.learn(total, training)
         with (tmp_path / "metrics.csv").open(newline="") as file:
@@ -73,7 +73,7 @@ def read_samples(folder: Path) -> list[dict[str, Any]]:
 
 def test_optimality_lies_on_the_exact_scale():
     env = gymnasium.make_vec("rlhf_gym/Exact-v0", num_envs=64, device="cpu").unwrapped
-    learner = build(PPO, env, seed=0, n_waves=8)
+    learner = build(PPO, env, **PLAIN, seed=0, n_waves=8)
     learner.learn(1, log_interval=None)
     logged = learner.logger.name_to_value
     # The ends are those that the environment's page prints: J_ref and J*.
@@ -91,10 +91,10 @@ def test_optimality_is_0_at_the_reference_and_1_at_the_optimum():
         "finish_reason": np.array(["stop", "length"], dtype=object),
         "log_prob_mean": -1.0,
     }
-    objective = rollout_figures([wave], 0.5, None)["objective"]
+    objective = rollout_metrics([wave], 0.5, None)["objective"]
     assert objective == pytest.approx(1.0)
     for scale, expected in ((Scale(1.0, 3.0), 0.0), (Scale(0.0, 1.0), 1.0)):
-        assert rollout_figures([wave], 0.5, scale)["optimality"] == pytest.approx(expected)
+        assert rollout_metrics([wave], 0.5, scale)["optimality"] == pytest.approx(expected)
 
 
 def test_where_responses_cannot_be_listed_no_optimality_is_claimed(learn):
@@ -104,7 +104,7 @@ def test_where_responses_cannot_be_listed_no_optimality_is_claimed(learn):
 def test_where_every_response_is_worth_the_same_no_optimality_is_claimed():
     same = {"reward_model": "rlhf_gym.rewards.human:compound", "max_new_tokens": 2}  # 0 for letters
     env = gymnasium.make_vec("rlhf_gym/Exact-v0", num_envs=8, device="cpu", **same).unwrapped
-    learner = build(PPO, env, seed=0)
+    learner = build(PPO, env, **PLAIN, seed=0)
     learner.learn(1, log_interval=None)
     assert learner.logger.name_to_value["rollout/score"] == 0
     assert "rollout/optimality" not in learner.logger.name_to_value
@@ -131,7 +131,7 @@ def test_each_stages_rate_is_its_tokens_by_its_seconds(learn):
 def test_ratios_are_those_of_every_token_of_the_update(make_vector_env, monkeypatch):
     env = make_vector_env(N)
     options = {"n_epochs": 4, "n_minibatches": 1, "microbatch_tokens": 40}
-    learner = build(PPO, env, seed=0, learning_rate=1e-2, **options)
+    learner = build(PPO, env, **PLAIN, seed=0, learning_rate=1e-2, **options)
     ratios: list[torch.Tensor] = []
     terms = Loss.terms
 
@@ -170,7 +170,7 @@ def test_samples_hold_what_the_update_saw(make_vector_env, tmp_path):
     env = make_vector_env(N)
     env.reset(seed=0)
     seen = Seen()
-    learner = build(PPO, env, seed=0, n_waves=2)
+    learner = build(PPO, env, **PLAIN, seed=0, n_waves=2)
     with TrainingRun(tmp_path, TOTAL, "test") as run:
         learner.learn(TOTAL, callback=[SampleCallback(run, every=1), seen])
     samples = read_samples(tmp_path)

@@ -4,19 +4,21 @@ import importlib
 import json
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_gradients, play_rollout, prompt_dataset
+from conftest import PLAIN, assert_same_gradients, play_rollout, prompt_dataset
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 import agents
 from agents import ppo
 from agents.sb3 import PPO, build
-from agents.sb3.ptx import PretrainingMix
+from agents.sb3.ptx import PretrainingMix, pretraining_mix
+from agents.sb3.response_ppo import critic_start
 from agents.sb3.rollout.advantages import group_mean, leave_one_out
 from agents.sb3.run.checkpoint import save_checkpoint
 from agents.sb3.run.learner import SB3Learner
@@ -43,7 +45,7 @@ def make_ppo(make_vector_env) -> Callable[..., PPO]:
             seed=0,
             device="cpu",
             policy_options=policy_options,
-            **{"n_waves": 2, "n_minibatches": 2, **options},
+            **{**PLAIN, "n_waves": 2, "n_minibatches": 2, **options},
         )
         play_rollout(learner)
         return learner
@@ -117,7 +119,7 @@ def test_the_value_loss_is_clipped_as_written(make_ppo):
     #          near 0.1 | 0.2 is farther | 0.9 is farther | 0.8 is farther
     expected = torch.tensor([0.81, 0.64, 3.61, 3.24])
     torch.testing.assert_close(learner._loss().value_loss(values, old, returns), expected)
-    learner.clip_range_vf = None
+    learner.options = replace(learner.options, clip_range_vf=None)
     unclipped = learner._loss().value_loss(values, old, returns)
     torch.testing.assert_close(unclipped, (values - returns) ** 2)
 
@@ -127,20 +129,20 @@ def test_a_critic_of_its_own(make_vector_env, make_ppo, save_reward_model, save_
     reward = RewardModel.load(save_reward_model())
     env = make_vector_env(N, reward=reward)
     config = ppo.Config(critic=start)
-    name = ppo.critic_start(config, env).name_or_path
+    name = critic_start(config, env).name_or_path
     assert name == (save_lm("llama") if start == "separate" else reward.model.name_or_path)
     learner = make_ppo(env, policy_options={"critic": name, "critic_lr_scale": 3.0})
     policy = learner.policy
     source = env.objective.reference.model if start == "separate" else reward.model
     for ours, theirs in zip(
-        policy.critic_trunk.state_dict().values(), trunk(source).state_dict().values(), strict=True
+        policy.critic.trunk.state_dict().values(), trunk(source).state_dict().values(), strict=True
     ):
         assert torch.equal(ours, theirs)
     assert [g["lr_scale"] for g in policy.optimizer.param_groups] == [1.0, 3.0, 1.0]
     # Values come from the critic alone, whichever way they are asked for.
     (batch,) = list(learner.rollout_buffer.get())
     with torch.no_grad():
-        expected = policy.value_head(policy.critic.states(batch.observations)).flatten()
+        expected = policy.critic.head(policy.critic.states(batch.observations, None)).flatten()
         torch.testing.assert_close(batch.old_values, expected, atol=1e-5, rtol=1e-4)
         values = policy.predict_values(batch.observations).flatten()
         torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-4)
@@ -155,7 +157,7 @@ def test_a_critic_of_its_own(make_vector_env, make_ppo, save_reward_model, save_
     policy.optimizer.zero_grad()
     (values**2).sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in policy.lm.parameters())
-    assert any(p.grad is not None and p.grad.any() for p in policy.critic_trunk.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in policy.critic.trunk.parameters())
 
 
 def test_a_critic_of_its_own_is_saved_and_taken_over(make_ppo, make_vector_env, save_lm, tmp_path):
@@ -171,7 +173,7 @@ def test_a_critic_of_its_own_is_saved_and_taken_over(make_ppo, make_vector_env, 
     ):
         torch.testing.assert_close(a, b)
     path = save_checkpoint(learner, tmp_path / "checkpoints")
-    assert any(k.startswith("critic_trunk.") for k in load_file(path / "policy.safetensors"))
+    assert any(k.startswith("critic.trunk.") for k in load_file(path / "policy.safetensors"))
 
 
 def test_a_critic_with_another_vocabulary_is_refused(make_ppo, save_lm):
@@ -181,7 +183,7 @@ def test_a_critic_with_another_vocabulary_is_refused(make_ppo, save_lm):
 
 def test_critic_of_the_reward_model_needs_one(make_vector_env):
     with pytest.raises(InputError, match="critic=separate"):
-        ppo.critic_start(ppo.Config(critic="reward_model"), make_vector_env(2))
+        critic_start(ppo.Config(critic="reward_model"), make_vector_env(2))
 
 
 def test_the_critic_is_chosen_by_what_the_environment_pays_by(
@@ -190,15 +192,15 @@ def test_the_critic_is_chosen_by_what_the_environment_pays_by(
     auto = ppo.Config()
     assert auto.critic == "auto"
     by_function = make_vector_env(2)
-    assert ppo.critic_start(auto, by_function) is by_function.objective.reference.model
+    assert critic_start(auto, by_function) is by_function.objective.reference.model
     name = save_reward_model()
     reward = RewardModel.load(name, device="cpu")
     by_model = make_vector_env(2, reward=reward)
-    assert ppo.critic_start(auto, by_model) is reward.model
+    assert critic_start(auto, by_model) is reward.model
     reference = by_model.objective.reference.model
-    assert ppo.critic_start(ppo.Config(critic="separate"), by_model) is reference
+    assert critic_start(ppo.Config(critic="separate"), by_model) is reference
     # Adapters are one model in memory, or nothing.
-    assert ppo.critic_start(ppo.Config(lora_rank=2), by_model) is None
+    assert critic_start(ppo.Config(lora_rank=2), by_model) is None
 
 
 def test_a_critic_that_sees_the_future_is_refused(make_ppo, load_lm, tmp_path):
@@ -215,7 +217,7 @@ def test_a_critic_that_sees_the_future_is_refused(make_ppo, load_lm, tmp_path):
     encoder.save_pretrained(tmp_path)
     assert is_causal(tokens.model)
     assert not is_causal(encoder)
-    with pytest.raises(InputError, match="sees what comes later"):
+    with pytest.raises(InputError, match="sees later tokens"):
         make_ppo(policy_options={"critic": str(tmp_path)})
 
 
@@ -299,7 +301,7 @@ def test_there_are_the_presets_of_the_literature():
 )
 def test_bad_options_are_refused(make_vector_env, option, value):
     with pytest.raises(InputError, match=option):
-        build(PPO, make_vector_env(2), device="cpu", **{option: value})
+        build(PPO, make_vector_env(2), **PLAIN, device="cpu", **{option: value})
 
 
 def ptx_texts(learner: PPO) -> Sequences:
@@ -317,7 +319,9 @@ def test_ptx_adds_the_gradient_of_the_texts_likelihood(make_ppo):
     without = [p.grad.clone() for p in learner.policy.lm.parameters()]
     texts = ptx_texts(learner)
     learner.ptx = PretrainingMix(texts, 0.7)
-    learner.microbatch_tokens = 20  # the texts take several passes
+    learner.options = replace(
+        learner.options, microbatch_tokens=20
+    )  # the texts take several passes
     statistics = learner._gradient(minibatch)
     together = [p.grad.clone() for p in learner.policy.lm.parameters()]
     core = learner.policy.core
@@ -353,7 +357,7 @@ def test_ptx_keeps_a_policy_near_its_texts(make_vector_env, tmp_path):
         np.random.seed(0)
         learner = ppo.make(ppo.Config(learning_rate=3e-3, **options), env)
         learner.learn(400)
-        mix = ppo.pretraining_mix(ppo.Config(ptx_coef=1.0, ptx_data=str(file)), env)
+        mix = pretraining_mix(ppo.Config(ptx_coef=1.0, ptx_data=str(file)), env)
         assert mix is not None
         return mix.backward(learner.policy.core, 100, 1000)
 
@@ -401,7 +405,7 @@ def test_the_critic_learns_alone_at_first_unless_the_training_is_short(
         remembered = any(p in policy.optimizer.state for p in policy.lm.parameters())
         assert remembered == (not same)
         assert ("train/policy_loss" in self.logger.name_to_value) == (not same)
-        assert policy.value_head.weight.any()
+        assert policy.critic.head.weight.any()
 
     monkeypatch.setattr(PPO, "train", watched)
     learner.learn(tokens)
@@ -429,6 +433,6 @@ def test_a_pinned_critic_is_loaded_at_its_commit(make_vector_env, save_reward_mo
         asked.append((name, options["revision"]))
         return load_pretrained(kind, name)
 
-    monkeypatch.setattr("agents.sb3.policy.causal_lm_policy.load_pretrained", load)
+    monkeypatch.setattr("agents.sb3.policy.critic.load_pretrained", load)
     ppo.make(ppo.Config(), env)
     assert asked == [(reward.model.name_or_path, "abc123")]

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import PLAIN
 from tokenizers import ByteLevelBPETokenizer
 from transformers import (
     AutoConfig,
@@ -173,7 +174,7 @@ def test_it_runs_and_can_be_learned(setting, hub):
     _, rewards, infos = wave(env)
     assert np.isfinite(rewards).all()
     assert len(set(infos["response"])) > 1
-    learner = build(PPO, env, seed=0, device="cpu", n_minibatches=2)
+    learner = build(PPO, env, **PLAIN, seed=0, device="cpu", n_minibatches=2)
     learner.learn(2 * 4 * env.max_new_tokens)
     assert learner.logger.name_to_value["train/ratio_first_max_error"] < 1e-4
     single = gymnasium.make(f"rlhf_gym/{setting}", **options(setting, hub))

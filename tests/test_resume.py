@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.utils import LinearSchedule, set_random_seed
+from conftest import PLAIN
+from stable_baselines3.common.utils import set_random_seed
 
 from agents.nlpo import NLPO
 from agents.sb3 import PPO, build
-from agents.sb3.kl_control import AdaptiveKL
 from agents.sb3.ptx import PretrainingMix
 from agents.sb3.run.checkpoint import save_checkpoint
 from agents.sb3.run.learner import SB3Learner
@@ -26,9 +26,11 @@ TOTAL = 600
 def learner_on(env, kind: type[PPO] = PPO, **options: Any) -> SB3Learner:
     set_random_seed(3)
     env.reset(seed=3)
+    ptx = options.pop("ptx", None)
     algorithm = build(
-        kind, env, n_minibatches=2, n_epochs=2, learning_rate=LinearSchedule(1e-2, 0, 1), **options
+        kind, env, n_minibatches=2, n_epochs=2, learning_rate=1e-2, **{**PLAIN, **options}
     )
+    algorithm.ptx = ptx
     return SB3Learner(algorithm, checkpoint_seconds=0.0, sample_every=2)
 
 
@@ -68,7 +70,10 @@ def everything(save_lm: Callable[..., str]) -> dict[str, Any]:
         "kl_old": "exact",
         "kl_old_coef": 0.1,
         "ptx": PretrainingMix(Sequences(texts, ones, 3 * ones), 0.5),
-        "kl_controller": AdaptiveKL(0.3, 0.5, 500.0),
+        "kl_control": "adaptive",
+        "kl_coef": 0.3,
+        "kl_target": 0.5,
+        "kl_horizon": 500.0,
         "policy_options": {"critic": save_lm("llama", seed=4), "critic_lr_scale": 2.0},
     }
 

@@ -12,6 +12,7 @@ import torch
 from conftest import (
     BUDGET,
     MAX_PROMPT,
+    PLAIN,
     PROMPTS,
     V,
     count_forwards,
@@ -59,8 +60,8 @@ def make_policy(make_learner) -> Callable[..., CausalLMPolicy]:
         options = stock_options(StockPPO, BUDGET)
         policy = make_learner(StockPPO, env_options={"family": family}, **options).policy
         torch.manual_seed(5)
-        nn.init.normal_(policy.value_head.weight, std=0.3)
-        nn.init.normal_(policy.value_head.bias)
+        nn.init.normal_(policy.critic.head.weight, std=0.3)
+        nn.init.normal_(policy.critic.head.bias)
         return policy
 
     return make
@@ -217,7 +218,7 @@ def test_sequences_are_rows_a_token(make_policy, family):
         for state, action, value, log_prob, entropy in flat:
             hidden = hidden_alone(policy.core, state.tolist())
             log_p = torch.log_softmax(policy.lm.get_output_embeddings()(hidden)[:V] / 0.8, -1)
-            assert float(value) == pytest.approx(float(policy.value_head(hidden)), abs=2e-5)
+            assert float(value) == pytest.approx(float(policy.critic.head(hidden)), abs=2e-5)
             assert float(log_prob) == pytest.approx(float(log_p[action]), abs=2e-5)
             assert float(entropy) == pytest.approx(-float(log_p.exp() @ log_p), abs=2e-5)
     for form in (sequences, observations):
@@ -291,7 +292,7 @@ def test_critic_starts_at_zero_and_only_its_own_weights_are_in_the_policy(make_l
     assert not learner.policy.predict_values(some_sequences(learner.policy)).any()
     reference = learner.env.token_env.objective.reference
     names = {name.split(".")[0] for name, _ in learner.policy.named_parameters()}
-    assert names == {"lm", "value_head"}
+    assert names == {"lm", "critic"}
     ours = {p.data_ptr() for p in learner.policy.parameters()}
     assert not ours & {p.data_ptr() for p in reference.model.parameters()}
     for name, value in reference.model.state_dict().items():
@@ -369,7 +370,7 @@ def test_equal_rows_with_different_actions_are_told_apart(make_learner):
 
 def test_the_helper_binds_and_a_dropped_learner_unbinds(make_vector_env):
     env = make_vector_env(2)
-    learner = build(PPO, env, device="cpu")
+    learner = build(PPO, env, **PLAIN, device="cpu")
     env.reset(seed=0)
     assert env.step(np.array([4, 5]))[4]["actor_bound"].all()
     copy.deepcopy(env).bind_actor(None)
@@ -481,7 +482,7 @@ def test_steps_and_rows_make_the_same_segments_and_advantages(make_learner, n_st
         batch_size=n_steps * N,
         gae_lambda=0.9,
     )
-    nn.init.normal_(learner.policy.value_head.weight, std=0.3)
+    nn.init.normal_(learner.policy.critic.head.weight, std=0.3)
     steps: list[Any] = []
     ends: list[Any] = []
 
@@ -570,7 +571,7 @@ def test_a_rollout_holds_what_the_training_code_says_of_it(
         return passes[-1]
 
     policy.score = watched
-    nn.init.normal_(policy.value_head.weight, std=0.3)
+    nn.init.normal_(policy.critic.head.weight, std=0.3)
     # In bfloat16 other neighbours in a product round otherwise.
     close = {"atol": 1e-5 if precision == "fp32" else 5e-2, "rtol": 1e-5}
 
@@ -704,9 +705,9 @@ def test_target_kl_stops_an_update_early(make_learner):
 
 def test_flagship_refuses_a_discount_and_other_autoreset_modes(make_vector_env):
     with pytest.raises(InputError, match="gamma"):
-        build(PPO, make_vector_env(2), device="cpu", gamma=0.99)
+        build(PPO, make_vector_env(2), **PLAIN, device="cpu", gamma=0.99)
     with pytest.raises(InputError, match="SameStep"):
-        build(PPO, make_vector_env(2, autoreset_mode="NextStep"), device="cpu")
+        build(PPO, make_vector_env(2, autoreset_mode="NextStep"), **PLAIN, device="cpu")
 
 
 @pytest.mark.parametrize("algorithm", [PPO, StockPPO])

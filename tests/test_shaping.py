@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import PLAIN
 
 from agents.sb3 import PPO, build
 from rlhf_gym.errors import InputError
@@ -182,4 +183,4 @@ def test_an_agent_that_plays_whole_responses_refuses_a_wrapped_environment():
     env = gymnasium.make_vec("rlhf_gym/Exact-v0", device="cpu", num_envs=2)
     wrapped = gymnasium.wrappers.vector.TransformReward(env, lambda reward: 2 * reward)
     with pytest.raises(InputError, match="which a wrapper never sees"):
-        build(PPO, wrapped)
+        build(PPO, wrapped, **PLAIN)

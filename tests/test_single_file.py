@@ -57,7 +57,7 @@ def test_its_updates_are_the_flagships(make_vector_env, save_reward_model, by_mo
         with pytest.raises(Enough):
             learner.learn(1000)
     ours = weights(single.policy.model, single.critic.model, single.value_head)
-    for a, b in zip(ours, weights(theirs.lm, theirs.critic_trunk, theirs.value_head), strict=True):
+    for a, b in zip(ours, weights(theirs.lm, theirs.critic.trunk, theirs.critic.head), strict=True):
         # Adam makes much of a gradient that is all rounding; a whole step is 1e-3.
         torch.testing.assert_close(a, b, atol=3e-6, rtol=1e-5)
     moved = any(not torch.equal(a, b) for a, b in zip(before, ours[: len(before)], strict=True))

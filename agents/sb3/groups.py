@@ -51,7 +51,7 @@ class GroupLearner(ResponseAlgorithm):
         Raises:
             InputError: It is 0, at which these losses have no gradient or no value.
         """
-        beta: float = self.env.get_attr("objective")[0].kl_coef  # type: ignore[union-attr]
+        beta = self._token_env.objective.kl_coef
         if beta <= 0:
             raise InputError(
                 f"{type(self).__name__} needs a β above 0: make the environment with kl_coef"
@@ -69,7 +69,7 @@ class GroupLearner(ResponseAlgorithm):
                 f"with rows_per_prompt of at least 2, or give samples_per_prompt"
             )
         # Every token bears its whole response's score.
-        by_wave = buffer.rewards.reshape(self.n_waves, -1, self.n_envs)
+        by_wave = buffer.rewards.reshape(self.options.n_waves, -1, self.n_envs)
         whole = np.broadcast_to(by_wave.sum(1, keepdims=True), by_wave.shape)
         taken = buffer.actions >= 0
         buffer.returns = np.where(taken, whole.reshape(taken.shape), 0).astype(np.float32)
@@ -78,8 +78,7 @@ class GroupLearner(ResponseAlgorithm):
         return 0.0  # the score alone; the loss knows the reference's log-probs
 
     def _together(self) -> int:
-        rows: int = self.env.get_attr("rows_per_prompt")[0]  # type: ignore[union-attr]
-        return rows
+        return self._token_env.rows_per_prompt
 
     def _gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
         """The gradient of `loss` on one minibatch, and what its tokens' ratios are."""
@@ -121,7 +120,7 @@ class GroupLearner(ResponseAlgorithm):
         `alone` says that their backward pass comes before any others' forward pass.
         """
         core, sequences = self.policy.core, rows.observations
-        hidden = self.policy.learning_states(sequences) if alone else core.states(sequences)
+        hidden = self.policy.learning_states(sequences, core) if alone else core.states(sequences)
         return core.log_probs_of(hidden, rows.actions.long(), core.limits(sequences, hidden))
 
     def _groups(self, minibatch: SequenceSamples, log_probs: Tensor) -> Groups:

@@ -3,6 +3,7 @@
 import math
 from typing import Protocol
 
+from agents.sb3.options import PolicyGradientOptions
 from rlhf_gym.errors import InputError
 
 
@@ -88,3 +89,18 @@ class LagrangianKL:
         """Raise the weight while the constraint is broken, lower it while it is slack."""
         # A step of at most one nat of log β: a first update from far away must not blow it up.
         self.kl_coef *= math.exp(min(max(self.rate * (kl - self.target), -1.0), 1.0))
+
+
+def kl_controller(options: PolicyGradientOptions, kl_coef: float) -> KLController:
+    """The controller that the options ask for.
+
+    Args:
+        options: The options.
+        kl_coef: The environment's β.
+    """
+    first = kl_coef if options.kl_coef is None else options.kl_coef
+    if options.kl_control == "adaptive":
+        return AdaptiveKL(first, options.kl_target, options.kl_horizon)
+    if options.kl_control == "lagrangian":
+        return LagrangianKL(first, options.kl_target, options.kl_rate)
+    return FixedKL(first)

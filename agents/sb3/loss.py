@@ -4,20 +4,15 @@ Notation: M chosen tokens, d the trunk's width, V usable tokens.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
+from agents.sb3.options import KLLoss
+from agents.sb3.policy.causal_lm_policy import CausalLMPolicy, Evaluation
 from agents.sb3.rollout.buffer import SequenceSamples
 from rlhf_gym.kl import k2, k3
 from rlhf_gym.lm.causal_lm import CausalLM, kl_to
-from rlhf_gym.lm.masks import Limits
-from rlhf_gym.tokens import Sequences
-
-KLLoss = Literal["exact", "k2", "k3"]
-KLOld = Literal["k3", "exact"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +24,8 @@ class Loss:
         clip_range: ε of the ratio's clip.
         clip_range_vf: How far a value may move before its loss is clipped; None never clips.
         kl_old_coef: Weight of KL(π_old ‖ π_θ).
-        vf_coef: Weight of the value loss; never computed at 0.
-        ent_coef: Weight of the entropy, where the policy computes it.
+        vf_coef: Weight of the value loss; values are never computed at 0.
+        ent_coef: Weight of the entropy; entropies are never computed at 0.
         kl_coef: Weight of the penalty against the reference, where `kl_loss` puts it here.
         kl_loss: How that penalty is computed; None leaves it to the reward.
         reference: π_ref.
@@ -50,19 +45,18 @@ class Loss:
 
     def terms(self, batch: SequenceSamples) -> dict[str, Tensor]:
         """Every term for each token of a micro-batch, (M,) each; "objective" has the gradient."""
-        sequences = batch.observations
-        policy = self.policy
-        hidden = policy.learning_states(sequences)
-        limits = policy.core.limits(sequences, hidden)
-        critic = policy.critic
-        at_values = hidden if critic is None else policy.learning_states(sequences, critic)
-        values, log_probs, entropy = policy.evaluate_hidden(
-            hidden, at_values, batch.actions, limits
+        now = self.policy.evaluate_sequences(
+            batch.observations,
+            values=self.vf_coef != 0,
+            entropies=self.ent_coef != 0,
+            learning=True,
         )
-        ratio = (log_probs - batch.old_log_prob).exp()
+        # PPO's surrogate (Schulman et al. 2017, equation 7): the smaller of the two gives no
+        # reason to move a ratio further once it has left the clip in the advantage's direction.
+        ratio = (now.log_probs - batch.old_log_prob).exp()
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         surrogate = torch.minimum(ratio * batch.advantages, clipped * batch.advantages)
-        kl_old = self.kl_from_old(sequences, hidden, log_probs, batch.old_log_prob, limits)
+        kl_old = self.kl_from_old(batch, now)
         objective = surrogate - self.kl_old_coef * kl_old
         terms = {
             "policy_loss": -surrogate.detach(),
@@ -70,23 +64,22 @@ class Loss:
             "clip_fraction": ((ratio - 1).abs() > self.clip_range).float(),
             "ratio": ratio.detach(),
         }
-        if self.vf_coef:
-            value_loss = self.value_loss(values.flatten(), batch.old_values, batch.returns)
+        if now.values is not None:
+            value_loss = self.value_loss(now.values, batch.old_values, batch.returns)
             objective = objective - self.vf_coef * value_loss
             terms["value_loss"] = value_loss.detach()
-        if entropy is not None:
-            objective = objective + self.ent_coef * entropy
+        if now.entropies is not None:
+            objective = objective + self.ent_coef * now.entropies
         if self.kl_loss is not None:
-            kl = self.kl_to_reference(batch, hidden, log_probs, limits)
-            objective = objective - self.kl_coef * kl
+            objective = objective - self.kl_coef * self.kl_to_reference(batch, now)
         return {"objective": objective, **terms}
 
     def critic_terms(self, batch: SequenceSamples) -> dict[str, Tensor]:
-        """The critic's term alone, (M,) each: nothing has a gradient at the language model."""
+        """The critic's term alone, (M,) each: the language model gets no gradient."""
         sequences, policy = batch.observations, self.policy
         with torch.no_grad():
-            hidden = policy.core.states(sequences) if policy.critic is None else None
-        values = policy.value_head(policy.value_states(sequences, hidden)).flatten()
+            hidden = policy.core.states(sequences) if policy.critic.shared else None
+        values = policy.critic(policy.critic.states(sequences, hidden)).flatten()
         value_loss = self.value_loss(values, batch.old_values, batch.returns)
         return {"objective": -self.vf_coef * value_loss, "value_loss": value_loss.detach()}
 
@@ -98,28 +91,19 @@ class Loss:
         near = old_values + (values - old_values).clamp(-self.clip_range_vf, self.clip_range_vf)
         return torch.maximum(loss, (near - returns) ** 2)
 
-    def kl_from_old(
-        self,
-        sequences: Sequences,
-        hidden: Tensor,
-        log_probs: Tensor,
-        old_log_probs: Tensor,
-        limits: Limits | None,
-    ) -> Tensor:
+    def kl_from_old(self, batch: SequenceSamples, now: Evaluation) -> Tensor:
         """KL(π_old ‖ π_θ) in each state or its estimate by the chosen token: (M,)."""
         if self.old is None:
-            return k3(old_log_probs, log_probs)
+            return k3(batch.old_log_prob, now.log_probs)
         with torch.no_grad():
-            at_old = self.old.states(sequences)
-        return kl_to(at_old, self.old, hidden, self.policy.core, limits)
+            at_old = self.old.states(batch.observations)
+        return kl_to(at_old, self.old, now.hidden, self.policy.core, now.limits)
 
-    def kl_to_reference(
-        self, batch: SequenceSamples, hidden: Tensor, log_probs: Tensor, limits: Limits | None
-    ) -> Tensor:
+    def kl_to_reference(self, batch: SequenceSamples, now: Evaluation) -> Tensor:
         """The penalty of the loss at each chosen token, (M,)."""
         if self.kl_loss != "exact":
-            return (k2 if self.kl_loss == "k2" else k3)(log_probs, batch.ref_log_prob)
+            return (k2 if self.kl_loss == "k2" else k3)(now.log_probs, batch.ref_log_prob)
         assert self.reference is not None
         with torch.no_grad():
             at_reference = self.reference.states(batch.observations)
-        return kl_to(hidden, self.policy.core, at_reference, self.reference, limits)
+        return kl_to(now.hidden, self.policy.core, at_reference, self.reference, now.limits)

@@ -5,10 +5,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from agents.sb3.options import PolicyGradientOptions
+from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.batching import passes
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.masks import NO_MASK
 from rlhf_gym.tokens import Sequences
+from rlhf_gym.training.sft_data import as_sequences, load_examples, prepare
 
 
 class PretrainingMix:
@@ -52,3 +55,19 @@ class PretrainingMix:
             (-self.coef / total * log_probs.sum()).backward()
             mean -= float(log_probs.detach().sum()) / total
         return mean
+
+
+def pretraining_mix(options: PolicyGradientOptions, env: TokenVectorEnv) -> PretrainingMix | None:
+    """The texts that the options mix into the update; None if they mix none.
+
+    Raises:
+        InputError: The texts cannot be read, or none fits the environment.
+    """
+    if options.ptx_data is None:
+        return None
+    reference = env.objective.reference
+    examples = load_examples(options.ptx_data, reference.tokenizer, reference.eos_ids, held_out=0.0)
+    longest = env.prompts.max_tokens + env.max_new_tokens
+    return PretrainingMix(
+        as_sequences(prepare(reference, examples, longest).train), options.ptx_coef
+    )

@@ -3,7 +3,6 @@
 Notation: N rows of the environment, T the token budget, M chosen tokens.
 """
 
-import time
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -14,50 +13,55 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.sb3.finite import check_finite
 from agents.sb3.kl_control import KLController
+from agents.sb3.options import ResponseOptions
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer, SequenceSamples
-from agents.sb3.rollout.metrics import known_scale, rollout_figures
+from agents.sb3.rollout.collection import WavePlayer, now
+from agents.sb3.rollout.metrics import known_scale, rollout_metrics
+from agents.sb3.vec_env import lend
+from agents.sb3.vec_env import policy_kwargs as reference_kwargs
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.kl import REWARD_ESTIMATORS
 from rlhf_gym.lm.batching import tokens_per_pass
 from rlhf_gym.lm.decoding.sampling import Sampled
-from rlhf_gym.tokens import PAD, continuations, unflatten
+from rlhf_gym.lm.precision import warn_if_emulated
 
 EXTREMES: dict[str, Callable[[list[float]], float]] = {"ratio_min": min, "ratio_max": max}
 """Statistics of a minibatch whose mean over an update's minibatches says little."""
+
+MEMORY_OPTIONS = ("precision", "gradient_checkpointing", "lora_rank", "lora_alpha")
+"""Options that are keywords of `CausalLMPolicy`."""
 
 
 class ResponseAlgorithm(OnPolicyAlgorithm):
     """Samples whole responses, lets the environment `play` them, and learns from sequences.
 
-    A subclass says what each token of a rollout bears (`_estimate`) and what gradient a minibatch
-    has (`_gradient`). Watching, checkpoints and samples are the same for all.
+    A subclass names its `Options`, and says what each token of a rollout is worth (`_estimate`) and
+    what gradient a minibatch has (`_gradient`). Metrics, checkpoints and samples are the same for
+    all.
 
     Args:
         policy: `CausalLMPolicy`.
-        env: A `TokenSB3VecEnv`; each of its N rows plays one episode a wave.
-        learning_rate: A number or a schedule of the remaining progress.
-        n_waves: Waves an update; an update has n_waves · N episodes.
-        n_epochs: Passes over the episodes of an update.
-        n_minibatches: Optimiser steps a pass; each takes whole sequences, about equal in tokens.
-        max_grad_norm: Clip of the gradient's norm.
-        microbatch_tokens: Most tokens, padding included, in one forward and backward pass; the
-            gradient does not depend on it. None takes what fits a CPU's cache, 2¹⁴ on a GPU.
+        env: A `TokenSB3VecEnv`; each of its N rows plays one episode per wave.
+        options: An instance of the class's `Options`; their defaults if None.
         gamma: Must be 1: the objective is undiscounted.
-        stats_window_size: Taken for Stable-Baselines3's sake; a figure is of one rollout.
+        stats_window_size: Accepted as in Stable-Baselines3; metrics here are of one rollout.
         tensorboard_log: Folder for TensorBoard.
-        policy_kwargs: Keywords of the policy.
+        policy_kwargs: Keywords of the policy, in place of those that the options imply.
         verbose: 0 or 1.
         seed: Seed of everything.
         device: "auto", "cpu", "cuda".
+
+    Raises:
+        InputError: γ is not 1, or an option does not fit the environment.
     """
 
+    Options: ClassVar[type[ResponseOptions]] = ResponseOptions
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"CausalLMPolicy": CausalLMPolicy}
     policy: CausalLMPolicy
     rollout_buffer: SequenceRolloutBuffer
@@ -68,14 +72,9 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
     def __init__(
         self,
         policy: str | type[CausalLMPolicy],
-        env: VecEnv,
-        learning_rate: float | Schedule = 3e-4,
+        env: VecEnv | None,
+        options: ResponseOptions | None = None,
         *,
-        n_waves: int = 1,
-        n_epochs: int = 1,
-        n_minibatches: int = 8,
-        max_grad_norm: float = 1.0,
-        microbatch_tokens: int | None = None,
         gamma: float = 1.0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -87,36 +86,77 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
     ) -> None:
         if gamma != 1.0:
             raise InputError(f"the objective is undiscounted: gamma must be 1, not {gamma}")
-        counts = {"n_waves": n_waves, "n_epochs": n_epochs, "n_minibatches": n_minibatches}
-        for name, count in counts.items():
-            if count < 1:
-                raise InputError(f"{name} must be at least 1, not {count}")
-        self.n_waves, self.n_epochs, self.n_minibatches = n_waves, n_epochs, n_minibatches
-        self.microbatch_tokens = microbatch_tokens
+        self.options = self.Options() if options is None else options
+        if not isinstance(self.options, self.Options):
+            raise InputError(
+                f"{type(self).__name__} takes options of {self.Options.__qualname__}, not "
+                f"{self.options!r}"
+            )
         self.stage_seconds: dict[str, float] = {}  # of the last iteration
         self._tokens_before = 0  # this rollout
+        rate = self.options.learning_rate
+        # Without an environment Stable-Baselines3 is loading, and brings these numbers along.
         budget = env.get_attr("max_new_tokens")[0] if isinstance(env, VecEnv) else 1
         super().__init__(
             policy,
-            env,
-            learning_rate,
-            n_steps=n_waves * budget,
+            env,  # type: ignore[arg-type]  # None while loading
+            LinearSchedule(rate, 0.0 if self.options.anneal else rate, 1.0),
+            n_steps=self.options.n_waves * budget,
             gamma=1.0,
             gae_lambda=1.0,
             ent_coef=0.0,
             vf_coef=0.0,
-            max_grad_norm=max_grad_norm,
+            max_grad_norm=self.options.max_grad_norm,
             use_sde=False,
             sde_sample_freq=-1,
             rollout_buffer_class=SequenceRolloutBuffer,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs={"entropy": False, **(policy_kwargs or {})},
+            policy_kwargs=policy_kwargs,
             verbose=verbose,
             seed=seed,
             device=device,
             _init_setup_model=_init_setup_model,
         )
+
+    def _setup_model(self) -> None:
+        """Start the policy from the environment's reference, and bind it as the one who acts."""
+        if self.env is None:
+            super()._setup_model()
+            return
+        env = self._token_env
+        self._adopt(env)
+        implied = {**reference_kwargs(env), **self._policy_options(env)}
+        if "optimizer_class" in self.policy_kwargs:  # which may know no ε
+            del implied["optimizer_kwargs"]
+        self.policy_kwargs = {**implied, **self.policy_kwargs}
+        if self.policy_kwargs["lora_rank"]:
+            self.policy_kwargs["base"] = lend(env, self.policy_kwargs, self.device)
+        super()._setup_model()
+        self.policy.follow(env.objective.reference)
+        warn_if_emulated(self.policy.device, self.policy.precision)
+        env.bind_actor(self.policy)
+
+    @property
+    def _token_env(self) -> TokenVectorEnv:
+        """The environment behind Stable-Baselines3's interface."""
+        assert self.env is not None
+        env: TokenVectorEnv = self.env.get_attr("unwrapped")[0]
+        return env
+
+    def _adopt(self, env: TokenVectorEnv) -> None:
+        """Prepare what the options need of an environment, or ask of it."""
+        if self.options.samples_per_prompt is not None:
+            env.group_rows(self.options.samples_per_prompt)
+
+    def _policy_options(self, env: TokenVectorEnv) -> dict[str, Any]:
+        """Keywords of the policy that the options imply."""
+        return {
+            **{name: getattr(self.options, name) for name in MEMORY_OPTIONS},
+            "entropy": False,
+            "optimizer_class": torch.optim.Adam,
+            "optimizer_kwargs": {"eps": self.options.adam_eps},
+        }
 
     @abstractmethod
     def _estimate(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
@@ -124,7 +164,7 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
 
     @abstractmethod
     def _gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
-        """Leave the gradient of one minibatch at the parameters; statistics of it.
+        """Leave the gradient of one minibatch at the parameters; return statistics of it.
 
         The log shows their means over an update. A NaN in one whose name ends in "_loss" stops the
         run; the step adds "gradient_norm".
@@ -158,17 +198,17 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
     ) -> bool:
-        """Play `n_waves` whole episodes in every row and estimate what their tokens bear."""
+        """Play `n_waves` whole episodes in every row and estimate what their tokens are worth."""
         assert isinstance(rollout_buffer, SequenceRolloutBuffer)
-        token_env: TokenVectorEnv = env.get_attr("unwrapped")[0]
+        token_env = self._token_env
         known_scale(token_env)  # its one computation belongs to no iteration
-        self._begun, self._tokens_before = self._now(), self.num_timesteps
+        self._begun, self._tokens_before = now(self.device), self.num_timesteps
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()  # writes checkpoints
         self._prepare_rollout()
         waves: list[dict[str, Any]] = []
-        for _ in range(self.n_waves):
+        for _ in range(self.options.n_waves):
             infos = self._play_wave(token_env, rollout_buffer)
             waves.append(infos)
             callback.update_locals({"infos": infos})
@@ -184,60 +224,20 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         """Schedules go by what was left before the rollout: from 1, and above 0 at the last."""
         super()._update_current_progress_remaining(self._tokens_before, total_timesteps)
 
-    def _now(self) -> float:
-        """Seconds, once the device has done what it was asked."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
     def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
+        """Add one response of every row to the buffer; return the infos."""
         assert self._last_obs is not None
-        prompts = np.asarray(self._last_obs)[:, : env.prompts.max_tokens]
-        begun = self._now()
-        on_device = torch.from_numpy(prompts).to(self.device)
-        found = self._sample(on_device, env)
-        responses = found.responses
-        sampled = self._now()
-        sequences = continuations(on_device, responses)
-        own_critic = self._has_critic and self.policy.critic is not None
-        if self._scores_anew():
-            values, log_probs = self.policy.score(sequences)
-        else:
-            log_probs, values = (x[responses != PAD] for x in (found.log_probs, found.values))
-            if own_critic:  # which does not decode
-                values = self.policy.values(sequences)
-        value_grid, log_prob_grid = (
-            unflatten(flat, sequences.lengths, env.max_new_tokens).cpu().numpy()
-            for flat in (values, log_probs)
-        )
-        check_finite("log π", log_probs, sequences, log_probs=log_probs, values=values)
-        check_finite("the value", values, sequences, log_probs=log_probs, values=values)
-        scored = self._now()
-        actions = responses.cpu().numpy()
-        rewards, infos, self._last_obs = env.play(actions, log_prob_grid)
-        flat = torch.from_numpy(rewards[actions >= 0]).to(log_probs.device)
-        check_finite("the reward", flat, sequences, rewards=flat, log_probs=log_probs)
-        # What the environment took off at its β, the agent takes off at its own.
-        difference = env.objective.kl_coef - self._reward_kl_coef(env)
-        if difference:
-            paid = REWARD_ESTIMATORS[env.objective.kl_estimator](
-                torch.from_numpy(log_prob_grid), torch.from_numpy(infos["ref_log_prob"])
-            )
-            rewards = rewards + difference * np.where(actions >= 0, paid.numpy(), 0.0)
-        ref_log_probs = infos["ref_log_prob"]
-        buffer.add_responses(prompts, actions, rewards, value_grid, log_prob_grid, ref_log_probs)
-        settled = self._now()
-        lengths = sequences.lengths.cpu().numpy()
-        self.num_timesteps += int(lengths.sum())
-        infos["seconds"] = {
-            "sample": sampled - begun,
-            "play": settled - scored,
-        }
-        if own_critic or self._scores_anew():
-            infos["seconds"]["score"] = scored - sampled
-        infos["length"] = lengths
-        infos["log_prob_mean"] = float(log_probs.double().mean())
-        return infos
+        wave = WavePlayer(
+            self.policy,
+            env,
+            lambda prompts: self._sample(prompts, env),
+            with_values=self._has_critic,
+            scoring_pass=self._needs_scoring_pass(),
+            kl_coef=self._reward_kl_coef(env),
+        ).play(np.asarray(self._last_obs), buffer)
+        self._last_obs = wave.observations
+        self.num_timesteps += wave.n_tokens
+        return wave.infos
 
     def _sample(self, prompts: torch.Tensor, env: TokenVectorEnv) -> Sampled:
         """Whole responses to prompts (N, P), their log-probs and values."""
@@ -245,10 +245,10 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
             prompts,
             env.max_new_tokens,
             env.stop_at_eos,
-            with_values=self._has_critic and not self._scores_anew(),
+            with_values=self._has_critic and not self._needs_scoring_pass(),
         )
 
-    def _scores_anew(self) -> bool:
+    def _needs_scoring_pass(self) -> bool:
         """Whether log-probs of a rollout take a pass of the policy over whole sequences."""
         return not self.policy.decoding_scores
 
@@ -262,8 +262,8 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         return self._kl_coef(env)
 
     def _log_waves(self, waves: list[dict[str, Any]], env: TokenVectorEnv) -> None:
-        figures = rollout_figures(waves, env.objective.kl_coef, known_scale(env))
-        for name, value in figures.items():
+        metrics = rollout_metrics(waves, env.objective.kl_coef, known_scale(env))
+        for name, value in metrics.items():
             self.logger.record(f"rollout/{name}", value)
         self.logger.record("rollout/kl_coef", self._kl_coef(env))
         for stage in waves[0]["seconds"]:
@@ -285,16 +285,16 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
                 group["lr"] *= group["lr_scale"]
 
     def train(self) -> None:
-        """The update: `n_epochs` passes of `n_minibatches` optimiser steps."""
-        begun = self._now()
+        """Run the update: `n_epochs` passes of `n_minibatches` optimiser steps."""
+        begun = now(self.device)
         self.policy.set_training_mode(True)
         self.policy.optimizer.zero_grad()
         self._prepare_update()
         self._update_learning_rate(self.policy.optimizer)
         tokens = self.rollout_buffer.n_tokens
-        batch_size = max(1, round(tokens / self.n_minibatches))
+        batch_size = max(1, round(tokens / self.options.n_minibatches))
         logged: list[dict[str, float]] = []
-        for _ in range(self.n_epochs):
+        for _ in range(self.options.n_epochs):
             for minibatch in self.rollout_buffer.get(batch_size, self._together()):
                 statistics = self._gradient(minibatch)
                 logged.append(statistics)
@@ -313,7 +313,7 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
             self.logger.record("train/ratio_first_max_error", logged[0]["ratio_max_error"])
         self._finish_update()
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        ended = self._now()
+        ended = now(self.device)
         self._log_stage("update", ended - begun)
         # Of all that the iteration took: callbacks and logs are in no stage.
         self.logger.record("time/tokens_per_second", tokens / (ended - self._begun))
@@ -338,7 +338,7 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         return 1
 
     def _microbatch_tokens(self) -> int:
-        return self.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14)
+        return self.options.microbatch_tokens or min(tokens_per_pass(self.device), 1 << 14)
 
     def extra_state(self) -> dict[str, torch.Tensor]:
         """What else the next update depends on, for a checkpoint."""

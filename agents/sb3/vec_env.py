@@ -1,24 +1,18 @@
-"""A `TokenVectorEnv` as a Stable-Baselines3 `VecEnv`, and the one way to put both together."""
+"""A `TokenVectorEnv` as a Stable-Baselines3 `VecEnv`, and what a policy must share with it."""
 
 import time
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.policy.shared_base import Lent
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.loading import commit
-from rlhf_gym.lm.precision import warn_if_emulated
-
-Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
 
 class TokenSB3VecEnv(VecEnv):
@@ -129,43 +123,16 @@ def policy_kwargs(env: TokenVectorEnv) -> dict[str, Any]:
     }
 
 
-def _lent(env: TokenVectorEnv, options: dict[str, Any], device: torch.device) -> Lent | None:
-    """The reference, if a policy with these options may share its weights."""
-    reference = env.objective.reference
-    same = all(options[key] == value for key, value in policy_kwargs(env).items())
-    plain = options.get("attn_implementation") is None
-    return Lent(reference) if same and plain and device == reference.device else None
-
-
-def build(
-    algorithm: type[Algorithm],
-    env: TokenVectorEnv,
-    *,
-    policy_options: dict[str, Any] | None = None,
-    policy_class: type[CausalLMPolicy] = CausalLMPolicy,
-    **kwargs: Any,
-) -> Algorithm:
-    """Make an SB3 algorithm on `env` with a `CausalLMPolicy`, bound to it as its actor.
+def lend(env: TokenVectorEnv, options: dict[str, Any], device: torch.device) -> Lent | None:
+    """The reference as the frozen base of adapters, if a policy with these options may share it.
 
     Args:
-        algorithm: An on-policy algorithm of Stable-Baselines3, or a `ResponseAlgorithm`.
         env: The environment.
-        policy_options: Further keywords of the policy.
-        policy_class: `CausalLMPolicy` or a class of it.
-        **kwargs: Keywords of the algorithm. γ = 1 unless given.
-
-    Returns:
-        The algorithm, ready to learn.
+        options: Keywords of the policy.
+        device: Where the policy is.
     """
-    kwargs.setdefault("gamma", 1.0)
-    rows = TokenSB3VecEnv(env)
-    options = {**policy_kwargs(env), **(policy_options or {})}
-    if options.get("lora_rank"):
-        options["base"] = _lent(env, options, get_device(kwargs.get("device", "auto")))
-    learner = algorithm(policy_class, rows, policy_kwargs=options, **kwargs)
-    policy = learner.policy
-    assert isinstance(policy, CausalLMPolicy)
-    policy.follow(env.objective.reference)
-    warn_if_emulated(policy.device, policy.precision)
-    env.bind_actor(policy)
-    return learner
+    reference = env.objective.reference
+    same = all(options[key] == value for key, value in policy_kwargs(env).items())
+    # Another attention implementation is a setting of the model itself, so it cannot be shared.
+    plain = options.get("attn_implementation") is None
+    return Lent(reference) if same and plain and device == reference.device else None

@@ -7,7 +7,7 @@ tokens, d the trunk's width, V usable tokens.
 
 import copy
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +16,14 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
-from transformers import AutoModel
 
+from agents.sb3.policy.critic import Critic, Observations, load_critic
 from agents.sb3.policy.distribution import TokenDistribution
 from agents.sb3.policy.last_actions import LastActions
 from agents.sb3.policy.shared_base import Lent, do_without_frozen, leave_out_frozen
 from agents.sb3.policy.update_graphs import UpdateGraphs
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import (
-    embedded,
-    is_causal,
     recompute_activations,
     recomputes_activations,
     turns_with_length,
@@ -34,13 +32,28 @@ from rlhf_gym.lm.batching import passes
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden, takes_graphs
 from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
-from rlhf_gym.lm.loading import load_pretrained
 from rlhf_gym.lm.lora import add_adapters, merged, twin
 from rlhf_gym.lm.masks import NO_MASK, Limits, Mask
 from rlhf_gym.lm.precision import Precision
 from rlhf_gym.tokens import Sequences
 
-Observations = Tensor | Sequences
+
+class Evaluation(NamedTuple):
+    """What one pass says of the M chosen tokens of whole sequences.
+
+    Attributes:
+        hidden: (M, d) the policy's last hidden states in which they were chosen.
+        limits: What could be chosen there; None where the mask is the same everywhere.
+        log_probs: (M,) log π.
+        values: (M,) of those states; None where they were not asked for.
+        entropies: (M,) nats; None where they were not asked for.
+    """
+
+    hidden: Tensor
+    limits: Limits | None
+    log_probs: Tensor
+    values: Tensor | None
+    entropies: Tensor | None
 
 
 class CausalLMPolicy(ActorCriticPolicy):
@@ -123,30 +136,20 @@ class CausalLMPolicy(ActorCriticPolicy):
                 f"{self.model_name!r} has {self.core.vocab_size} usable tokens, the environment "
                 f"{self.action_space.n}; start the policy from the environment's reference"
             )
-        width = self.core.model.get_output_embeddings().in_features
         trained = [p for p in self.lm.parameters() if p.requires_grad]
         groups = [{"params": trained, "lr_scale": 1.0}]
-        self.critic: CausalLM | None = None
-        self._critic_cache: DecodeCache | None = None
-        if self.critic_name is not None:
-            self.critic = self._load_critic(self.critic_name)
-            self.critic_trunk = self.critic.model
-            self._critic_cache = DecodeCache(self.critic)
-            width = self.critic_trunk.config.get_text_config().hidden_size
-            trunk_parameters = list(self.critic_trunk.parameters())
+        self.critic = self._make_critic()
+        if self.critic.trunk is not None:
+            trunk_parameters = list(self.critic.trunk.parameters())
             groups.append({"params": trunk_parameters, "lr_scale": self.critic_lr_scale})
         if self.gradient_checkpointing:
-            for core in filter(None, (self.core, self.critic)):
-                recompute_activations(core.model, True)
-        self.value_head = nn.Linear(width, 1)
-        # The critic starts at exactly 0: the first advantages are the returns.
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+            for model in filter(None, (self.lm, self.critic.trunk)):
+                recompute_activations(model, True)
         self._cache = DecodeCache(self.core)
         self._guide_cache: DecodeCache | None = None  # of the model that a top-k mask asks
         self._last: LastActions | None = None
         self._update_graphs: dict[nn.Module, UpdateGraphs] = {}
-        head = list(self.value_head.parameters())
+        head = list(self.critic.head.parameters())
         options = dict(self.optimizer_kwargs)
         others = any(options.get(name) for name in ("foreach", "differentiable"))
         if issubclass(self.optimizer_class, torch.optim.Adam) and not others:
@@ -175,24 +178,16 @@ class CausalLMPolicy(ActorCriticPolicy):
             self.register_load_state_dict_post_hook(do_without_frozen)
         return core
 
-    def _load_critic(self, name: str) -> CausalLM:
-        model = load_pretrained(
-            AutoModel,
-            name,
+    def _make_critic(self) -> Critic:
+        if self.critic_name is None:
+            return Critic(self.lm.get_output_embeddings().in_features)
+        lm = load_critic(
+            self.critic_name,
+            self.core,
             revision=self.critic_revision,
             attn_implementation=self.attn_implementation,
         )
-        if embedded(model) < self.core.vocab_size:
-            raise InputError(
-                f"the critic {name!r} embeds {embedded(model)} tokens, the policy has "
-                f"{self.core.vocab_size}; take a model with the policy's tokenizer"
-            )
-        if not is_causal(model):
-            raise InputError(
-                f"the critic {name!r} sees what comes later in a row, so that its values would "
-                "know the answer; take a causal model"
-            )
-        return replace(self.core, model=model)
+        return Critic(lm.model.config.get_text_config().hidden_size, lm)
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Act in each state: tokens (N,), values (N, 1), log-probs (N,)."""
@@ -201,7 +196,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         actions = distribution.get_actions(deterministic)
         log_probs = distribution.log_prob(actions)
         self._last = LastActions(obs, actions, log_probs)
-        return actions, self.value_head(self.value_states(obs, hidden)), log_probs
+        return actions, self.critic(self.critic.states(obs, hidden)), log_probs
 
     def get_distribution(self, obs: Observations) -> TokenDistribution:  # type: ignore[override]
         """The next-token distribution in each state."""
@@ -210,27 +205,58 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: Observations) -> Tensor:  # type: ignore[override]
         """Values of the states: (N, 1) or (M, 1)."""
-        hidden = self._states(obs) if self.critic is None else None
-        values: Tensor = self.value_head(self.value_states(obs, hidden))
+        hidden = self._states(obs) if self.critic.shared else None
+        values: Tensor = self.critic(self.critic.states(obs, hidden))
         return values
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Observations, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Values (M, 1), log-probs (M,) and entropies (M,) of tokens (M,) in their states."""
-        hidden = self._states(obs)
-        values_from = self.value_states(obs, hidden)
-        return self.evaluate_hidden(hidden, values_from, actions, self._limits(obs, hidden))
-
-    def evaluate_hidden(
-        self, hidden: Tensor, value_hidden: Tensor, actions: Tensor, limits: Limits | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`evaluate_actions` from last hidden states, the policy's and the critic's, (M, d)."""
-        values = self.value_head(value_hidden)
-        tokens = actions.long().flatten()
+        if isinstance(obs, Sequences):
+            found = self.evaluate_sequences(obs, entropies=self.entropy)
+            assert found.values is not None
+            return found.values[:, None], found.log_probs, found.entropies
+        hidden = self._last_hidden(obs)
+        values = self.critic(self.critic.states(obs, hidden))
+        limits, tokens = self._limits(obs, hidden), actions.long().flatten()
         if not self.entropy:
             return values, self.core.log_probs_of(hidden, tokens, limits), None
         return values, *self.core.log_probs_and_entropies(hidden, tokens, limits)
+
+    def evaluate_sequences(
+        self,
+        sequences: Sequences,
+        *,
+        values: bool = True,
+        entropies: bool = False,
+        learning: bool = False,
+    ) -> Evaluation:
+        """Log-probs of the chosen tokens of whole sequences, by one pass.
+
+        Args:
+            sequences: N rows with M chosen tokens.
+            values: Whether the critic's values are needed too.
+            entropies: Whether the entropies are.
+            learning: Whether the backward pass of this call comes before the next call. On a GPU
+                the pass may then be a CUDA graph, see `learning_states`.
+        """
+        self._check_guide()
+
+        def states(core: CausalLM) -> Tensor:
+            return self.learning_states(sequences, core) if learning else core.states(sequences)
+
+        hidden = states(self.core)
+        limits = self.core.limits(sequences, hidden)
+        chosen, value, entropy = sequences.chosen(), None, None
+        if values:
+            read = hidden if self.critic.lm is None else states(self.critic.lm)
+            value = self.critic(read).flatten()
+        if entropies:
+            log_probs, entropy = self.core.log_probs_and_entropies(hidden, chosen, limits)
+        else:
+            log_probs = self.core.log_probs_of(hidden, chosen, limits)
+        return Evaluation(hidden, limits, log_probs, value, entropy)
 
     @torch.no_grad()
     def sample(self, prompts: Tensor, max_new_tokens: int, *, stop_at_eos: bool = True) -> Tensor:
@@ -248,13 +274,13 @@ class CausalLMPolicy(ActorCriticPolicy):
     ) -> Sampled:
         """`sample`, and each token's log-prob and (on a shared trunk) value, from decoding."""
         self._check_guide()
-        valued = with_values and self.critic is None
+        valued = with_values and self.critic.shared
         return sample_with_log_probs(
             self.core,
             prompts,
             max_new_tokens,
             stop_at_eos=stop_at_eos,
-            value_head=self.value_head if valued else None,
+            value_head=self.critic.head if valued else None,
         )
 
     @property
@@ -282,11 +308,10 @@ class CausalLMPolicy(ActorCriticPolicy):
         values = torch.zeros(int(sequences.lengths.sum()), device=self.device)
         log_probs = torch.zeros_like(values)
         for part, places in passes(self.core.model, sequences):
-            hidden = self.core.states(part)
-            found = self.value_head(self.value_states(part, hidden)).flatten()
-            values[places] = found.float()
-            limits = self.core.limits(part, hidden)
-            log_probs[places] = self.core.log_probs_of(hidden, part.chosen(), limits).float()
+            found = self.evaluate_sequences(part)
+            assert found.values is not None
+            values[places] = found.values.float()
+            log_probs[places] = found.log_probs.float()
         return values, log_probs
 
     @torch.no_grad()
@@ -320,9 +345,8 @@ class CausalLMPolicy(ActorCriticPolicy):
     def set_training_mode(self, mode: bool) -> None:
         """Switch between acting (keys and values remembered) and training (never)."""
         if mode:
-            for cache in (self._cache, self._critic_cache):
-                if cache is not None:
-                    cache.clear()
+            self._cache.clear()
+            self.critic.clear()
             self._last = None
         super().set_training_mode(mode)
 
@@ -331,35 +355,17 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.core = self.core.following(reference)
         self._guide_cache = None if self.core.guide is None else DecodeCache(self.core.guide)
 
-    def learning_states(self, sequences: Sequences, core: CausalLM | None = None) -> Tensor:
-        """Last hidden states for an update, (M, d): of the policy, or of `core` (the critic).
+    def learning_states(self, sequences: Sequences, core: CausalLM) -> Tensor:
+        """Last hidden states of `core` (the policy or the critic's trunk) for an update, (M, d).
 
-        On a GPU graphs compute them, where they serve; each call must then be followed by its
-        backward pass before the next.
+        On a GPU a CUDA graph computes them where the model allows it. Its backward pass must then
+        come before the next call, which writes into the same memory.
         """
-        core = self.core if core is None else core
         if not takes_graphs(core) or recomputes_activations(core.model):
             return core.states(sequences)
         if core.model not in self._update_graphs:
             self._update_graphs[core.model] = UpdateGraphs(core)
         return self._update_graphs[core.model].states(sequences)
-
-    def value_states(self, obs: Observations, hidden: Tensor | None) -> Tensor:
-        """What the value head reads in each state: (M, d) or (N, d).
-
-        Args:
-            obs: The states.
-            hidden: The policy's last hidden states there; they serve where the trunk is shared.
-        """
-        if self.critic is None:
-            assert hidden is not None
-            return hidden
-        if isinstance(obs, Sequences):
-            return self.critic.states(obs)
-        if torch.is_grad_enabled() or self.training:
-            return last_hidden(self.critic, obs.long())
-        assert self._critic_cache is not None
-        return self._critic_cache.last_hidden(obs.long())
 
     def _check_guide(self) -> None:
         if self.core.mask.follows_reference and self.core.guide is None:

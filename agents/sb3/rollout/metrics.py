@@ -51,7 +51,7 @@ def _listed(env: TokenVectorEnv) -> Scale | None:
     return scale if scale.best - scale.reference > LEAST_GAIN else None
 
 
-def rollout_figures(
+def rollout_metrics(
     waves: list[dict[str, Any]], kl_coef: float, scale: Scale | None
 ) -> dict[str, float]:
     """Means over the responses of a rollout.

@@ -12,7 +12,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor
 
+from agents.sb3.build import build
 from agents.sb3.finite import NonFiniteError
+from agents.sb3.options import ResponseOptions, SampledOptions
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.response_algorithm import ResponseAlgorithm
 from agents.sb3.response_ppo import PPO
@@ -20,7 +22,6 @@ from agents.sb3.rollout.buffer import SequenceRolloutBuffer
 from agents.sb3.run.checkpoint import CheckpointCallback, restore_latest
 from agents.sb3.run.stopping import stop_when_asked
 from agents.sb3.run.token_samples import SampleCallback
-from agents.sb3.vec_env import build
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -28,9 +29,6 @@ from rlhf_gym.lm.loading import load_causal_lm
 from rlhf_gym.utils.files import own_memory, whole_folder
 
 ADAPTERS = "adapters.safetensors"
-
-MEMORY_OPTIONS = ("precision", "gradient_checkpointing", "lora_rank", "lora_alpha")
-"""Options of learners from whole responses that are keywords of their `CausalLMPolicy`."""
 
 
 class SB3Learner:
@@ -101,11 +99,11 @@ class SB3Learner:
             _load_adapters(policy, directory / ADAPTERS)
         else:
             policy.lm.load_state_dict(load_causal_lm(str(directory)).state_dict())
-        policy.value_head.load_state_dict(load_file(directory / "value_head.safetensors"))
-        if policy.critic is not None:
-            policy.critic_trunk.load_state_dict(load_file(directory / "critic.safetensors"))
+        policy.critic.head.load_state_dict(load_file(directory / "value_head.safetensors"))
+        if policy.critic.trunk is not None:
+            policy.critic.trunk.load_state_dict(load_file(directory / "critic.safetensors"))
         if isinstance(self.algorithm, PPO):
-            self.algorithm.critic_warmup = 0  # nobody need wait for a critic that has learned
+            self.algorithm.critic_is_trained = True
 
     def save(self, directory: Path) -> None:
         """Write the language model (adapters merged into it) and tokenizer, the critic beside."""
@@ -113,44 +111,20 @@ class SB3Learner:
 
 
 def response_learner(
-    algorithm: type[ResponseAlgorithm],
-    env: TokenVectorEnv,
-    learning_rate: float,
-    *,
-    anneal: bool,
-    samples_per_prompt: int | None,
-    sample_every: int,
-    policy_options: dict[str, Any],
-    **options: Any,
+    algorithm: type[ResponseAlgorithm], options: ResponseOptions, env: TokenVectorEnv
 ) -> SB3Learner:
     """A learner from whole responses.
 
     Args:
         algorithm: The class.
+        options: An instance of its `Options`.
         env: The environment.
-        learning_rate: At the start.
-        anneal: Whether it falls linearly to 0.
-        samples_per_prompt: Responses to each prompt; None leaves the environment's.
-        sample_every: Updates between two records of samples; 0 records none.
-        policy_options: Keywords of the policy.
-        **options: Keywords of the class.
 
     Raises:
-        InputError: An option does not serve.
+        InputError: An option does not fit the environment.
     """
-    if sample_every < 0:
-        raise InputError(f"sample_every must be 0 or more updates, not {sample_every}")
-    if samples_per_prompt is not None:
-        env.group_rows(samples_per_prompt)
-    learner = build(
-        algorithm,
-        env,
-        policy_options=policy_options,
-        device=env.objective.reference.device,
-        learning_rate=LinearSchedule(learning_rate, 0.0 if anneal else learning_rate, 1.0),
-        **options,
-    )
-    return SB3Learner(learner, sample_every=sample_every)
+    sample_every = options.sample_every if isinstance(options, SampledOptions) else 0
+    return SB3Learner(build(algorithm, env, options=options), sample_every=sample_every)
 
 
 def stock_learner(
@@ -196,9 +170,9 @@ def save_policy(policy: CausalLMPolicy, directory: Path) -> None:
         policy.plain().save_pretrained(partial)
         if policy.lora_rank:
             save_file(own_memory(_adapters(policy)), partial / ADAPTERS)
-        save_file(own_memory(policy.value_head.state_dict()), partial / "value_head.safetensors")
-        if policy.critic is not None:
-            save_file(own_memory(policy.critic_trunk.state_dict()), partial / "critic.safetensors")
+        save_file(own_memory(policy.critic.head.state_dict()), partial / "value_head.safetensors")
+        if policy.critic.trunk is not None:
+            save_file(own_memory(policy.critic.trunk.state_dict()), partial / "critic.safetensors")
 
 
 def _adapters(policy: CausalLMPolicy) -> dict[str, Tensor]:

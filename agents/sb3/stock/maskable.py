@@ -13,7 +13,8 @@ from sb3_contrib.common.maskable.buffers import MaskableRolloutBuffer
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from torch import Tensor
 
-from agents.sb3.policy.causal_lm_policy import CausalLMPolicy, Observations
+from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
+from agents.sb3.policy.critic import Observations
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer
 from rlhf_gym.lm.masks import Limits
 from rlhf_gym.tokens import Sequences

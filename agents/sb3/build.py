@@ -1,0 +1,60 @@
+"""The one way to put an algorithm of Stable-Baselines3, a policy and an environment together."""
+
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.utils import get_device
+
+from agents.sb3.options import ResponseOptions
+from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
+from agents.sb3.response_algorithm import ResponseAlgorithm
+from agents.sb3.vec_env import TokenSB3VecEnv, lend, policy_kwargs
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.lm.precision import warn_if_emulated
+
+Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
+
+
+def build(
+    algorithm: type[Algorithm],
+    env: TokenVectorEnv,
+    *,
+    options: ResponseOptions | None = None,
+    policy_options: dict[str, Any] | None = None,
+    policy_class: type[CausalLMPolicy] = CausalLMPolicy,
+    **kwargs: Any,
+) -> Algorithm:
+    """Make an SB3 algorithm on `env` with a `CausalLMPolicy`, bound to it as its actor.
+
+    Args:
+        algorithm: An on-policy algorithm of Stable-Baselines3, or a `ResponseAlgorithm`.
+        env: The environment.
+        options: Of a `ResponseAlgorithm`: an instance of its `Options`, whose defaults are the
+            command line's too; their defaults if None.
+        policy_options: Further keywords of the policy.
+        policy_class: `CausalLMPolicy` or a class of it.
+        **kwargs: Keywords of the algorithm; of a `ResponseAlgorithm` also single options, in place
+            of those of `options`. γ = 1, and the device is the reference's, unless given.
+
+    Returns:
+        The algorithm, ready to learn.
+    """
+    rows = TokenSB3VecEnv(env)
+    kwargs.setdefault("device", env.objective.reference.device)
+    if issubclass(algorithm, ResponseAlgorithm):
+        named = {field.name for field in fields(algorithm.Options)} & kwargs.keys()
+        options = algorithm.Options() if options is None else options
+        options = replace(options, **{name: kwargs.pop(name) for name in named})
+        return algorithm(policy_class, rows, options, policy_kwargs=policy_options, **kwargs)
+    kwargs.setdefault("gamma", 1.0)
+    policy_options = {**policy_kwargs(env), **(policy_options or {})}
+    if policy_options.get("lora_rank"):
+        policy_options["base"] = lend(env, policy_options, get_device(kwargs["device"]))
+    learner = algorithm(policy_class, rows, policy_kwargs=policy_options, **kwargs)
+    policy = learner.policy
+    assert isinstance(policy, CausalLMPolicy)
+    policy.follow(env.objective.reference)
+    warn_if_emulated(policy.device, policy.precision)
+    env.bind_actor(policy)
+    return learner
