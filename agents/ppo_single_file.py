@@ -1,20 +1,33 @@
-"""PPO for RLHF in one file, top to bottom. ``python -m agents.ppo_single_file --env ID``.
+"""PPO for RLHF in one file. Read it from top to bottom, copy it, change a line, run it.
 
-For reading, and for changing a line to see what it does. It computes what `agents.ppo` computes by
-default (a critic with a trunk of its own, which learns alone at first; whole responses; one reward
-at the end and a penalty a token) and nothing else: no checkpoints, no LoRA, no bf16, no masks that
-differ from state to state. It imports the environment and nothing of this folder.
+    python agents/ppo_single_file.py --env rlhf_gym/Exact-v0 --total-tokens 20000
 
-Notation: N rows of the environment, W waves an update, B = N · W responses, T the token budget,
-M chosen tokens over all responses. Quantities of a token are flat, (M,), response after response.
+A language model π answers prompts, one token per action. The environment pays a score at the last
+token of a response, and at every token a penalty for leaving the reference model:
+
+    r_t = 1[t is the last token] · score − β · (log π(a_t | s_t) − log π_ref(a_t | s_t))
+
+One update: sample responses; compute log-probs, values, rewards and advantages; take a few epochs
+of minibatch steps. With equal options the steps are those of the flagship (`agents/ppo.py`), up to
+rounding. Compared with it, this file leaves out:
+
+- checkpoints and --resume, records of samples, explained variance;
+- bf16, LoRA, gradient checkpointing, CUDA graphs, a shared trunk for policy and critic;
+- entropy bonus, value clipping, whitening, early stopping, KL(π_old ‖ π) in the loss, PPO-ptx;
+- an adaptive β, the penalty in the loss, another λ for the critic, baselines without a critic;
+- action masks that differ from state to state (top-k, top-p, a minimum length).
+
+Shapes: N rows of the environment, W waves per update, B = N · W responses, b of them in one pass;
+P columns of prompt, T of response; M real tokens. What belongs to a token is a grid (B, T), whose
+column t is token t of the response. After its end `actions` has PAD, every other grid 0.
 """
 
 import copy
 import json
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,321 +36,259 @@ import numpy as np
 import torch
 import tyro
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-import rlhf_gym  # noqa: F401 (registers the environments)
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm.architecture import is_causal, trunk
-from rlhf_gym.lm.batching import passes
 from rlhf_gym.lm.decoding.sampling import sample_responses
-from rlhf_gym.lm.loading import same_tokens
-from rlhf_gym.rewards.reward_model import RewardModel
-from rlhf_gym.tokens import PAD, Sequences, continuations
-from rlhf_gym.utils.devices import resolve_device
-from rlhf_gym.utils.process import prepare_process
+from rlhf_gym.rewards import RewardModel
+
+PAD = -1  # no token has this id, so no mask has to be guessed from the EOS
 
 
 @dataclass(frozen=True)
 class Config:
     """Options of PPO."""
 
-    learning_rate: float = 1.5e-4
-    """Learning rate of the policy at the start; annealed linearly to 0."""
-    critic_lr_scale: float = 4.0
-    """The learning rate of the critic's trunk is so many times the policy's."""
-    value_lr_scale: float = 14.0
-    """And that of its head."""
-    adam_eps: float = 1e-5
-    """ε of Adam."""
-    n_waves: int = 1
-    """W."""
-    n_epochs: int = 2
-    """Passes over the responses of an update."""
-    n_minibatches: int = 8
-    """Optimiser steps a pass."""
-    gae_lambda: float = 0.8
-    """λ of generalised advantage estimation; γ is 1."""
-    critic_warmup: int = 2
-    """In the first so many updates, but at most a fifth of the training, only the critic learns."""
-    clip_range: float = 0.2
-    """ε of the ratio's clip."""
-    vf_coef: float = 0.1
-    """Weight of the value loss."""
-    max_grad_norm: float = 1.0
-    """Clip of the gradient's norm."""
-    microbatch_tokens: int = 4096
-    """Most tokens, padding included, in one backward pass; changes nothing but memory."""
+    learning_rate: float = 1.5e-4  # of the policy at the start; annealed linearly to 0
+    critic_lr_scale: float = 4.0  # learning rate of the critic's trunk: this times the policy's
+    value_lr_scale: float = 14.0  # learning rate of the value head: this times the policy's
+    adam_eps: float = 1e-5  # ε of Adam
+    n_waves: int = 1  # W: responses per row of the environment in each update
+    n_epochs: int = 2  # passes over the responses of an update
+    n_minibatches: int = 8  # optimiser steps per epoch
+    gae_lambda: float = 0.8  # λ of generalised advantage estimation; γ is 1
+    critic_warmup: int = 2  # first updates, at most 1/5 of the training: only the critic learns
+    clip_range: float = 0.2  # ε of the ratio's clip
+    vf_coef: float = 0.1  # weight of the value loss
+    max_grad_norm: float = 1.0  # clip of the gradient's norm
+    microbatch_tokens: int = 4096  # most tokens in one pass, padding included; bounds memory
+
+
+class Batch(NamedTuple):
+    """The responses of an update."""
+
+    obs: Tensor  # (B, P + T) int64: prompt, response, PAD
+    starts: Tensor  # (B,) int64: length of the prompt, and so the column of the first action
+    actions: Tensor  # (B, T) int64
+    logprobs: Tensor  # (B, T), under the policy that sampled the actions
+    advantages: Tensor  # (B, T)
+    returns: Tensor  # (B, T)
+
+
+class PPO:
+    """The learner, built from its options and an environment."""
+
+    def __init__(self, config: Config, env: TokenVectorEnv) -> None:
+        self.config, self.env = config, env
+        reference, reward = env.objective.reference, env.objective.reward
+        if not reference.mask.is_static:
+            raise InputError("ppo_single_file knows only masks that are the same in every state")
+        self.device = reference.device
+        # The policy starts as the reference, so the first penalty is 0, and keeps its temperature
+        # and end tokens: otherwise the penalty would compare two different ways of sampling.
+        self.policy = reference.trainable()
+        # The critic starts from the reward model if that reads the same tokens from left to right:
+        # it already knows what the score depends on (N+ details, arXiv:2403.17031).
+        start = reference.model
+        if isinstance(reward, RewardModel) and reward.causal and reward.model.name_or_path:
+            if reward.tokenizer.get_vocab() == reference.tokenizer.get_vocab():
+                start = reward.model
+        self.critic = copy.deepcopy(start.base_model).requires_grad_(True)
+        # V = 0 at first: a random head would put noise into the first advantages.
+        self.value_head = nn.Linear(start.config.get_text_config().hidden_size, 1).to(self.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        # Whatever noise the policy learns costs KL, so it learns slowly; the critic must be faster.
+        groups = [
+            {"params": list(self.policy.model.parameters()), "scale": 1.0},
+            {"params": list(self.critic.parameters()), "scale": config.critic_lr_scale},
+            {"params": list(self.value_head.parameters()), "scale": config.value_lr_scale},
+        ]
+        self.optimizer = torch.optim.Adam(groups, lr=config.learning_rate, eps=config.adam_eps)
+
+    def learn(self, total_tokens: int, run: Any = None) -> None:
+        """Sample about `total_tokens` tokens and learn; `run` records metrics, None prints them."""
+        begun, tokens, updates = time.time(), 0, 0
+        obs, _ = self.env.reset()
+        while tokens < total_tokens:
+            remaining = 1.0 - tokens / total_tokens
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.config.learning_rate * remaining * group["scale"]
+            batch, metrics, obs = self.rollout(obs)
+            tokens += int((batch.actions != PAD).sum())
+            # An ignorant critic's advantages are noise, so it learns first (VC-PPO, Yuan et al.
+            # 2025); but a short training must not end before the policy has moved.
+            critic_only = updates < self.config.critic_warmup and tokens <= 0.2 * total_tokens
+            metrics |= self.update(batch, critic_only)
+            updates += 1
+            if run is not None:
+                run.record(tokens, metrics)
+            else:
+                rounded = {name: round(value, 4) for name, value in metrics.items()}
+                print(f"{tokens} tokens, {time.time() - begun:.1f} s: {rounded}", flush=True)
+
+    @torch.no_grad()
+    def rollout(self, obs: Any) -> tuple[Batch, dict[str, float], Any]:
+        """From prompts (N, P + T): W responses per row, mean score and KL, and the next prompts."""
+        env, P, T = self.env, self.env.prompts.max_tokens, self.env.max_new_tokens
+        waves, notes = [], []
+        for _ in range(self.config.n_waves):
+            w_obs = torch.tensor(obs, device=self.device)
+            starts = (w_obs != PAD).sum(1)
+            actions = sample_responses(self.policy, w_obs[:, :P], T, stop_at_eos=env.stop_at_eos)
+            # Prompts differ in length: each response begins where its own prompt ends.
+            rows, t = (actions != PAD).nonzero(as_tuple=True)
+            w_obs[rows, starts[rows] + t] = actions[rows, t]
+            # By the code of the update, so that π / π_old starts at 1: decoding rounds differently.
+            logprobs, values = torch.zeros(2, *actions.shape, device=self.device)
+            for part in passes((w_obs != PAD).sum(1), self.config.microbatch_tokens):
+                inputs = w_obs[part], starts[part], actions[part]
+                logprobs[part], values[part] = self.evaluate(*inputs)
+            # The penalty needs log π, which an action does not carry.
+            rewards, infos, obs = env.play(actions.cpu().numpy(), logprobs.cpu().numpy())
+            w_rewards = torch.from_numpy(rewards).float().to(self.device)
+            waves.append((w_obs, starts, actions, logprobs, values, w_rewards))
+            notes.append(infos)
+        # W times (N, …) -> (B, …), the waves of a row one after the other.
+        b_obs, b_starts, b_actions, b_logprobs, b_values, b_rewards = (
+            torch.stack(grids, 1).flatten(0, 1) for grids in zip(*waves, strict=True)
+        )
+        b_advantages = gae(b_rewards, b_values, self.config.gae_lambda)
+        b_returns = b_advantages + b_values  # the TD(λ) targets of the critic
+        batch = Batch(b_obs, b_starts, b_actions, b_logprobs, b_advantages, b_returns)
+        score, kl = (float(np.mean([info[k] for info in notes])) for k in ("score", "kl_sum"))
+        return batch, {"rollout/score": score, "rollout/kl_per_sequence": kl}, obs
+
+    def evaluate(self, obs: Tensor, starts: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log π of each action and V of the state before it: (b, P + T), (b,), (b, T) -> (b, T)."""
+        mask = actions != PAD
+        rows, t = mask.nonzero(as_tuple=True)
+        columns = starts[rows] + t - 1  # a token is predicted one column before its own
+        # PAD becomes any id: attention is causal, so no state sees what comes after the end.
+        ids = obs[:, : int(columns.max()) + 1].clamp(min=0)
+        hidden, critic_hidden = (
+            trunk(input_ids=ids, use_cache=False).last_hidden_state[rows, columns]  # (M, width)
+            for trunk in (self.policy.model.base_model, self.critic)
+        )
+        # Logits (M, V) at the temperature of sampling. For all columns they would fill memory.
+        logprobs = self.policy.logits(hidden).log_softmax(-1).gather(1, actions[mask][:, None])
+        values = self.value_head(critic_hidden)
+        grid = torch.zeros(mask.shape, device=self.device)
+        return grid.masked_scatter(mask, logprobs), grid.masked_scatter(mask, values)
+
+    def update(self, batch: Batch, critic_only: bool) -> dict[str, float]:
+        """A few epochs of minibatch steps; the means of the losses over all of them."""
+        eps, losses, steps = self.config.clip_range, defaultdict[str, float](float), 0
+        b_lengths = (batch.actions != PAD).sum(1).cpu()
+        b_widths = (batch.obs != PAD).sum(1).cpu()
+        for _ in range(self.config.n_epochs):
+            for mb in minibatches(b_lengths, self.config.n_minibatches):
+                mb_tokens = int(b_lengths[mb].sum())
+                self.optimizer.zero_grad()
+                for part in passes(b_widths[mb], self.config.microbatch_tokens):
+                    old = Batch(*(each[mb[part]] for each in batch))
+                    logprobs, values = self.evaluate(old.obs, old.starts, old.actions)
+                    # PPO's clipped objective (arXiv:1707.06347, equation 7): a token whose ratio
+                    # has left 1 ± ε in the direction of its advantage has no gradient any more.
+                    # Advantages are not whitened: they vanish at the optimum, where whitening would
+                    # blow up the noise that is left.
+                    ratio = (logprobs - old.logprobs).exp()
+                    clipped = ratio.clamp(1 - eps, 1 + eps)
+                    pg_loss = -torch.minimum(ratio * old.advantages, clipped * old.advantages)
+                    v_loss = (values - old.returns) ** 2
+                    loss = self.config.vf_coef * v_loss
+                    if not critic_only:
+                        loss = loss + pg_loss
+                    # A mean over the minibatch's tokens, however it is cut; PAD adds 0 to the sum.
+                    (loss.sum() / mb_tokens).backward()
+                    clipfrac = float(((ratio - 1).abs() > eps).sum()) / mb_tokens
+                    losses["train/policy_loss"] += float(pg_loss.detach().sum()) / mb_tokens
+                    losses["train/value_loss"] += float(v_loss.detach().sum()) / mb_tokens
+                    losses["train/clip_fraction"] += clipfrac
+                # If only the critic learns, the policy has no gradient, and Adam leaves it alone.
+                every = [p for group in self.optimizer.param_groups for p in group["params"]]
+                norm = nn.utils.clip_grad_norm_(every, self.config.max_grad_norm)
+                losses["train/gradient_norm"] += float(norm)
+                self.optimizer.step()
+                steps += 1
+        return {name: total / steps for name, total in losses.items()}
+
+    def save(self, directory: Path) -> None:
+        """Write the policy for transformers' `from_pretrained`, tokenizer included."""
+        self.policy.save_pretrained(directory)
+
+
+def passes(widths: Tensor, max_tokens: int) -> list[Tensor]:
+    """Rows that go through the models together: of similar width, so that little is padding."""
+    parts: list[list[int]] = [[]]
+    for row in widths.argsort(stable=True).tolist():  # each row is the widest so far
+        if parts[-1] and (len(parts[-1]) + 1) * int(widths[row]) > max_tokens:
+            parts.append([])
+        parts[-1].append(row)
+    return [torch.tensor(part) for part in parts]
+
+
+def gae(rewards: Tensor, values: Tensor, gae_lambda: float) -> Tensor:
+    """Generalised advantage estimation (arXiv:1506.02438) at γ = 1: two (B, T) -> (B, T).
+
+    δ_t = r_t + V(s_{t+1}) − V(s_t),  A_t = δ_t + λ A_{t+1}. There is no `dones`: after the end of a
+    response rewards and values are 0, so its last token has V(s_{t+1}) = A_{t+1} = 0.
+    """
+    advantages = torch.zeros_like(rewards)
+    next_value = next_advantage = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + next_value - values[:, t]
+        advantages[:, t] = next_advantage = delta + gae_lambda * next_advantage
+        next_value = values[:, t]
+    return advantages
+
+
+def minibatches(lengths: Tensor, n: int) -> list[Tensor]:
+    """Shuffle B responses and cut them into n parts with about equally many tokens, not responses.
+
+    The loss is a mean per token: in a minibatch of short responses each token would weigh more.
+    """
+    order = np.random.permutation(len(lengths))
+    shuffled = lengths.numpy()[order]
+    middles = np.cumsum(shuffled) - shuffled / 2  # of each response, in tokens from the first one
+    which = (middles * n / shuffled.sum()).astype(int)
+    return [torch.from_numpy(order[which == k]) for k in np.unique(which)]
+
+
+make = PPO  # `scripts/train_policy.py --algorithm ppo_single_file` calls make(config, env)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the script."""
+    """Options of this file as a script."""
 
-    env: str = "rlhf_gym/Reviews-v0"
-    """Environment id."""
+    env: str = "rlhf_gym/Reviews-v0"  # environment id
+    # keywords of the environment, KEY VALUE …; values are parsed as JSON, else taken as text
     env_kwargs: dict[str, str] = field(default_factory=dict)
-    """Keywords of the environment, KEY VALUE …; values are parsed as JSON, else taken as text."""
-    total_tokens: int = 260_000
-    """Response tokens to sample."""
-    num_envs: int = 256
-    """N."""
-    seed: int = 0
-    """Seed of everything."""
-    device: str = "auto"
-    """auto, cpu, cuda."""
-    output: Path = Path("runs/ppo_single_file")
-    """Where the policy goes, for transformers' `from_pretrained`."""
+    total_tokens: int = 260_000  # response tokens to sample
+    num_envs: int = 256  # N: rows of the environment
+    seed: int = 0  # seed of everything
+    device: str = "auto"  # auto, cpu, cuda
+    output: Path = Path("runs/ppo_single_file")  # where transformers' from_pretrained finds it
     ppo: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
-    """PPO itself."""
-
-
-class Rollout(NamedTuple):
-    """B responses and what is known of their M tokens."""
-
-    sequences: Sequences
-    log_probs: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-    def rows(self, which: Tensor) -> "Rollout":
-        """Some of the responses."""
-        lengths = self.sequences.lengths
-        first = torch.cumsum(lengths, 0) - lengths
-        some = self.sequences.rows(which)
-        rows = torch.repeat_interleave(some.lengths)
-        within = (
-            torch.arange(len(rows), device=rows.device)
-            - ((torch.cumsum(some.lengths, 0) - some.lengths)[rows])
-        )
-        places = first[which][rows] + within
-        return Rollout(some, *(flat[places] for flat in self[1:]))
-
-
-class SingleFilePPO:
-    """The learner.
-
-    Args:
-        config: The options.
-        env: The environment; its mask, if any, is the same in every state.
-    """
-
-    def __init__(self, config: Config, env: TokenVectorEnv) -> None:
-        self.config, self.env = config, env
-        reference = env.objective.reference
-        if not reference.mask.is_static:
-            raise InputError("ppo_single_file knows only masks that are the same in every state")
-        self.device = reference.device
-        # The policy starts as the reference: the same weights, temperature, ends and mask.
-        self.policy = reference.trainable()
-        # The critic starts from the reward model, which knows what a score hangs on; its head at 0.
-        reward = env.objective.reward
-        start = reference.model
-        if isinstance(reward, RewardModel) and reward.model.name_or_path:
-            same = same_tokens(reward.tokenizer, reference.tokenizer)
-            start = reward.model if same and is_causal(reward.model) else start
-        body: Any = copy.deepcopy(trunk(start)).requires_grad_(True)
-        self.critic = replace(reference, model=body)
-        self.value_head = nn.Linear(body.config.get_text_config().hidden_size, 1).to(self.device)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
-        modules = (self.policy.model, body, self.value_head)
-        self.groups = [list(module.parameters()) for module in modules]
-        self.scales = (1.0, config.critic_lr_scale, config.value_lr_scale)
-        self.optimizer = torch.optim.Adam(
-            [{"params": group} for group in self.groups],
-            lr=config.learning_rate,
-            eps=config.adam_eps,
-        )
-
-    def learn(self, total_tokens: int, run: Any = None) -> None:
-        """Sample about `total_tokens` tokens and learn from them.
-
-        Args:
-            total_tokens: How many.
-            run: Records a row an update; its signature is `run.record(tokens, metrics)`.
-        """
-        prompts, _ = self.env.reset()
-        tokens = updates = 0
-        while tokens < total_tokens:
-            remaining = 1.0 - tokens / total_tokens
-            rollout, figures, prompts = self.collect(prompts)
-            tokens += len(rollout.log_probs)
-            waits = updates < self.config.critic_warmup and tokens <= 0.2 * total_tokens
-            figures |= self.update(rollout, remaining, waits)
-            updates += 1
-            if run is not None:
-                run.record(tokens, figures)
-
-    @torch.no_grad()
-    def collect(self, prompts: Any) -> tuple[Rollout, dict[str, float], Any]:
-        """Play W waves of whole responses from the prompts (N, L) on."""
-        env, config = self.env, self.config
-        waves: list[Sequences] = []
-        grids: dict[str, list[Tensor]] = {"log_probs": [], "values": [], "rewards": []}
-        scores, kls = [], []
-        for _ in range(config.n_waves):
-            starts = torch.from_numpy(prompts[:, : env.prompts.max_tokens]).to(self.device)
-            responses = sample_responses(
-                self.policy, starts, env.max_new_tokens, stop_at_eos=env.stop_at_eos
-            )
-            waves.append(continuations(starts, responses))
-            mask = (responses != PAD).cpu()
-            # By the code of the update, so that its first ratio is 1.
-            for name, flat in self.per_token(waves[-1]).items():
-                grids[name].append(torch.zeros(mask.shape).masked_scatter(mask, flat.cpu()))
-            actions, log_prob_grid = responses.cpu().numpy(), grids["log_probs"][-1].numpy()
-            paid, infos, prompts = env.play(actions, log_prob_grid)
-            grids["rewards"].append(torch.from_numpy(paid).float())
-            scores.append(infos["score"])
-            kls.append(infos["kl_sum"])
-        # Row by row of the environment, the waves of each in turn.
-        order = torch.arange(env.num_envs * config.n_waves).view(config.n_waves, -1).T.flatten()
-        width = max(wave.tokens.shape[1] for wave in waves)
-        tokens = [F.pad(w.tokens, (0, width - w.tokens.shape[1]), value=PAD) for w in waves]
-        parts = (tokens, [w.starts for w in waves], [w.lengths for w in waves])
-        sequences = Sequences(*(torch.cat(part).cpu()[order].to(self.device) for part in parts))
-        rewards, values, log_probs = (
-            torch.cat(grids[name])[order] for name in ("rewards", "values", "log_probs")
-        )
-        mask = torch.arange(env.max_new_tokens) < sequences.lengths.cpu()[:, None]
-        advantages = gae(rewards, values, mask, config.gae_lambda)
-        flats = (
-            grid[mask].to(self.device)
-            for grid in (log_probs, values, advantages, advantages + values)
-        )
-        figures = {
-            "rollout/score": float(np.concatenate(scores).mean()),
-            "rollout/kl_per_sequence": float(np.concatenate(kls).mean()),
-        }
-        return Rollout(sequences, *flats), figures, prompts
-
-    def update(self, rollout: Rollout, remaining: float, waits: bool) -> dict[str, float]:
-        """`n_epochs` passes over a rollout.
-
-        Args:
-            rollout: The responses.
-            remaining: Share of the training that was left before the rollout, for the schedule.
-            waits: Whether only the critic learns.
-        """
-        config = self.config
-        for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
-            group["lr"] = config.learning_rate * remaining * scale
-        logged: list[dict[str, float]] = []
-        for _ in range(config.n_epochs):
-            for rows in self.minibatches(rollout.sequences.lengths.cpu().numpy()):
-                logged.append(self.step(rollout.rows(rows.to(self.device)), waits))
-        return {
-            f"train/{name}": float(np.mean([row[name] for row in logged])) for name in logged[0]
-        }
-
-    def minibatches(self, lengths: Any) -> Iterator[Tensor]:
-        """Shuffled rows, cut where the running count of tokens passes k/n of all."""
-        parts, order = self.config.n_minibatches, np.random.permutation(len(lengths))
-        running = np.cumsum(lengths[order]) - lengths[order] / 2
-        group = np.minimum((running * parts / lengths.sum()).astype(int), parts - 1)
-        for k in range(parts):
-            if (group == k).any():
-                yield torch.from_numpy(order[group == k])
-
-    def step(self, batch: Rollout, waits: bool) -> dict[str, float]:
-        """One optimiser step; the gradient is accumulated over micro-batches."""
-        self.optimizer.zero_grad()
-        total = len(batch.log_probs)
-        sums: dict[str, float] = {}
-        for part, places in passes(
-            self.policy.model, batch.sequences, self.config.microbatch_tokens
-        ):
-            value_loss = (self.values(part) - batch.returns[places]) ** 2
-            objective = -self.config.vf_coef * value_loss
-            terms = {"value_loss": value_loss}
-            if not waits:
-                ratio = (self.log_probs(part) - batch.log_probs[places]).exp()
-                clipped = ratio.clamp(1 - self.config.clip_range, 1 + self.config.clip_range)
-                advantages = batch.advantages[places]
-                surrogate = torch.minimum(ratio * advantages, clipped * advantages)
-                objective = objective + surrogate
-                terms["policy_loss"] = -surrogate
-                terms["clip_fraction"] = ((ratio - 1).abs() > self.config.clip_range).float()
-            # A mean over the minibatch's tokens, however it is cut.
-            (objective.sum() / -total).backward()
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0.0) + float(term.detach().sum()) / total
-        every = [p for group in self.groups for p in group]
-        sums["gradient_norm"] = float(nn.utils.clip_grad_norm_(every, self.config.max_grad_norm))
-        self.optimizer.step()
-        return sums
-
-    def log_probs(self, sequences: Sequences) -> Tensor:
-        """Log π of each chosen token, (M,)."""
-        return self.policy.log_probs_of(self.policy.states(sequences), sequences.chosen())
-
-    def values(self, sequences: Sequences) -> Tensor:
-        """The value of the state in which each token was chosen, (M,)."""
-        values: Tensor = self.value_head(self.critic.states(sequences)).flatten()
-        return values
-
-    def per_token(self, sequences: Sequences) -> dict[str, Tensor]:
-        """Log-probs and values of all M tokens, in passes that fit a cache."""
-        out = {n: torch.zeros(int(sequences.lengths.sum())) for n in ("log_probs", "values")}
-        for part, places in passes(self.policy.model, sequences):
-            out["log_probs"][places.cpu()] = self.log_probs(part).cpu()
-            out["values"][places.cpu()] = self.values(part).cpu()
-        return out
-
-    def save(self, directory: Path) -> None:
-        """Write the policy for transformers' `from_pretrained`."""
-        self.policy.save_pretrained(directory)
-
-
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gae_lambda: float) -> Tensor:
-    """Generalised advantage estimation on grids (B, T), 0 behind each response's end."""
-    advantages = torch.zeros_like(rewards)
-    following = next_value = torch.zeros(len(rewards))
-    for t in reversed(range(rewards.shape[1])):
-        delta = rewards[:, t] + next_value - values[:, t]
-        following = torch.where(mask[:, t], delta + gae_lambda * following, 0.0)
-        next_value = torch.where(mask[:, t], values[:, t], 0.0)
-        advantages[:, t] = following
-    return advantages
-
-
-make = SingleFilePPO  # --algorithm ppo_single_file
-
-
-class Printer:
-    """Prints a row an update."""
-
-    def __init__(self) -> None:
-        self.begun = time.time()
-
-    def record(self, tokens: int, metrics: dict[str, float]) -> None:
-        """Print it."""
-        figures = "  ".join(f"{k.split('/')[1]} {v:.4g}" for k, v in metrics.items())
-        print(f"{tokens:8d} tokens {time.time() - self.begun:7.1f} s  {figures}", flush=True)
-
-
-def parsed(text: str) -> Any:
-    """A value of the command line."""
-    try:
-        return json.loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
-    except ValueError:
-        return text
 
 
 def main(options: Options) -> None:
     """Train and save."""
-    torch.manual_seed(options.seed)
-    np.random.seed(options.seed)
-    prepare_process()
-    keywords = {key: parsed(text) for key, text in options.env_kwargs.items()}
-    keywords["device"] = resolve_device(options.device)
+    torch.manual_seed(options.seed)  # the responses
+    np.random.seed(options.seed)  # the minibatches
+    torch.set_flush_denormal(True)  # a CPU is ten times slower on tiny gradients than on zeros
+    keywords: dict[str, Any] = {"device": options.device}
+    for key, text in options.env_kwargs.items():
+        try:
+            keywords[key] = json.loads(text)
+        except ValueError:
+            keywords[key] = {"True": True, "False": False, "None": None}.get(text, text)
     env = gymnasium.make_vec(options.env, num_envs=options.num_envs, **keywords).unwrapped
     assert isinstance(env, TokenVectorEnv)
-    env.reset(seed=options.seed)
-    learner = SingleFilePPO(options.ppo, env)
-    learner.learn(options.total_tokens, Printer())
+    env.reset(seed=options.seed)  # the prompts
+    learner = make(options.ppo, env)
+    learner.learn(options.total_tokens)
     learner.save(options.output)
 
 
