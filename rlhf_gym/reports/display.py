@@ -24,9 +24,8 @@ UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 def clean(text: object) -> str:
     """Return a text with every character that neither a page nor a terminal should get as �.
 
-    Marks of writing direction stay: right-to-left text needs them. On a page they cannot reorder
-    what surrounds a text, because each text has a block of its own (a paragraph or a table cell)
-    and their effect ends with the block.
+    Marks of writing direction (bidi) stay, because right-to-left text needs them. On a page their
+    effect ends with the paragraph or table cell that shows the text.
     """
     return UNSAFE.sub("�", str(text).replace("\r\n", "\n"))
 
