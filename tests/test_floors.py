@@ -54,9 +54,9 @@ FLOORS: dict[str, list[str]] = {
     "rlhf_gym/tasks": ["grammar text", "exact published reviews"],
     "rlhf_gym/evaluation": ["policies reward_models", "record reward_model_slices yardstick"],
     "rlhf_gym/reports": [
-        "html",
-        "charts comparison_page run_files token_view",
-        "reward_model_page run_page terminal",
+        "charts comparison_statistics display run_files",
+        "comparison_charts pages run_charts terminal token_view",
+        "comparison_page reward_model_page run_page",
     ],
     "agents": ["tracking libraries", "sb3", "algorithms", "doctor", "runs", "cli"],
     "agents/libraries": ["ppo_options"],

@@ -1,5 +1,6 @@
 """The report of a run: whole in one file, harmless, and complete as far as the folder goes."""
 
+import ast
 import csv
 import io
 import json
@@ -14,12 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 from rich.console import Console
 
 from agents.cli import report
 from rlhf_gym.errors import InputError
-from rlhf_gym.reports import charts, run_files, run_page, terminal
-from rlhf_gym.reports.html import show
+from rlhf_gym.reports import charts, run_charts, run_files, run_page, terminal
+from rlhf_gym.reports.comparison_page import page as comparison_page
+from rlhf_gym.reports.display import clean, show
+from rlhf_gym.reports.pages import ENVIRONMENT, render
+from rlhf_gym.reports.reward_model_page import page as reward_model_page
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "report.py"
@@ -326,7 +331,7 @@ def test_any_optimality_can_be_drawn(run_dir, value):
     run = run_files.read_run(run_dir)
     run.summary["optimality"] = {**interval(value), "low": float("nan")}
     run.evaluation["best_of_n_optimality"]["16"] = figure(-9.0)
-    bar = run_page._bar(run)
+    bar = run_charts.bar(run)
     assert bar is None if np.isnan(value) else size(bar.png)
 
 
@@ -422,11 +427,11 @@ def test_one_of_three_switches_is_on_and_each_has_its_rule_and_its_legend(run_di
     ("mode", "ink", "ground"), [("light", "#1b1f24", "#f6f8fa"), ("dark", "#e4e8ec", "#1c2128")]
 )
 def test_text_is_readable_on_every_colour(mode, ink, ground):
-    from rlhf_gym.reports.html import STYLE
     from rlhf_gym.reports.token_view import PALETTES
 
-    assert f"--ink: {ink}" in STYLE
-    assert f"--card: {ground}" in STYLE
+    style = ENVIRONMENT.get_template("style.css").render()
+    assert f"--ink: {ink}" in style
+    assert f"--card: {ground}" in style
 
     def rgb(color: str) -> np.ndarray:
         return np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
@@ -451,7 +456,7 @@ def test_the_curve_of_optimality_knows_its_ends(run_dir):
     assert after == run.optimality
     metrics = (run_dir / "metrics.csv").read_text().replace("rollout/length", "rollout/optimality")
     (run_dir / "metrics.csv").write_text(metrics)
-    assert "Optimality" in [title for title, _ in run_page._curves(run_files.read_run(run_dir))]
+    assert "Optimality" in [title for title, _ in run_charts.curves(run_files.read_run(run_dir))]
 
 
 def test_a_training_alone_has_a_report(run_dir, undrawn):
@@ -515,3 +520,144 @@ def test_a_folder_of_no_run_is_an_input_error(tmp_path):
 )
 def test_numbers_show_what_is_known_of_them(value, shown):
     assert show(value).replace("\N{NO-BREAK SPACE}", " ") == shown
+
+
+HOSTILE = """</style></title>'"><x-evil onload="x">&lt;x-evil&gt; {{ 7 * 7 }} {% x %}\x1b"""
+
+
+def hostile(values: Any) -> Any:
+    """The same values, with hostile text after each text, and as a name and value of each dict."""
+    if isinstance(values, str):
+        return values + HOSTILE
+    if isinstance(values, list | tuple):
+        return [hostile(value) for value in values]
+    if isinstance(values, dict):
+        return {name: hostile(value) for name, value in values.items()} | {HOSTILE: HOSTILE}
+    return values
+
+
+def assert_harmless(file: Path, *fields: str) -> None:
+    """All tags are the templates' own, and each of these texts is shown as it is."""
+    page = Page(file)
+    own = set("html head meta title style body h1 section h2 h3 p div span strong details".split())
+    own |= set("summary table thead tr th td dl dt dd img article input label i".split())
+    assert set(page.tags) <= own
+    assert page.tags.count("title") == page.tags.count("style") == 1
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    assert "\x1b" not in page.source
+    for field in fields:
+        assert clean(field + HOSTILE) in page.text, field
+
+
+def test_no_text_of_a_run_reaches_its_page_as_a_tag(run_dir, undrawn):
+    for name in ("config.json", "summary.json", "reward_model.json"):
+        values = hostile(json.loads((run_dir / name).read_text()))
+        (run_dir / name).write_text(json.dumps(values))
+    evaluation = make_evaluation()
+    evaluation |= {f"column{HOSTILE}_{at}": figure(0.5) for at in PAIR}
+    evaluation["best_of_n_optimality"] = {f"4{HOSTILE}": interval(0.3)}
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
+    for name in ("samples.jsonl", "training_samples.jsonl"):
+        rows = [hostile(json.loads(line)) for line in (run_dir / name).read_text().splitlines()]
+        rows = [{**row, "update": hostile(str(row.get("update")))} for row in rows]
+        (run_dir / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    metrics = (run_dir / "metrics.csv").read_text()
+    quoted = f"column{HOSTILE}".replace('"', '""')
+    (run_dir / "metrics.csv").write_text(metrics.replace("tokens", f'"{quoted}"', 1))
+    round_dir = run_dir / "rounds" / "1"
+    round_dir.mkdir(parents=True)
+    (round_dir / "round.json").write_text(json.dumps(hostile({"round": "1", "score": "high"})))
+    shown = [
+        "rlhf_gym/Reviews-v0",
+        "ppo",
+        "The film was",
+        " about a man who",
+        "column",
+        "best-of-4",
+    ]
+    shown += [" a joy from start to end.", " up", "update 21", "2.11.0", "cd" * 32, ""]
+    assert_harmless(run_page.write_report(run_dir), *shown)
+
+
+def reward_model_figures() -> dict[str, Any]:
+    """The content of reward_evaluation.json, small."""
+    both = {"accuracy": interval(0.75), "accuracy_pairwise": interval(0.7)}
+    part = {"from": 0.0, "to": 1.0, "k": 2, "chance": 0.5, "accuracy": interval(0.75)}
+    mistake = {
+        "prompt": [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "x" * 700}],
+        "candidates": ["Hello.", "No."],
+        "preferred": [0],
+        "probabilities": [0.25, 0.75],
+        "nll": 1.4,
+    }
+    return {
+        "config": {"reward_model": "a/model", "data": "a/file.jsonl", "label": None},
+        "counts": {"whole": 40, "cut": 0, "dropped": 1},
+        **both,
+        **{name: interval(0.5) for name in ("nll", "nll_uniform", "annotator_agreement")},
+        **{"ece": 0.1, "comparisons": 40, "prompts": 40, "without_preference": 0},
+        "rules": {"chance": {**both, "lead": interval(0.25)}},
+        "bag_of_words_learnt_from": 0,
+        "reliability": [],
+        **{name: [part] for name in ("by_candidates", "by_margin", "by_length")},
+        "mistakes": [mistake, {**mistake, "prompt": "How are you?"}],
+    }
+
+
+def test_no_text_of_a_reward_evaluation_reaches_its_page_as_a_tag(tmp_path):
+    figures = reward_model_figures()
+    figures["config"] = hostile(figures["config"])
+    figures["mistakes"] = hostile(figures["mistakes"])
+    file = tmp_path / "page.html"
+    file.write_text(reward_model_page(figures), encoding="utf-8")
+    shown = ["a/model", "a/file.jsonl", "user", "Hi.", "How are you?", "Hello.", "x" * 700, ""]
+    assert_harmless(file, *shown)
+
+
+def test_no_text_of_a_comparison_reaches_its_page_as_a_tag(tmp_path):
+    ends = [0.1, 0.9]
+    env, ours, theirs = hostile(["my-env", "ours", "theirs"])
+    row = {"env": env, "rate": 1.0, "seeds": 2, "iqm": 0.5, "iqm_interval": ends, "lowest": 0.4}
+    row |= {"tokens": 1000.0, "seconds": 2.0}
+    for name in ("optimality", "score", "kl", "gold"):
+        row |= {name: 0.5, f"{name}_interval": 0.1}
+    scale = {"objective_reference": 0.0, "objective_optimum": 1.0} | {
+        "best_of_n_optimality": {f"4{HOSTILE}": 0.5},
+        "best_deterministic_optimality": None,
+    }
+    means = {"iqm": 0.5, "iqm_interval": ends, "mean": 0.5, "mean_interval": ends}
+    better = {"better_than_first": 0.5, "better_interval": ends}
+    found = {
+        "config": hostile({"options": {"name": "value"}}) | {"tuned": {ours: f"c{HOSTILE}"}},
+        "environments": {env: scale},
+        "rows": [{**row, "algorithm": name} for name in (ours, theirs)],
+        "over_environments": [
+            {"algorithm": ours, **means},
+            {"algorithm": theirs, **means, **better},
+        ],
+        "versions": hostile({"torch": "2.11.0"}),
+    }
+    file = tmp_path / "page.html"
+    chart = charts.Chart(PNG, f"alt{HOSTILE}")
+    file.write_text(comparison_page(found, chart), encoding="utf-8")
+    shown = ["my-env", "ours", "theirs", "P(better than ours", "best-of-4", "(c", "value", "2.11.0"]
+    assert_harmless(file, *shown, "")
+    assert ("alt", clean(f"alt{HOSTILE}")) in Page(file).attributes
+
+
+def test_only_templates_hold_html_and_none_turns_escaping_off():
+    folder = ROOT / "rlhf_gym" / "reports"
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not re.search(r"</?\s*[a-z!]|&#?\w+;", node.value, re.I), (file, node.value)
+    templates = list((folder / "templates").iterdir())
+    assert templates
+    for file in templates:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"\|\s*safe|autoescape|Markup", text), file
+
+
+def test_a_value_that_a_template_lacks_is_an_error():
+    with pytest.raises(UndefinedError, match="chart"):
+        render("comparison_page.html", {"title": "no more"})

@@ -1,7 +1,9 @@
 """Charts, drawn by matplotlib into the page."""
 
+import base64
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +12,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from rlhf_gym.reports.html import Chart
-
 BLUE, ORANGE, GREEN, GREY = "#1f5fa8", "#c4601a", "#2c7a4b", "#6b7280"
 
 
@@ -19,6 +19,19 @@ Pixels = npt.NDArray[np.uint8]
 Draw = Callable[[Axes], None]
 
 DPI = 160
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A PNG and what it shows."""
+
+    png: bytes
+    alt: str
+
+    @property
+    def source(self) -> str:
+        """The PNG as a data URI, so that a page needs no second file."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
 
 
 def dress(axes: Axes, title: str, x_label: str) -> None:
@@ -43,7 +56,8 @@ def chart(draw: Draw, alt: str, width: float = 4.6, height: float = 3.2) -> Char
 
 def pixels(draw: Draw, width: float = 4.6, height: float = 3.2) -> Pixels:
     """Draw on white, (height, width, RGBA); sizes in inches."""
-    # No pyplot: nothing global, no window, and safe beside the caller's own figures.
+    # No pyplot: it keeps every figure in a global list until someone closes it, may open a window,
+    # and would change which figure is current in the caller's own plotting.
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)
     draw(figure.add_subplot())
@@ -52,6 +66,7 @@ def pixels(draw: Draw, width: float = 4.6, height: float = 3.2) -> Pixels:
 
 
 def png(pixels: Pixels) -> bytes:
+    """Encode pixels as a PNG file."""
     buffer = io.BytesIO()
     imsave(buffer, pixels, format="png")
     return buffer.getvalue()

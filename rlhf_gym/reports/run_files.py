@@ -3,18 +3,70 @@
 import csv
 import io
 import json
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.reports.html import Run
 from rlhf_gym.utils.arrays import Floats
 from rlhf_gym.utils.files import read_json
+from rlhf_gym.utils.statistics import Figure
 
 RESULTS = ("summary.json", "evaluation.json", "metrics.csv")
 """Files that a report can be made of, each by itself."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds; a file that is not there is empty here.
+
+    Attributes:
+        summary: summary.json, and what of it config.json and policy.json know.
+        evaluation: evaluation.json.
+        reward_model: reward_model.json.
+        config: config.json.
+        samples: Rows of samples.jsonl.
+        metrics: Columns of metrics.csv, one value per update, NaN where a cell is empty.
+        rounds: round.json of each earlier round of labelling, in turn.
+        training_samples: Rows of training_samples.jsonl.
+    """
+
+    summary: dict[str, Any]
+    evaluation: dict[str, Any]
+    reward_model: dict[str, Any]
+    config: dict[str, Any]
+    samples: list[dict[str, Any]]
+    metrics: dict[str, Floats]
+    rounds: list[dict[str, Any]]
+    training_samples: list[dict[str, Any]]
+
+    def held_out(self, name: str) -> tuple[Figure | None, Figure | None, Figure | None]:
+        """A figure of the reference, of the policy and of the optimum; None where unknown."""
+        figures = {**self.evaluation, **self.summary}
+        before, after = figures.get(f"{name}_before"), figures.get(f"{name}_after")
+        if name == "optimality" and self.optimality:
+            return {"value": 0.0}, self.optimality, {"value": 1.0}
+        if name == "kl" and figures.get("kl"):
+            before, after = {"value": 0.0, "se": 0.0}, figures["kl"]
+        optimum = figures.get("objective_optimum")
+        if name != "objective" and optimum:  # too few samples for J* are too few for these
+            optimum = self.evaluation.get("optimum", {}).get(name)
+        return before, after, optimum
+
+    @property
+    def optimality(self) -> Figure | None:
+        """Optimality; None where it is unknown."""
+        found = {**self.evaluation, **self.summary}.get("optimality")
+        return found if found and math.isfinite(found["value"]) else None
+
+    @property
+    def name(self) -> str:
+        """What was run, on one line."""
+        parts = [self.summary.get("env_id"), self.summary.get("algorithm")]
+        return " · ".join([*(str(p) for p in parts if p), f"seed {self.summary.get('seed')}"])
 
 
 def read_run(run_dir: Path) -> Run:
@@ -57,6 +109,11 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def read_json_lines(file: Path) -> list[dict[str, Any]]:
+    """Read one JSON object per line; no lines if the file is missing.
+
+    Raises:
+        InputError: The file cannot be read, or a line is not a JSON object.
+    """
     rows = []
     for i, line in enumerate(_read_text(file).split("\n"), 1):
         try:

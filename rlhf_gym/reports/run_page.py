@@ -1,65 +1,75 @@
-"""The page on a run."""
+"""The page on a run: report.html, made from what is in its folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
-
-from rlhf_gym.reports.charts import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    Draw,
-    chart,
-    dress,
-    pixels,
-    png,
-    tiled,
-)
-from rlhf_gym.reports.html import Chart, Run, page, show
-from rlhf_gym.reports.run_files import read_run
-from rlhf_gym.reports.token_view import STYLE as INSPECTOR_STYLE
-from rlhf_gym.reports.token_view import inspector
-from rlhf_gym.utils.arrays import Floats
+from rlhf_gym.reports import token_view
+from rlhf_gym.reports.charts import Chart, pixels, png, tiled
+from rlhf_gym.reports.display import UNKNOWN, duration, scores, setting_rows, show
+from rlhf_gym.reports.pages import render
+from rlhf_gym.reports.run_charts import bar, curves, diagnostics
+from rlhf_gym.reports.run_files import Run, read_run
 from rlhf_gym.utils.files import write_text
+from rlhf_gym.utils.statistics import Figure
 
-BAR_LIMITS = (-1.0, 1.5)
-"""Optimality beyond these is drawn at the edge, so that the rest stays readable."""
+SAMPLES_OPEN = 4
+"""Samples shown at once; the others are folded away."""
+
+FIGURES = (
+    ("objective", "objective J"),
+    ("score", "score"),
+    ("gold", "gold score"),
+    ("kl", "KL to the reference, nats a sequence"),
+    ("length", "response length, tokens"),
+    ("stopped", "share of responses that an EOS ends"),
+    ("ref_perplexity", "perplexity to the reference"),
+    ("ref_nll_per_token", "surprise to the reference, nats a token"),
+    ("distinct_1", "distinct tokens of a prompt's responses, share"),
+    ("distinct_2", "distinct token pairs of a prompt's responses, share"),
+)
+"""Figures of reference and policy, and what the page calls them."""
+
+AGAINST_REFERENCE = (
+    ("kl_per_token", "KL to the reference, nats a token"),
+    ("win_rate_score", "win rate over the reference, by score"),
+    ("win_rate_gold", "win rate over the reference, by gold score"),
+)
+"""Figures of the policy alone."""
+
+REWARD_MODEL = (
+    ("accuracy", "accuracy of the reward model"),
+    ("accuracy_longest", "accuracy of preferring the longest response"),
+    ("accuracy_chance", "accuracy of chance"),
+    ("nll", "negative log likelihood of the reward model, nats a comparison"),
+)
+
+ROUND = (
+    ("comparisons", "new comparisons"),
+    ("score", "score by this round's reward model"),
+    ("gold", "gold score"),
+    ("accuracy_on_own_samples", "accuracy on the policy's samples"),
+    ("accuracy", "accuracy on held-out comparisons"),
+)
+"""Figures of a round of labelling."""
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A learning curve: a column of metrics.csv, its title, and its figure on held-out prompts."""
+class Response:
+    """A response to a prompt: who wrote it, its text (None where unknown), and its scores."""
 
-    column: str
-    title: str
-    held_out: str = ""
-
-
-CURVES = (
-    Panel("rollout/objective", "Objective (score − kl_coef · KL)", "objective"),
-    Panel("rollout/score", "Score", "score"),
-    Panel("rollout/kl_per_sequence", "KL to the reference (nats a sequence)", "kl"),
-    Panel("rollout/length", "Response length (tokens)", "length"),
-    Panel("rollout/stopped", "Share of responses that an EOS ends", "stopped"),
-    Panel("rollout/optimality", "Optimality", "optimality"),
-)
+    who: str
+    text: object
+    scores: str
 
 
-DIAGNOSTICS = (
-    Panel("rollout/entropy_estimate", "Entropy, estimated (nats a token)"),
-    Panel("train/clip_fraction", "Share of clipped ratios"),
-    Panel("train/ratio_max", "Largest ratio to the policy before the update"),
-    Panel("train/ratio_min", "Smallest ratio to the policy before the update"),
-    Panel("train/kl_old", "KL to the policy before the update (nats)"),
-    Panel("train/explained_variance", "Explained variance of the values"),
-    Panel("train/learning_rate", "Learning rate"),
-    Panel("time/tokens_per_second", "Tokens a second, whole iterations"),
-)
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and the responses of the reference and the policy."""
+
+    prompt: object
+    responses: tuple[Response, ...]
 
 
 def write_report(run_dir: Path) -> Path:
@@ -75,134 +85,125 @@ def write_report(run_dir: Path) -> Path:
         InputError: There is nothing to report, or one of the files cannot be read.
     """
     run = read_run(run_dir)
-    curves = [(title, pixels(draw)) for title, draw in _curves(run)]
-    if curves:
-        (run_dir / "curves.png").write_bytes(png(tiled([pixels for _, pixels in curves])))
-    diagnostics = [p for p in DIAGNOSTICS if _has(run, p.column)]
-    text = page(
-        run,
-        _bar(run),
-        [Chart(png(pixels), title) for title, pixels in curves],
-        [chart(_curve(run, panel), panel.title) for panel in diagnostics],
-        inspector(run.training_samples),
-        INSPECTOR_STYLE,
-    )
+    drawn = [(title, pixels(draw)) for title, draw in curves(run)]
+    if drawn:
+        (run_dir / "curves.png").write_bytes(png(tiled([image for _, image in drawn])))
     file = run_dir / "report.html"
-    write_text(file, text)
+    write_text(file, page(run, bar(run), [Chart(png(x), title) for title, x in drawn]))
     return file
 
 
-def _has(run: Run, column: str) -> bool:
-    return bool(np.isfinite(run.metrics.get(column, np.empty(0))).any())
+def page(run: Run, optimality_bar: Chart | None, learning_curves: Sequence[Chart]) -> str:
+    """Return the page; a section without content is left out.
 
-
-def _curves(run: Run) -> list[tuple[str, Draw]]:
-    """The learning curves that the metrics allow: title and how to draw it."""
-    drawn = [(panel.title, _curve(run, panel)) for panel in CURVES if _has(run, panel.column)]
-    if _has(run, "rollout/score") and _has(run, "rollout/kl_per_sequence"):
-        title = "Score against KL"
-        drawn.insert(3, (title, lambda axes: _score_against_kl(run, axes, title)))
-    return drawn
-
-
-def _curve(run: Run, panel: Panel) -> Draw:
-    def draw(axes: Axes) -> None:
-        values = run.metrics[panel.column]
-        tokens = run.metrics.get("tokens", np.arange(1.0, len(values) + 1))
-        known = np.isfinite(values) & np.isfinite(tokens)
-        x, y = tokens[known], values[known]
-        axes.plot(x, y, color=BLUE, alpha=0.3, linewidth=0.9)
-        axes.plot(x, _running_mean(y), color=BLUE, linewidth=1.8)
-        if len(x) and panel.held_out:
-            _held_out_marks(run, panel.held_out, axes, float(x[-1]))
-        x_label = "training tokens" if "tokens" in run.metrics else "updates"
-        dress(axes, panel.title, x_label)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-    return draw
-
-
-def _held_out_marks(run: Run, name: str, axes: Axes, end: float) -> None:
-    before, after, optimum = run.held_out(name)
-    for figure, label, color in ((before, "reference", GREY), (optimum, "optimum", GREEN)):
-        if figure:
-            axes.axhline(figure["value"], color=color, linestyle="--", linewidth=1.1, label=label)
-    if after:
-        _point(axes, end, after, label="policy, held out", color=ORANGE, marker="o")
-
-
-def _point(axes: Axes, x: float, figure: dict[str, float], **style: Any) -> None:
-    """A measured figure with its standard error, unless that is unknown."""
-    style |= {"linestyle": "none", "markersize": 5.5, "capsize": 2.5, "zorder": 3}
-    axes.errorbar([x], [figure["value"]], yerr=[[_error(figure)], [_error(figure)]], **style)
-
-
-def _error(figure: dict[str, float]) -> float:
-    se = figure.get("se")
-    return float(se) if se is not None and np.isfinite(se) else 0.0
-
-
-def _score_against_kl(run: Run, axes: Axes, title: str) -> None:
-    kl, score = run.metrics["rollout/kl_per_sequence"], run.metrics["rollout/score"]
-    known = np.isfinite(kl) & np.isfinite(score)
-    kl, score = kl[known], score[known]
-    axes.plot(kl, score, color=BLUE, alpha=0.3, linestyle="none", marker=".", markersize=4)
-    axes.plot(_running_mean(kl), _running_mean(score), color=BLUE, linewidth=1.8)
-    marks = (("reference", GREY, "s"), ("policy, held out", ORANGE, "o"), ("optimum", GREEN, "D"))
-    places = zip(run.held_out("kl"), run.held_out("score"), marks, strict=True)
-    for x, y, (label, color, marker) in places:
-        if x and y:
-            _point(axes, x["value"], y, xerr=_error(x), label=label, color=color, marker=marker)
-    dress(axes, title, "KL to the reference (nats a sequence)")
-    axes.set_ylabel("score", fontsize=9)
-
-
-def _running_mean(values: Floats) -> Floats:
-    """Mean over a twentieth of the curve around each point."""
-    kernel = np.ones(max(len(values) // 20, 1))
-    if not len(values):
-        return values
-    sums: Floats = np.convolve(values, kernel, "same")
-    return sums / np.convolve(np.ones(len(values)), kernel, "same")
-
-
-def _bar(run: Run) -> Chart | None:
-    """Optimality on the line from the reference, 0, to the optimum, 1."""
+    Args:
+        run: The run.
+        optimality_bar: Optimality between reference and optimum; None where it is unknown.
+        learning_curves: Charts of the training.
+    """
     found = run.optimality
-    if not found:
-        return None
-    value = _on_bar(found["value"])
-    ends = [_on_bar(found.get(end), value) for end in ("low", "high")]
-    marks = [
-        (f"best-of-{k}", _on_bar(mark["value"]))
-        for k, mark in (run.evaluation.get("best_of_n_optimality") or {}).items()
+    context = {
+        "title": run.name,
+        "optimality": show(found) if found else "",
+        "interval": _interval(found) if found else "",
+        "bar": optimality_bar,
+        "why_unknown": "" if found else _why_unknown(run),
+        "best_of": _best_of(run.evaluation.get("best_of_n_optimality") or {}),
+        "facts": _run_facts(run.summary),
+        "figures": _figure_rows(run),
+        "curves": learning_curves,
+        "diagnostics": diagnostics(run),
+        "has_reward_model": bool(run.reward_model),
+        "reward_model": [
+            [label, show(run.reward_model[name])]
+            for name, label in REWARD_MODEL
+            if run.reward_model.get(name)
+        ],
+        "comparisons": _comparisons(run.reward_model),
+        "round_head": ["round", *(label for _, label in ROUND)],
+        "rounds": [
+            [show(row.get("round")), *(show(row.get(name)) for name, _ in ROUND)]
+            for row in run.rounds
+        ],
+        "samples": [_sample(row) for row in run.samples],
+        "samples_open": SAMPLES_OPEN,
+        "inspector": token_view.inspector(run.training_samples),
+        "quantities": token_view.QUANTITIES,
+        "palettes": token_view.PALETTES,
+        "configuration": setting_rows(run.config),
+        "versions": setting_rows(run.summary.get("versions"), run.summary.get("hashes")),
+    }
+    return render("run_page.html", context)
+
+
+def _interval(found: Figure) -> str:
+    parts = []
+    if found.get("low") is not None and found.get("high") is not None:
+        parts.append(f"95 % interval {show(found['low'])} to {show(found['high'])}")
+    if found.get("n") is not None:
+        parts.append(f"{show(found['n'])} held-out prompts")
+    return ", ".join(parts)
+
+
+def _why_unknown(run: Run) -> str:
+    """Why a run has no optimality."""
+    if not run.evaluation and "optimality" not in run.summary:
+        return "Nothing was measured on held-out prompts; scripts/evaluate.py measures the policy."
+    ess = run.evaluation.get("optimum", {}).get("ess")
+    if ess is None:
+        return "The best possible objective of this run is not known, so neither is its optimality."
+    return (
+        f"The best possible objective could not be estimated: {show(ess)} effective samples a "
+        "prompt are too few. A larger kl_coef or more evaluation samples would help."
+    )
+
+
+def _best_of(found: dict[str, Figure]) -> str:
+    return ", ".join(f"best-of-{k} reaches {show(figure)}" for k, figure in found.items())
+
+
+def _run_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Size and time of the training; empty if the folder has none, or one that has not ended."""
+    if summary.get("tokens") is None:
+        return []
+    return [
+        ("episodes", show(summary.get("episodes"))),
+        ("tokens", show(summary.get("tokens"))),
+        ("time", duration(summary.get("seconds"))),
+        ("tokens/s", show(summary.get("tokens_per_second"))),
     ]
 
-    def draw(axes: Axes) -> None:
-        _draw_bar(axes, value, ends, marks)
 
-    alt = f"Optimality {show(found)} on a bar from the reference, 0, to the optimum, 1"
-    return chart(draw, alt, 4.8, 1.45)
-
-
-def _draw_bar(axes: Axes, value: float, ends: list[float], marks: list[tuple[str, float]]) -> None:
-    axes.barh(0, 1, height=0.5, color="#e5e7eb")
-    axes.barh(0, value, height=0.5, color=BLUE)
-    errors = [[max(value - ends[0], 0)], [max(ends[1] - value, 0)]]
-    axes.errorbar([value], [0], xerr=errors, color="black", capsize=4, linewidth=1.3)
-    for i, (label, x) in enumerate(marks):
-        # Labels at heights of their own never meet.
-        axes.plot([x, x], [-0.25, 0.42 + 0.3 * i], color=ORANGE, linewidth=1.3)
-        axes.text(x, 0.44 + 0.3 * i, label, color=ORANGE, fontsize=9, ha="center", va="bottom")
-    drawn = [0.0, 1.0, value, *ends, *(x for _, x in marks)]
-    axes.set_xlim(min(drawn) - 0.08, max(drawn) + 0.08)
-    axes.set_ylim(-0.3, 0.75 + 0.3 * len(marks))
-    axes.set_yticks([])
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0\nreference", "0.25", "0.5", "0.75", "1\noptimum"])
-    axes.tick_params(labelsize=10)
-    axes.spines[["top", "right", "left"]].set_visible(False)
+def _figure_rows(run: Run) -> list[list[str]]:
+    """Label, reference, policy, optimum of each figure that is known."""
+    names = dict(FIGURES)
+    # Pairs that this page has no name for keep their own.
+    for key in run.evaluation:
+        stem = key.removesuffix("_before")
+        if stem != key and f"{stem}_after" in run.evaluation:
+            names.setdefault(stem, stem.replace("_", " "))
+    triples = [(label, run.held_out(name)) for name, label in names.items()]
+    rows = [[label, *map(show, triple)] for label, triple in triples if any(triple)]
+    rows += [
+        [label, UNKNOWN, show(run.evaluation[name]), UNKNOWN]
+        for name, label in AGAINST_REFERENCE
+        if run.evaluation.get(name)
+    ]
+    return rows
 
 
-def _on_bar(value: float | None, unknown: float = 0.0) -> float:
-    known = value if value is not None and np.isfinite(value) else unknown
-    return float(np.clip(known, *BAR_LIMITS))
+def _comparisons(figures: dict[str, Any]) -> str:
+    """How many comparisons the reward model was trained and judged on."""
+    counts = [
+        f"{show(figures[name])} comparisons {use}"
+        for name, use in (("comparisons", "learnt from"), ("held_out", "held out"))
+        if figures.get(name) is not None
+    ]
+    return f" {', '.join(counts)}." if counts else ""
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    return Sample(
+        row.get("prompt"),
+        tuple(Response(who, row.get(who), scores(row, who)) for who in ("reference", "policy")),
+    )

@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_gym.reports.html import clean, scores
+from rlhf_gym.reports.display import clean, scores
 from rlhf_gym.reports.run_files import read_json_lines
 
 
 def table(figures: dict[str, Any]) -> Table:
-    """The figures as a table, reference beside policy."""
+    """The figures as a table, reference next to policy."""
     out = Table(title="held-out prompts, ± standard error over prompts")
     for heading in ("", "reference", "policy"):
         out.add_column(heading, justify="left" if not heading else "right")

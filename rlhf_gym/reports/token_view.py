@@ -1,6 +1,6 @@
 """The report's token inspector: sample responses of the training, each token in colour, no script.
 
-A token carries a colour for each quantity, as custom properties of its style; radio buttons choose
+The style of a token has a colour for each quantity, as custom properties; radio buttons choose
 which of them is its background.
 """
 
@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_gym.reports.html import escape, paragraph, passage, section, show
-
-Sample = dict[str, Any]
+from rlhf_gym.reports.display import show
 
 LEVELS = 4
 """Steps of colour on each side of the middle."""
@@ -107,31 +105,77 @@ class Scale:
         return round(float(np.clip((value - self.middle) / self.reach, -1, 1)) * LEVELS)
 
 
-def inspector(rows: Sequence[Sample]) -> str:
-    """The section on rows of training_samples.jsonl: last and first update; empty without rows."""
+@dataclass(frozen=True)
+class Token:
+    """A token on the page.
+
+    Attributes:
+        style: Its colours, as CSS.
+        numbers: Its quantities, shown when the reader points at it.
+        text: What it stands for.
+    """
+
+    style: str
+    numbers: str
+    text: str
+
+
+@dataclass(frozen=True)
+class TokenResponse:
+    """A response of the training: its prompt (None where unknown), tokens and figures."""
+
+    prompt: object
+    tokens: list[Token]
+    figures: str
+
+
+@dataclass(frozen=True)
+class Update:
+    """Responses of one update: its number, and the tokens sampled up to it."""
+
+    number: object
+    tokens: str
+    responses: list[TokenResponse]
+
+
+@dataclass(frozen=True)
+class Legend:
+    """The scale of a quantity: the colours from low to high, and the numbers at ends and middle."""
+
+    quantity: Quantity
+    colors: list[str]
+    low: str
+    middle: str
+    high: str
+
+
+@dataclass(frozen=True)
+class Inspector:
+    """What the section shows."""
+
+    legends: list[Legend]
+    updates: list[Update]
+
+
+def inspector(rows: Sequence[dict[str, Any]]) -> Inspector | None:
+    """Prepare rows of training_samples.jsonl, last and first update; None without rows."""
     rows = [row for row in rows if _has_pieces(row)]
     if not rows:
-        return ""
+        return None
     updates = list(dict.fromkeys(row.get("update") for row in rows))
     groups = {u: [row for row in rows if row.get("update") == u] for u in (updates[-1], updates[0])}
     pieces = [piece for group in groups.values() for row in group for piece in row["pieces"]]
     scales = {q.key: Scale.of(_known(pieces, q.key), centred=q.centred) for q in QUANTITIES}
-    body = [*map(_switch, QUANTITIES), *(_legend(q, scales[q.key]) for q in QUANTITIES)]
-    for update, group in groups.items():
-        tokens = show(group[0].get("tokens"))
-        body.append(f"<h3>update {escape(update)}, {escape(tokens)} tokens sampled</h3>")
-        body += [_sample(row, scales) for row in group]
-    return section(
-        "Token by token",
-        paragraph(
-            "Responses to training prompts in the last update that was recorded and in the first, "
-            "each token in the colour of a quantity. Point at a token for its numbers."
-        ),
-        f'<div class="inspector">{"".join(body)}</div>',
+    return Inspector(
+        [_legend(q, scales[q.key]) for q in QUANTITIES],
+        [
+            Update(update, show(group[0].get("tokens")), [_response(row, scales) for row in group])
+            for update, group in groups.items()
+        ],
     )
 
 
-def _has_pieces(row: Sample) -> bool:
+def _has_pieces(row: dict[str, Any]) -> bool:
     pieces = row.get("pieces")
     sound = isinstance(pieces, list) and all(isinstance(piece, dict) for piece in pieces)
     return sound and bool(pieces)
@@ -147,88 +191,28 @@ def _number(piece: dict[str, Any], key: str) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _switch(quantity: Quantity) -> str:
-    name = f"by-{quantity.letter}"
-    checked = " checked" if quantity is QUANTITIES[0] else ""
-    return (
-        f'<input type="radio" name="by" id="{name}"{checked}>'
-        f'<label for="{name}">{escape(quantity.label)}</label>'
-    )
+def _legend(quantity: Quantity, scale: Scale) -> Legend:
+    low, middle, high = (show(scale.middle + side * scale.reach) for side in (-1, 0, 1))
+    colors = [_color(level) for level in range(-LEVELS, LEVELS + 1)]
+    return Legend(quantity, colors, low, middle, high)
 
 
-def _legend(quantity: Quantity, scale: Scale) -> str:
-    swatches = "".join(
-        f'<i style="background:{_color(level)}"></i>' for level in range(-LEVELS, LEVELS + 1)
-    )
-    low, high = (show(scale.middle + side * scale.reach) for side in (-1, 1))
-    return (
-        f'<div class="legend of-{quantity.letter}"><p class="scale"><span>≤ {escape(low)}</span>'
-        f"<span>{swatches}</span><span>≥ {escape(high)}</span>"
-        f"<span>middle {escape(show(scale.middle))}</span></p>{paragraph(quantity.meaning)}</div>"
-    )
-
-
-def _sample(row: Sample, scales: dict[str, Scale]) -> str:
-    tokens = "".join(_token(piece, scales) for piece in row["pieces"])
+def _response(row: dict[str, Any], scales: dict[str, Scale]) -> TokenResponse:
     figures = f"score {show(row.get('score'))} · KL {show(row.get('kl'))} nats"
     if row.get("finish_reason"):
         figures += f" · ended by {'an EOS' if row['finish_reason'] == 'stop' else 'the budget'}"
-    return (
-        f"<article>{passage(row.get('prompt'))}"
-        f'<p class="text tokens" dir="auto">{tokens}</p>'
-        f'<p class="score">{escape(figures)}</p></article>'
-    )
+    return TokenResponse(row.get("prompt"), [_token(p, scales) for p in row["pieces"]], figures)
 
 
-def _token(piece: dict[str, Any], scales: dict[str, Scale]) -> str:
+def _token(piece: dict[str, Any], scales: dict[str, Scale]) -> Token:
     values = {q: _number(piece, q.key) for q in QUANTITIES}
-    title = " · ".join(f"{q.label} {show(value)}" for q, value in values.items())
-    colors = ";".join(
+    numbers = " · ".join(f"{q.label} {show(value)}" for q, value in values.items())
+    style = ";".join(
         f"--{q.letter}:{_color(scales[q.key].level(value))}" for q, value in values.items()
     )
     # A token may be the first bytes of a character, or nothing but a line break.
-    text = str(piece.get("text") or "∅").replace("\n", "⏎\n")
-    return f'<span style="{colors}" title="{escape(title)}">{escape(text)}</span>'
+    return Token(style, numbers, str(piece.get("text") or "∅").replace("\n", "⏎\n"))
 
 
 def _color(level: int) -> str:
     return "none" if not level else f"var(--{'up' if level > 0 else 'down'}{abs(level)})"
-
-
-def _palette(mode: str) -> str:
-    """Colours by level, mixed into the cards' ground."""
-    return " ".join(
-        f"--{name}{level}: color-mix(in srgb, {color} {strength}%, var(--card));"
-        for name, color in (("up", PALETTES[mode].up), ("down", PALETTES[mode].down))
-        for level, strength in enumerate(PALETTES[mode].strengths, 1)
-    )
-
-
-def _chosen(quantity: Quantity) -> str:
-    """What the quantity's radio button changes."""
-    on = f"#by-{quantity.letter}:checked ~"
-    return (
-        f"{on} .of-{quantity.letter} {{ display: block; }} "
-        f"{on} * .tokens span {{ background: var(--{quantity.letter}); }}"
-    )
-
-
-STYLE = f"""
-:root {{ {_palette("light")} }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ {_palette("dark")} }}
-}}
-.inspector > h3 {{ margin-top: 1.2rem; }}
-.inspector > label {{ padding: .1rem .9rem .1rem .3rem; cursor: pointer; }}
-.inspector > .legend {{ display: none; }}
-.inspector article > .text:first-child {{ color: var(--soft); }}
-.scale {{ display: flex; flex-wrap: wrap; gap: .6rem; align-items: center; font-size: .85rem;
-  color: var(--soft); font-variant-numeric: tabular-nums; }}
-.scale i {{ display: inline-block; width: 1.5rem; height: 1rem; vertical-align: middle;
-  border: 1px solid var(--line); print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
-.tokens {{ margin-top: .4rem; line-height: 1.9; }}
-.tokens span {{ padding: .12rem 0; border-radius: 3px; box-shadow: inset 0 -1px var(--line);
-  print-color-adjust: exact; -webkit-print-color-adjust: exact; }}
-.tokens span:hover {{ outline: 2px solid var(--ink); }}
-{" ".join(map(_chosen, QUANTITIES))}
-"""
