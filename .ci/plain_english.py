@@ -64,7 +64,11 @@ RULES: tuple[tuple[str, str], ...] = (
     (rf"\b(?:times as long|(?<!each )(?<!every )(?<!first )time) {PER}", "per (time per token)"),
     (r"\b(?:can|cannot|may|not|which|that|what|they|it|still) serves?\b", "works, is used"),
     (r"\bserves? (?:where|if|with|all|others|for|below|exactly)\b", "works if, is used for"),
-    (r"\b(?:one'?s own|one of (?:its|their|his|her|your) own)\b", "its own, your own, a separate"),
+    (r"\bone'?s own\b", "its own, your own"),
+    (
+        r"\bone of (?:its|their|his|her|your) own\b(?! (?!that|which|for|with|and|or|in|if)[a-z])",
+        "its own, a separate",
+    ),
     (r"\bbears?\b(?! (?:in mind|out)\b)", "has, carries, gets"),
     (rf"\b{CODE} (?:still )?lies?\b(?! (?:between|within)\b)", "is, is in"),
     (rf"\blies? (?:in|at|under|with|around) {PLACE}", "is in"),

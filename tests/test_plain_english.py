@@ -68,7 +68,7 @@ def test_the_dialect_is_found(text, words):
         "Amend the commit. The boundary is recommended.",
         "There are so many rows that it takes hours.",
         "A critic of its own, with its own learning rate.",
-        "What the policy has learnt.",
+        "What the policy has learnt, and one of its own samples.",
         "The last tokens.\n\nA token is an id.",
         "def run_beside(rows: int) -> None:",
     ],
