@@ -1,0 +1,138 @@
+"""What the pages name exists: files, modules, links and headings; the recipes of a page run."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from agents.runs.algorithm import load_algorithm
+from rlhf_gym.preferences import Comparison, read_comparisons
+from rlhf_gym.tokens import PAD
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
+NAME = re.compile(r"\b(?:rlhf_gym|agents)(?:\.\w+)+")
+# Environment ids look like paths.
+PATH = re.compile(
+    r"(?<![\w/.-])((?:rlhf_gym|agents|scripts|tests|docs|\.ci)/(?!\w+-v\d)[\w/.-]*\w)"
+)
+PLACEHOLDER = "NAME"
+
+
+def exists(dotted: str) -> bool:
+    """Whether a dotted name is a module, or an attribute of one."""
+    parts = dotted.split(".")
+    for i in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:i]))
+        except ImportError:
+            continue
+        for part in parts[i:]:
+            if not hasattr(found, part):
+                return False
+            found = getattr(found, part)
+        return True
+    return False
+
+
+def anchors(page: Path) -> set[str]:
+    """A page's headings, as GitHub links to them."""
+    heads = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in sorted({*NAME.findall(text)}) if not exists(name)] == []
+    paths = {path for path in PATH.findall(text) if PLACEHOLDER not in path}
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+    for file, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", text):
+        target = (page.parent / file) if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
+
+
+def test_every_file_and_function_of_the_journeys_exists():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    found = re.findall(r"`((?:rlhf_gym|agents)/[\w/]+)\.py`: ((?:`[\w.]+`(?:, )?)+)", text)
+    names = [
+        f"{path.replace('/', '.')}.{name}"
+        for path, listed in found
+        for name in re.findall(r"`([\w.]+)`", listed)
+    ]
+    assert len(names) > 30
+    assert [name for name in names if not exists(name)] == []
+
+
+def test_the_index_lists_every_page():
+    text = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    linked = {(ROOT / "docs" / file).resolve() for file in re.findall(r"\]\(([^)#]+)", text)}
+    assert {page.resolve() for page in PAGES if page != ROOT / "docs" / "README.md"} <= linked
+
+
+@pytest.fixture
+def recipes(tmp_path, monkeypatch) -> Path:
+    """The modules of extending.md, on the path."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n# ([\w/]+\.py)\n(.*?)```", text, re.DOTALL)
+    for name, code in blocks:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(code, encoding="utf-8")
+        monkeypatch.delitem(sys.modules, name.removesuffix(".py").replace("/", "."), raising=False)
+    assert len(blocks) == 5
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def test_the_recipe_of_a_task(recipes):
+    env = gymnasium.make("short_reviews:mine/ShortReviews-v0", device="cpu", prompt_words=4)
+    assert env.reset(seed=0)[0].shape == (12 + 12,)
+    envs = gymnasium.make_vec("mine/ShortReviews-v0", num_envs=2, device="cpu")
+    assert envs.reset(seed=0)[0].shape == (2, 24)
+
+
+def test_the_recipe_of_a_reward_function(recipes):
+    keywords = {"device": "cpu", "reward_model": "my_rewards:score"}
+    env = gymnasium.make_vec("rlhf_gym/Reviews-v0", num_envs=2, **keywords).unwrapped
+    env.reset(seed=0)
+    word = env.objective.reference.tokenizer.get_vocab()["▁film"]
+    actions = np.full((2, 40), word)
+    actions[1, 8:] = PAD
+    actions[1, 7] = env.objective.reference.eos_ids[0]
+    assert env.play(actions)[1]["score"].tolist() == [0.0, 1.0]
+
+
+def test_the_recipe_of_a_shaping(recipes):
+    actions = np.array([[0, 1, 2, 3], [1, 1, 2, 3]])  # "a b c d" and "b b c d"
+    scores = []
+    for shaping in ([], [["my_shaping:word_bonus", {"word": "a", "bonus": 2.0}]]):
+        keywords = {"device": "cpu", "shaping": shaping}
+        env = gymnasium.make_vec("rlhf_gym/Exact-v0", num_envs=2, **keywords).unwrapped
+        env.reset(seed=0)
+        scores.append(env.play(actions)[1]["score"])
+    np.testing.assert_allclose(scores[1] - scores[0], [2.0, 0.0], atol=1e-5)
+
+
+def test_the_recipe_of_a_data_format(recipes):
+    row = {"task": "p", "left": "a", "right": "b", "for_left": 3, "for_right": 1}
+    (recipes / "duels.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    target = recipes / "comparisons.jsonl"
+    importlib.import_module("my_duels").convert(recipes / "duels.jsonl", target)
+    assert read_comparisons(target) == [Comparison("p", ("a", "b"), votes=(3, 1))]
+
+
+def test_the_recipe_of_an_algorithm(recipes):
+    module = load_algorithm("mine.best_of_pairs")
+    env = gymnasium.make_vec("rlhf_gym/Exact-v0", num_envs=16, device="cpu").unwrapped
+    env.reset(seed=0)
+    learner = module.make(module.Config(), env)
+    before = learner.policy.lm.get_output_embeddings().weight.clone()
+    learner.learn(64)
+    assert (learner.policy.lm.get_output_embeddings().weight != before).any()
