@@ -45,7 +45,8 @@ def build(
     if issubclass(algorithm, ResponseAlgorithm):
         named = {field.name for field in fields(algorithm.Options)} & kwargs.keys()
         options = algorithm.Options() if options is None else options
-        options = replace(options, **{name: kwargs.pop(name) for name in named})
+        if named:
+            options = replace(options, **{name: kwargs.pop(name) for name in named})
         return algorithm(policy_class, rows, options, policy_kwargs=policy_options, **kwargs)
     kwargs.setdefault("gamma", 1.0)
     policy_options = {**policy_kwargs(env), **(policy_options or {})}

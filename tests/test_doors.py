@@ -1,0 +1,137 @@
+"""The class, `build` and the command line train alike: one dataclass holds the options."""
+
+from dataclasses import fields
+
+import gymnasium
+import pytest
+import torch
+from conftest import PLAIN
+from stable_baselines3.common.utils import set_random_seed
+
+import rlhf_gym  # noqa: F401 (registers the ids)
+from agents import grpo, ppo, reinforce_pp, rloo
+from agents.runs.algorithm import load_algorithm
+from agents.sb3 import PPO, CausalLMPolicy, PPOOptions, TokenSB3VecEnv, build
+from agents.sb3.options import ResponseOptions
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.errors import InputError
+
+
+def make_env(env_id: str) -> TokenVectorEnv:
+    set_random_seed(0)
+    env = gymnasium.make_vec(env_id, num_envs=64, device="cpu").unwrapped
+    env.reset(seed=0)
+    return env
+
+
+@pytest.mark.parametrize("env_id", ["rlhf_gym/Exact-v0", "rlhf_gym/Reviews-v0"])
+def test_every_door_gives_the_same_weights(env_id):
+    weights = []
+    for door in ("command", "build", "class"):
+        env = make_env(env_id)
+        if door == "command":
+            learner = ppo.make(ppo.Config(), env)
+            learner.learn(3000)
+            algorithm = learner.algorithm
+        elif door == "build":
+            algorithm = build(PPO, env).learn(3000)
+        else:
+            algorithm = PPO(CausalLMPolicy, TokenSB3VecEnv(env), device="cpu").learn(3000)
+        weights.append(algorithm.policy.state_dict())
+    for other in weights[1:]:
+        assert other.keys() == weights[0].keys()
+        assert all(torch.equal(other[name], weights[0][name]) for name in other)
+    start = build(PPO, make_env(env_id)).policy.state_dict()
+    assert any(not torch.equal(start[name], weights[0][name]) for name in start), "it has learned"
+
+
+def test_the_defaults_are_the_documented_ones():
+    options = build(PPO, make_env("rlhf_gym/Exact-v0")).options
+    assert options == PPOOptions()
+    assert vars(ppo.Config()) == vars(PPOOptions())
+    assert (options.critic, options.critic_warmup) == ("auto", 2)
+    assert (options.value_lr_scale, options.critic_lr_scale) == (14.0, 4.0)
+
+
+def test_single_options_replace_those_of_a_dataclass():
+    env = make_env("rlhf_gym/Exact-v0")
+    given = PPOOptions(n_epochs=3, gae_lambda=0.5)
+    learner = build(PPO, env, options=given, gae_lambda=0.9, **PLAIN)
+    assert (learner.options.n_epochs, learner.options.gae_lambda) == (3, 0.9)
+    assert given.gae_lambda == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_waves": 0}, "n_waves must be at least 1, not 0"),
+        ({"gae_lambda": 1.5}, "gae_lambda must be from 0 to 1, not 1.5"),
+        ({"kl_loss": "k4"}, "kl_loss: 'k4' is not one of exact, k2, k3 or None"),
+        ({"ptx_coef": 1.0}, "give both, or neither"),
+        ({"sample_every": -1}, "sample_every must be 0 or more"),
+    ],
+)
+def test_every_door_refuses_the_same_values(options, message):
+    with pytest.raises(InputError, match=message):
+        ppo.Config(**options)
+    with pytest.raises(InputError, match=message):
+        build(PPO, make_env("rlhf_gym/Exact-v0"), **options)
+
+
+def test_options_of_another_class_are_refused():
+    with pytest.raises(InputError, match="takes options of PPOOptions"):
+        build(PPO, make_env("rlhf_gym/Exact-v0"), options=ResponseOptions())
+
+
+CRITIC_OPTIONS = {
+    *("critic", "critic_lr_scale", "value_lr_scale", "gae_lambda", "critic_lambda"),
+    *("critic_warmup", "clip_range_vf", "vf_coef"),
+}
+
+
+@pytest.mark.parametrize("module", [rloo, grpo, reinforce_pp])
+def test_without_a_critic_there_are_no_options_of_one(module):
+    names = {field.name for field in fields(module.Config)}
+    assert not names & CRITIC_OPTIONS
+    assert {"clip_range", "kl_coef", "samples_per_prompt", "n_minibatches"} <= names
+    # Of the options that only some baselines have, each algorithm shows those that act in it.
+    scaled = module is not rloo
+    assert ("scale_by_std" in names) == scaled
+
+
+# Read only where another option asks for them.
+CONDITIONAL = {
+    "kl_target": {"kl_control": "adaptive"},
+    "kl_horizon": {"kl_control": "adaptive"},
+    "kl_rate": {"kl_control": "lagrangian"},
+    "normalize_over": {"normalize_advantage": True},
+}
+NEED_A_FILE = {"ptx_coef", "ptx_data"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["trajectory_balance", "online_dpo", "expert_iteration", "dpo", "rloo", "grpo", "reinforce_pp"],
+)
+def test_an_option_that_is_shown_is_read(name, monkeypatch):
+    """No learner without a critic shows an option that its training never looks at."""
+    module = load_algorithm(name)
+    shown = {field.name for field in fields(module.Config)}
+    assert ("sample_every" in shown) == (name != "dpo"), "dpo has no samples of its policy"
+    read: set[str] = set()
+    plain = object.__getattribute__
+
+    def recorded(self: object, attribute: str) -> object:
+        read.add(attribute)
+        return plain(self, attribute)
+
+    conditions = [given for option, given in CONDITIONAL.items() if option in shown]
+    for given in [{}, *conditions]:
+        config = module.Config(**given)
+        env = make_env("rlhf_gym/Exact-v0")
+        with monkeypatch.context() as patch:
+            for kind in (module.Config, PPOOptions):
+                patch.setattr(kind, "__getattribute__", recorded, raising=False)
+            learner = module.make(config, env)
+            learner.learn(1)
+    assert shown - NEED_A_FILE <= read
