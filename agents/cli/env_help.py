@@ -63,11 +63,11 @@ def _entry(keyword: Keyword) -> str:
     """A keyword in two or more lines."""
     if keyword.default is REQUIRED:
         default = "required"
-    elif isinstance(keyword.default, str):
-        default = f"default {keyword.default}"
-    else:
+    elif isinstance(keyword.default, list | tuple):
         # As JSON, so that it can be given as it is printed.
         default = f"default {json.dumps(keyword.default)}"
+    else:
+        default = f"default {keyword.default}"
     width = min(100, shutil.get_terminal_size().columns)
     about = textwrap.fill(
         keyword.description, width, initial_indent="      ", subsequent_indent="      "

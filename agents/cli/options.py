@@ -16,10 +16,12 @@ from agents.cli.env_help import asks_for_keywords, print_keywords
 from agents.runs.algorithm import load_algorithm
 from agents.runs.training import DEFAULT_ALGORITHM
 
-CONFIG_HELP = """Options from a file: YAML, JSON, or a run folder, which keeps those of its run.
-What the command line gives wins; --env-kwargs and its like add to the file's. A run folder without
---run-dir goes on with that very run, so its options must stay the same; with --run-dir they make a
-new run."""
+CONFIG_HELP = (
+    "Options from a file: YAML, JSON, or a run folder, which keeps those of its run. What the "
+    "command line gives wins; --env-kwargs and its like add to the file's. A run folder without "
+    "--run-dir goes on with that very run, so its options must stay the same; with --run-dir they "
+    "make a new run."
+)
 
 
 def parse(

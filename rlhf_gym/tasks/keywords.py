@@ -7,10 +7,11 @@ that the signatures and the `Args:` of docstrings stay the only place where a ke
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import gymnasium
 from docstring_parser import DocstringStyle, parse
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.utils.nearest import did_you_mean
@@ -81,9 +82,8 @@ def keywords_of(env_id: str) -> list[Keyword] | None:
     spec = find_spec(env_id)
     if spec.vector_entry_point is None:
         raise InputError(f"{env_id!r} has no vector_entry_point, so it is none of this project's")
-    maker = spec.vector_entry_point
-    if isinstance(maker, str):
-        maker = gymnasium.envs.registration.load_env_creator(maker)
+    entry = spec.vector_entry_point
+    maker: Callable[..., Any] = load_env_creator(entry) if isinstance(entry, str) else entry
     fixed = spec.kwargs
     found = _follow(maker, fixed)
     if found is None:
@@ -109,7 +109,7 @@ def check_keywords(env_id: str, names: Iterable[str]) -> None:
             )
 
 
-def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
+def find_spec(env_id: str) -> EnvSpec:
     """What is registered under an id.
 
     Raises:
@@ -132,7 +132,8 @@ def no_environment(env_id: str) -> InputError:
 
 def _follow(maker: Callable[..., Any], fixed: Mapping[str, Any]) -> dict[str, Keyword] | None:
     """The keywords of a function and of those that it passes them on to."""
-    hints = get_type_hints(maker.__init__ if isinstance(maker, type) else maker)
+    constructor = cast(Any, maker).__init__ if inspect.isclass(maker) else maker
+    hints = get_type_hints(constructor)
     about = {
         p.arg_name: " ".join((p.description or "").split())
         for p in parse(maker.__doc__ or "", DocstringStyle.GOOGLE).params
