@@ -105,7 +105,7 @@ def test_a_script_is_called_as_a_script(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train_policy.cli()
     said = capsys.readouterr().out
-    assert "usage: train_policy.py " in said
+    assert "usage: scripts/train_policy.py " in said
     assert "`python scripts/train_policy.py" in said
     assert called_as("evaluate") == "python scripts/evaluate.py"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/rlhf-gym"])
@@ -339,9 +339,9 @@ def test_bad_files_are_named(tmp_path, name, text, message):
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path, command):
-    with pytest.raises(InputError, match="there is no file nowhere.yaml"):
+    with pytest.raises(InputError, match=r"there is no file nowhere\.yaml"):
         parsed("--config", "nowhere.yaml")
-    with pytest.raises(InputError, match="has no config.json"):
+    with pytest.raises(InputError, match=r"has no config\.json"):
         parsed("--config", tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"data: caf\xe9")
     assert "latin.yaml" in command("doctor", "--config", tmp_path / "latin.yaml", code=2)
@@ -358,7 +358,7 @@ def test_a_run_folder_is_gone_on_with_only_as_it_was(tmp_path):
         assert not same.resume, "that is asked each time"
         with pytest.raises(InputError, match="count = 2, not 3; give --run-dir for a new run"):
             parsed("--config", named, "--count", 3)
-        with pytest.raises(InputError, match="env_kwargs.k = 1, not 2"):
+        with pytest.raises(InputError, match=r"env_kwargs\.k = 1, not 2"):
             parsed("--config", named, "--env-kwargs", "k", 2)
         new = parsed("--config", named, "--count", 3, "--run-dir", tmp_path / "y", "--resume")
         assert (new.count, new.data, new.run_dir) == (3, "d", tmp_path / "y")
@@ -389,23 +389,22 @@ def test_the_file_may_name_the_algorithm_and_its_options(tmp_path, capsys):
     other = algorithm_options("--config", file, "--algorithm", "sb3_ppo")
     assert other.algorithm_options == type(other.algorithm_options)()
     assert "the options of ppo are left out" in capsys.readouterr().out
-    for text, message in (
+    for bad, message in (
         ("algorithm_options: {n_epoch: 1}", "no option 'n_epoch'; did you mean n_epochs?"),
         ("algorithm_options: {critic: x}", "critic: 'x' is not one of auto, shared"),
         ("algorithm: PPO", "did you mean ppo?"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
-            algorithm_options("--config", write(tmp_path / "c.yaml", text))
+            algorithm_options("--config", write(tmp_path / "c.yaml", bad))
 
 
 def test_a_run_repeats_from_its_folder(policy_run, tmp_path, command):
     assert "nothing to do" in command("policy", "--config", policy_run)
     said = command("policy", "--config", policy_run, "--seed", 1, code=2)
     assert "seed = 0, not 1; give --run-dir" in said
-    command("policy", "--config", policy_run, "--seed", 1, "--run-dir", tmp_path / "new")
-    old, new = (
-        json.loads((folder / "config.json").read_text()) for folder in (policy_run, tmp_path / "new")
-    )
+    again = tmp_path / "new"
+    command("policy", "--config", policy_run, "--seed", 1, "--run-dir", again)
+    old, new = (json.loads((run / "config.json").read_text()) for run in (policy_run, again))
     assert {name for name in old if old[name] != new[name]} == {"seed", "run_dir"}
 
 

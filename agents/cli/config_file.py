@@ -113,8 +113,8 @@ def default_instance(kind: type[Any], file: OptionsFile | None) -> Any:
     """The options as they are before the command line is read.
 
     Args:
-        kind: The dataclass of the options. Those of a nested one, `algorithm_options`, may lie in
-            the file under that name or next to the others.
+        kind: The dataclass of the options. The file may have those of a nested one,
+            `algorithm_options`, under that name or next to the others.
         file: Where the options come from; None for the defaults of `kind`.
 
     Returns:

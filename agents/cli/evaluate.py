@@ -35,7 +35,7 @@ class Config:
     policy: str
     """The policy: a folder that from_pretrained can load, a run folder, or a hub name."""
     env: str | None = None
-    """Environment id; if not given, that of the run folder that the policy lies in."""
+    """Environment id; if not given, that of the run folder around the policy."""
     episodes: int = 2304
     """Responses of the policy in all."""
     prompts: int = 48

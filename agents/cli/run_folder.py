@@ -1,4 +1,4 @@
-"""The environment that a policy was trained in, from the run folder that it lies in."""
+"""The environment that a policy was trained in, from its run folder."""
 
 import os
 from dataclasses import dataclass
