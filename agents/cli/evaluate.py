@@ -2,10 +2,10 @@
 
 On held-out prompts, beside its reference: score, gold, exact KL, the objective J, optimality,
 perplexity under the reference, distinct n-grams, length, ends and win rates, each with a standard
-error; samples side by side. Without --env the environment is that of the run
-folder around DIR. Writes evaluation.json, samples.jsonl and evaluation_config.json, which says what
-was evaluated, into the run folder, which may be that of the training; one that holds another
-evaluation is refused.
+error; samples side by side. Without --env the environment is that of the run folder around DIR.
+Writes evaluation.json, samples.jsonl and evaluation_config.json, which says what was evaluated,
+into the run folder, which may be that of the training; one that holds another evaluation is
+refused.
 """
 
 from collections.abc import Sequence
