@@ -222,11 +222,16 @@ def next_steps(config: Config) -> str:
         if (value := getattr(config, name)) != default[name]
         for word in (f"--{name.replace('_', '-')}", value)
     ]
-    prompts = ["prompts", config.data]
-    if config.data_revision is not None:
-        prompts += ["prompts_revision", config.data_revision]
-    if config.format is not None:
-        prompts += ["prompt_format", config.format]
+    keywords = {
+        "reference": config.backbone,
+        "reference_revision": config.revision,
+        "tokenizer": config.backbone_tokenizer,
+        "reward_model": str(model),
+        "prompts": config.data,
+        "prompts_revision": config.data_revision,
+        "prompt_format": config.format,
+    }
+    words = [word for k, v in keywords.items() if v is not None for word in (k, v)]
     return results_and_next(
         f"{model} (the reward model), {config.run_dir / 'reward_model.json'} (the figures)",
         command_line(
@@ -234,11 +239,7 @@ def next_steps(config: Config) -> str:
             *("--reward-model", model, "--data", config.data, "--held-out", config.held_out),
             *same,
         ),
-        command_line(
-            "policy",
-            *("--env", "rlhf_gym/Text-v0", "--env-kwargs", "reference", config.backbone),
-            *("reward_model", model, *prompts),
-        ),
+        command_line("policy", "--env", "rlhf_gym/Text-v0", "--env-kwargs", *words),
     )
 
 
