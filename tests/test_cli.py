@@ -85,7 +85,7 @@ def test_the_overview_imports_nothing_slow():
 
 def test_version_and_mistyped_commands(command):
     assert command("--version") == f"rlhf-gym {rlhf_gym.__version__}\n"
-    assert "did you mean evaluate?" in command("evalute", code=2)
+    assert "did you mean evaluate?" in command("evaluat", code=2)
     assert "--help lists all" in command("qqqq", code=2)
 
 
@@ -152,7 +152,7 @@ def test_nearest_names(name, right):
         (("compare", "--algorithms", "ppo", "--options", "ppo.gamm_lambda", 1), "gae_lambda"),
         (("policy", *EXACT, "--env-kwargs", "max_new_token", 3), "max_new_tokens"),
         (("doctor", "--env-kwargs", "KL-coef", 3), "kl_coef"),
-        (("evaluate", "--policy", "x", *EXACT, "--env-kwargs", "varient", "plain"), "variant"),
+        (("evaluate", "--policy", "x", *EXACT, "--env-kwargs", "varant", "plain"), "variant"),
     ],
 )
 def test_mistyped_names_get_the_nearest_right_one(arguments, hint, command, tmp_path, monkeypatch):
