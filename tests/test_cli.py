@@ -152,7 +152,7 @@ def test_nearest_names(name, right):
         (("compare", "--algorithms", "ppo", "--options", "ppo.gamm_lambda", 1), "gae_lambda"),
         (("policy", *EXACT, "--env-kwargs", "max_new_token", 3), "max_new_tokens"),
         (("doctor", "--env-kwargs", "KL-coef", 3), "kl_coef"),
-        (("evaluate", "--policy", "x", *EXACT, "--env-kwargs", "varant", "plain"), "variant"),
+        (("evaluate", "--policy", "x", *EXACT, "--env-kwargs", "variantt", "plain"), "variant"),
     ],
 )
 def test_mistyped_names_get_the_nearest_right_one(arguments, hint, command, tmp_path, monkeypatch):
