@@ -1,6 +1,7 @@
 """`python scripts/compare.py --help` says what it does.
 
-Its options and its code are in agents/cli/compare.py.
+After an installation it is `rlhf-gym compare`. Its code is in
+agents/cli/compare.py.
 """
 
 from agents.cli.compare import cli

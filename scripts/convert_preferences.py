@@ -1,6 +1,7 @@
 """`python scripts/convert_preferences.py --help` says what it does.
 
-Its options and its code are in agents/cli/convert_preferences.py.
+After an installation it is `rlhf-gym convert`. Its code is in
+agents/cli/convert_preferences.py.
 """
 
 from agents.cli.convert_preferences import cli

@@ -1,6 +1,7 @@
 """`python scripts/doctor.py --help` says what it does.
 
-Its options and its code are in agents/cli/doctor.py.
+After an installation it is `rlhf-gym doctor`. Its code is in
+agents/cli/doctor.py.
 """
 
 from agents.cli.doctor import cli

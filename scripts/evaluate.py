@@ -1,6 +1,7 @@
 """`python scripts/evaluate.py --help` says what it does.
 
-Its options and its code are in agents/cli/evaluate.py.
+After an installation it is `rlhf-gym evaluate`. Its code is in
+agents/cli/evaluate.py.
 """
 
 from agents.cli.evaluate import cli

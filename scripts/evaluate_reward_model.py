@@ -1,6 +1,7 @@
 """`python scripts/evaluate_reward_model.py --help` says what it does.
 
-Its options and its code are in agents/cli/evaluate_reward_model.py.
+After an installation it is `rlhf-gym evaluate-reward-model`. Its code is in
+agents/cli/evaluate_reward_model.py.
 """
 
 from agents.cli.evaluate_reward_model import cli

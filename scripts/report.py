@@ -1,6 +1,7 @@
 """`python scripts/report.py --help` says what it does.
 
-Its options and its code are in agents/cli/report.py.
+After an installation it is `rlhf-gym report`. Its code is in
+agents/cli/report.py.
 """
 
 from agents.cli.report import cli

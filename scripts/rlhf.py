@@ -1,6 +1,7 @@
 """`python scripts/rlhf.py --help` says what it does.
 
-Its options and its code are in agents/cli/rlhf.py.
+After an installation it is `rlhf-gym run`. Its code is in
+agents/cli/rlhf.py.
 """
 
 from agents.cli.rlhf import cli

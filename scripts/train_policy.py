@@ -1,6 +1,7 @@
 """`python scripts/train_policy.py --help` says what it does.
 
-Its options and its code are in agents/cli/train_policy.py.
+After an installation it is `rlhf-gym policy`. Its code is in
+agents/cli/train_policy.py.
 """
 
 from agents.cli.train_policy import cli

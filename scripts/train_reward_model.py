@@ -1,6 +1,7 @@
 """`python scripts/train_reward_model.py --help` says what it does.
 
-Its options and its code are in agents/cli/train_reward_model.py.
+After an installation it is `rlhf-gym reward-model`. Its code is in
+agents/cli/train_reward_model.py.
 """
 
 from agents.cli.train_reward_model import cli

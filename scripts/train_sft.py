@@ -1,6 +1,7 @@
 """`python scripts/train_sft.py --help` says what it does.
 
-Its options and its code are in agents/cli/train_sft.py.
+After an installation it is `rlhf-gym sft`. Its code is in
+agents/cli/train_sft.py.
 """
 
 from agents.cli.train_sft import cli

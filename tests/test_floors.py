@@ -23,7 +23,7 @@ FLOORS: dict[str, list[str]] = {
         "reports",
     ],
     "rlhf_gym/utils": [
-        "arrays devices files optional process progress type_hints",
+        "arrays devices files nearest optional process progress type_hints",
         "statistics",
     ],
     "rlhf_gym/data": ["rows", "prompts"],
@@ -51,7 +51,7 @@ FLOORS: dict[str, list[str]] = {
     "rlhf_gym/objective": ["objective optimum", "enumeration"],
     "rlhf_gym/envs": ["actor groups infos render resets", "token_vector_env", "token_env"],
     "rlhf_gym/training": ["sft_data trainer_progress", "reward_training sft"],
-    "rlhf_gym/tasks": ["grammar text", "exact published reviews"],
+    "rlhf_gym/tasks": ["grammar keywords", "text", "exact published reviews"],
     "rlhf_gym/evaluation": ["policies reward_models", "record reward_model_slices yardstick"],
     "rlhf_gym/reports": [
         "charts comparison_statistics display run_files",
@@ -80,6 +80,9 @@ FLOORS: dict[str, list[str]] = {
     "agents/tracking": ["wandb", "training_run"],
     "agents/runs": ["algorithm setup", "training", "experiments"],
     "agents/cli": [
+        "arguments run_folder subcommands config_file",
+        "env_help",
+        "options",
         "command",
         "compare convert_preferences doctor evaluate evaluate_reward_model report "
         "train_policy train_reward_model train_sft",

@@ -11,10 +11,11 @@ compare.json, compare.md, compare.png and compare.html.
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 import numpy as np
 
@@ -328,6 +329,6 @@ def best_rates(
     return chosen
 
 
-def cli() -> None:
-    """Parse the command line and run; never returns."""
-    run(main, Config, __doc__)
+def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
+    """Parse the command line, by default that of the process, and run; never returns."""
+    run(main, Config, __doc__, arguments, prog)

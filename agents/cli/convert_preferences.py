@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -106,6 +106,6 @@ def table(counts: dict[str, Any]) -> Table:
     return out
 
 
-def cli() -> None:
-    """Parse the command line and run; never returns."""
-    run(main, Config, __doc__)
+def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
+    """Parse the command line, by default that of the process, and run; never returns."""
+    run(main, Config, __doc__, arguments, prog)

@@ -5,7 +5,9 @@ way, and a toy task solved exactly. Exit status 1, and what to mend, where somet
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from stable_baselines3.common.utils import ConstantSchedule
 
@@ -77,6 +79,6 @@ def toy() -> list[Problem]:
     ]
 
 
-def cli() -> None:
-    """Parse the command line and run; never returns."""
-    run(main, Config, __doc__)
+def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
+    """Parse the command line, by default that of the process, and run; never returns."""
+    run(main, Config, __doc__, arguments, prog)

@@ -2,18 +2,21 @@
 
 On held-out prompts, beside its reference: score, gold, exact KL, the objective J, optimality,
 perplexity under the reference, distinct n-grams, length, ends and win rates, each with a standard
-error; samples side by side. Writes evaluation.json, samples.jsonl and evaluation_config.json, which
-says what was evaluated, into the run folder, which may be that of the training; one that holds
-another evaluation is refused.
+error; samples side by side. Without --env the environment is that of the run folder around DIR.
+Writes evaluation.json, samples.jsonl and evaluation_config.json, which says what was evaluated,
+into the run folder, which may be that of the training; one that holds another evaluation is
+refused.
 """
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from agents.cli.command import device, run
+from agents.cli.run_folder import environment_of, saved_policy
 from agents.runs.setup import listed, make_env, other_options, parse_values
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.record import measure
@@ -30,9 +33,9 @@ class Config:
     """Options of the script."""
 
     policy: str
-    """The policy: a folder that from_pretrained can load, or a hub name."""
-    env: str = "rlhf_gym/Reviews-v0"
-    """Environment id."""
+    """The policy: a folder that from_pretrained can load, a run folder, or a hub name."""
+    env: str | None = None
+    """Environment id; if not given, that of the run folder around the policy."""
     episodes: int = 2304
     """Responses of the policy in all."""
     prompts: int = 48
@@ -40,7 +43,8 @@ class Config:
     reference_samples: int = 128
     """Responses of the reference to each prompt; they carry the estimate of J*."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
-    """Keywords of the environment, KEY VALUE …; `split` is held_out unless given."""
+    """Keywords of the environment, KEY VALUE …; `split` is held_out unless given. Without
+    --env the run's keywords apply too, and its reward model."""
     run_dir: Path = Path("runs/evaluation")
     """Folder to write to."""
     seed: int = 0
@@ -55,6 +59,8 @@ def main(config: Config) -> dict[str, Any]:
         raise InputError(
             "--prompts must be at least 2, --episodes no fewer, --reference-samples at least 1"
         )
+    config = with_environment(config)
+    assert config.env is not None
     check_same_evaluation(config)
     keywords = {"split": "held_out", **parse_values(config.env_kwargs)}
     env = make_env(config.env, 1, {"device": device(config.device), **keywords})
@@ -76,6 +82,22 @@ def main(config: Config) -> dict[str, Any]:
     return figures
 
 
+def with_environment(config: Config) -> Config:
+    """The options with the policy and the environment that a run folder stands for.
+
+    Raises:
+        InputError: No environment is given, and the policy is in no run folder that has one.
+    """
+    policy = saved_policy(config.policy)
+    if config.env is not None:
+        return replace(config, policy=policy)
+    run = environment_of(config.policy)
+    keywords = {**run.env_kwargs, **config.env_kwargs}
+    said = " ".join([f"--env {run.env}", *(f"{k} {v}" for k, v in keywords.items())])
+    print(f"environment of {run.file}: {said}")
+    return replace(config, policy=policy, env=run.env, env_kwargs=keywords)
+
+
 def check_same_evaluation(config: Config) -> None:
     """Raise an InputError if the folder holds the figures of another evaluation."""
     figures, options = config.run_dir / "evaluation.json", config.run_dir / OPTIONS
@@ -89,6 +111,6 @@ def check_same_evaluation(config: Config) -> None:
         )
 
 
-def cli() -> None:
-    """Parse the command line and run; never returns."""
-    run(main, Config, __doc__)
+def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
+    """Parse the command line, by default that of the process, and run; never returns."""
+    run(main, Config, __doc__, arguments, prog, kept_as=OPTIONS)

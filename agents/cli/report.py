@@ -6,8 +6,10 @@ metrics.csv, policy.json, reward_model.json, samples.jsonl, training_samples.jso
 evaluation_config.json where they are there: a file that is not leaves its section out.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from agents.cli.command import run as run_script
 from rlhf_gym.reports.run_page import write_report
@@ -26,6 +28,6 @@ def main(config: Config) -> None:
     print(f"report: {write_report(config.run_dir)}")
 
 
-def cli() -> None:
-    """Parse the command line and run; never returns."""
-    run_script(main, Config, __doc__)
+def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
+    """Parse the command line, by default that of the process, and run; never returns."""
+    run_script(main, Config, __doc__, arguments, prog)

@@ -14,18 +14,19 @@ import dataclasses
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from rich.console import Console
 
 import rlhf_gym
-from agents.cli import train_policy, train_reward_model
-from agents.cli.command import device
+from agents.cli import train_reward_model
+from agents.cli.command import device, results_and_next, run
 from agents.runs.setup import begin_run, check_same_run, make_env, parse_values
 from agents.runs.training import DEFAULT_ALGORITHM, check_counts
 from agents.runs.training import train as train_policy_on
@@ -356,6 +357,14 @@ def summarise(
     }
 
 
-def cli() -> None:
-    """Parse the command line and run; never returns."""
-    train_policy.parse_and_run(main, Config, __doc__)
+def next_steps(config: Config) -> str:
+    """Where the results are, and how to read them."""
+    return results_and_next(
+        f"{config.run_dir} (the policy is in {config.run_dir / 'policy'})",
+        f"open {config.run_dir / 'report.html'} in a browser",
+    )
+
+
+def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
+    """Parse the command line, by default that of the process, and run; never returns."""
+    run(main, Config, __doc__, arguments, prog, with_algorithm=True, then=next_steps)

@@ -8,19 +8,15 @@ run of ppo, or of an algorithm over its rollout, goes on; others have no checkpo
 """
 
 import dataclasses
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-import tyro
-
-from agents.cli.command import device, status
-from agents.runs.algorithm import load_algorithm
+from agents.cli.command import command_line, device, results_and_next, run
 from agents.runs.setup import begin_run, check_same_run, make_env, parse_values
 from agents.runs.training import DEFAULT_ALGORITHM, check_counts, train
 from agents.tracking.wandb import require_wandb
-from rlhf_gym.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -80,35 +76,15 @@ def main(config: Config) -> None:
     )
 
 
-def parse(config_class: type[Any], doc: str | None) -> Any:
-    """Parse the command line in two steps: first the algorithm, then its own options with it."""
-    arguments = sys.argv[1:]
-    name = DEFAULT_ALGORITHM
-    for i, argument in enumerate(arguments):
-        if argument == "--algorithm" and i + 1 < len(arguments):
-            name = arguments[i + 1]
-        elif argument.startswith("--algorithm="):
-            name = argument.split("=", 1)[1]
-    options = load_algorithm(name).Config
-    whole = dataclasses.make_dataclass(
-        "Options",
-        [("algorithm_options", tyro.conf.OmitArgPrefixes[options], field(default_factory=options))],
-        bases=(config_class,),
-        frozen=True,
+def next_steps(config: Config) -> str:
+    """Where the results are, and how to measure and read them."""
+    return results_and_next(
+        f"{config.run_dir} (the policy is in {config.run_dir / 'policy'})",
+        command_line("evaluate", "--policy", config.run_dir, "--run-dir", config.run_dir),
+        command_line("report", "--run-dir", config.run_dir),
     )
-    return tyro.cli(whole, description=doc)
 
 
-def parse_and_run(main: Any, config_class: type[Any], doc: str | None) -> None:
-    """`common.run` for scripts whose options depend on the algorithm; never returns."""
-    try:
-        config = parse(config_class, doc)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(status(main, config))
-
-
-def cli() -> None:
-    """Parse the command line and run; never returns."""
-    parse_and_run(main, Config, __doc__)
+def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
+    """Parse the command line, by default that of the process, and run; never returns."""
+    run(main, Config, __doc__, arguments, prog, with_algorithm=True, then=next_steps)

@@ -8,13 +8,14 @@ config.json into the run folder. Stopped midway, the same command goes on from t
 
 import dataclasses
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 
-from agents.cli.command import device, run
+from agents.cli.command import command_line, device, results_and_next, run
 from agents.runs.setup import begin_run, check_same_run
 from rlhf_gym.data.prompts import PLAIN_TEMPLATE
 from rlhf_gym.errors import InputError
@@ -209,6 +210,39 @@ def summary(figures: dict[str, Any]) -> str:
     )
 
 
-def cli() -> None:
-    """Parse the command line and run; never returns."""
-    run(main, Config, __doc__)
+def next_steps(config: Config) -> str:
+    """Where the results are, and the commands that use them."""
+    model = config.run_dir / "reward_model"
+    # The same comparisons as in training, read alike, of which the same share is held out.
+    names = "format data_split tokenizer on_bad_row too_long max_tokens chat_template".split()
+    default = {field.name: field.default for field in dataclasses.fields(Config)}
+    same = [
+        word
+        for name in names
+        if (value := getattr(config, name)) != default[name]
+        for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    keywords = {
+        "reference": config.backbone,
+        "reference_revision": config.revision,
+        "tokenizer": config.backbone_tokenizer,
+        "reward_model": str(model),
+        "prompts": config.data,
+        "prompts_revision": config.data_revision,
+        "prompt_format": config.format,
+    }
+    words = [word for k, v in keywords.items() if v is not None for word in (k, v)]
+    return results_and_next(
+        f"{model} (the reward model), {config.run_dir / 'reward_model.json'} (the figures)",
+        command_line(
+            "evaluate-reward-model",
+            *("--reward-model", model, "--data", config.data, "--held-out", config.held_out),
+            *same,
+        ),
+        command_line("policy", "--env", "rlhf_gym/Text-v0", "--env-kwargs", *words),
+    )
+
+
+def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
+    """Parse the command line, by default that of the process, and run; never returns."""
+    run(main, Config, __doc__, arguments, prog, then=next_steps)

@@ -6,11 +6,12 @@ midway, the same command goes on from the last checkpoint.
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
-from agents.cli.command import device, run
+from agents.cli.command import command_line, device, results_and_next, run
 from agents.runs.setup import check_same_run, listed, other_options
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
@@ -121,6 +122,20 @@ def _report(figures: dict[str, Any], run_dir: Path) -> None:
     print(f"policy: {run_dir / 'policy'} ({figures['seconds']:.0f} s)")
 
 
-def cli() -> None:
-    """Parse the command line and run; never returns."""
-    run(main, Config, __doc__)
+def next_steps(config: Config) -> str:
+    """Where the results are, and the trainings that start from them."""
+    policy = config.run_dir / "policy"
+    return results_and_next(
+        f"{policy} (the policy), {config.run_dir / 'sft.json'} (the figures)",
+        command_line(
+            "policy",
+            *("--env", "rlhf_gym/Text-v0", "--env-kwargs", "reference", policy),
+            *("prompts", config.data, "reward_model", "REWARD_MODEL"),
+        ),
+        command_line("reward-model", "--data", "COMPARISONS", "--backbone", policy),
+    )
+
+
+def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
+    """Parse the command line, by default that of the process, and run; never returns."""
+    run(main, Config, __doc__, arguments, prog, then=next_steps)

@@ -1,13 +1,21 @@
 """Algorithms by name: any module with a dataclass `Config` and `make(config, env)`."""
 
 import importlib
+import pkgutil
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
 
+import agents
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.errors import InputError
+from rlhf_gym.utils.nearest import did_you_mean
+
+
+def algorithm_names() -> list[str]:
+    """The modules at the top of `agents`; they are looked up, so that no list has to be kept."""
+    return [module.name for module in pkgutil.iter_modules(agents.__path__) if not module.ispkg]
 
 
 def load_algorithm(name: str) -> ModuleType:
@@ -20,6 +28,10 @@ def load_algorithm(name: str) -> ModuleType:
     try:
         module = importlib.import_module(dotted)
     except ImportError as error:
+        names = algorithm_names()
+        # One that is there, and cannot be imported, lacks a package.
+        if "." not in name and name not in names and (hint := did_you_mean(name, names)):
+            raise InputError(f"no algorithm {name!r}{hint}") from error
         raise InputError(
             f"cannot import the algorithm {name!r} (as {dotted}): {error}\nName a module of "
             "`agents`, such as ppo, or the dotted path of your own; for a file of your own put its "

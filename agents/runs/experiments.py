@@ -23,6 +23,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.yardstick import Row, Yardstick
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.utils.files import whole_lines
+from rlhf_gym.utils.nearest import did_you_mean
 from rlhf_gym.utils.process import prepare_process
 from rlhf_gym.utils.progress import progress_bar, quiet
 from rlhf_gym.utils.type_hints import misfit
@@ -137,7 +138,10 @@ def with_options(algorithm: str, options: dict[str, Any], prefix: str = "") -> A
     hints = get_type_hints(kind)
     for name, value in options.items():
         if name not in hints:
-            raise InputError(f"--options {prefix}{name}: {algorithm} has no option {name!r}")
+            raise InputError(
+                f"--options {prefix}{name}: {algorithm} has no option {name!r}"
+                f"{did_you_mean(name, hints)}"
+            )
         if problem := misfit(value, hints[name]):
             raise InputError(f"--options {prefix}{name}: {problem}")
     config = kind(**options)

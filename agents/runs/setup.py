@@ -9,7 +9,11 @@ import gymnasium
 import rlhf_gym  # noqa: F401 (registers the environments)
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.tasks.keywords import check_keywords, no_environment
 from rlhf_gym.utils.files import read_json, write_json
+
+PLACES = ("resume", "run_dir", "device", "wandb")
+"""Options that say where and how to run; the result does not depend on them."""
 
 
 def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> None:
@@ -33,9 +37,8 @@ def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> No
 
 def other_options(file: Path, config: dict[str, Any]) -> list[str]:
     """Where a config differs from a file's in options that matter to a result; see `apart`."""
-    places = ("resume", "run_dir", "device", "wandb")
     before, now = (
-        {key: value for key, value in options.items() if key not in places}
+        {key: value for key, value in options.items() if key not in PLACES}
         for options in (read_json(file), json.loads(json.dumps(config, default=str)))
     )
     return apart(before, now)
@@ -93,8 +96,12 @@ def parse_values(texts: dict[str, str]) -> dict[str, Any]:
 
 def make_env(env_id: str, num_envs: int, keywords: dict[str, Any]) -> TokenVectorEnv:
     """`gymnasium.make_vec`, with unknown ids and keywords as input errors."""
+    if env_id in gymnasium.registry:
+        check_keywords(env_id, keywords)
     try:
         env = gymnasium.make_vec(env_id, num_envs=num_envs, **keywords).unwrapped
+    except gymnasium.error.UnregisteredEnv as error:
+        raise no_environment(env_id) from error
     except gymnasium.error.Error as error:
         raise InputError(f"cannot make the environment {env_id!r}: {error}") from error
     except TypeError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.tasks.keywords import passes_on
 from rlhf_gym.tasks.text import text_env, text_vector_env
 
 ASSETS = Path(__file__).parent / "assets" / "exact"
@@ -93,6 +94,7 @@ def exact_env(
     return text_env(render_mode=render_mode, **exact_keywords(variant, **keywords))
 
 
+@passes_on(text_vector_env, lambda: {**defaults("plain"), "split": "all"})
 def exact_vector_env(
     *,
     num_envs: int = 1,
@@ -100,7 +102,15 @@ def exact_vector_env(
     variant: str = "plain",
     **keywords: Any,
 ) -> TokenVectorEnv:
-    """`rlhf_gym/Exact-v0` for `gym.make_vec`; see `exact_keywords`."""
+    """`rlhf_gym/Exact-v0` for `gym.make_vec`.
+
+    Args:
+        num_envs: Number of rows.
+        autoreset_mode: "SameStep", "NextStep" or "Disabled", as in Gymnasium.
+        variant: "plain", "deceptive", "long_range" or "ending"; decides the defaults of
+            `reward_model`, `kl_coef` and `gold`.
+        **keywords: As in `exact_keywords`.
+    """
     return text_vector_env(
         num_envs=num_envs,
         autoreset_mode=autoreset_mode,

@@ -11,6 +11,7 @@ from typing import Any
 from rlhf_gym.data.rows import HUB
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError, UnreachableError
+from rlhf_gym.tasks.keywords import passes_on
 from rlhf_gym.tasks.text import text_env, text_vector_env
 from rlhf_gym.utils.type_hints import check_hints
 
@@ -148,6 +149,7 @@ def published_env(
         raise _how_to_fetch(setting, parts, error) from error
 
 
+@passes_on(text_vector_env, lambda setting: SETTINGS[setting].keywords)
 def published_vector_env(
     *,
     setting: str,
@@ -156,7 +158,15 @@ def published_vector_env(
     local_dir: str | None = None,
     **keywords: Any,
 ) -> TokenVectorEnv:
-    """A published setting for `gym.make_vec`."""
+    """A published setting for `gym.make_vec`.
+
+    Args:
+        setting: Name of the setting, the id without `rlhf_gym/`.
+        num_envs: Number of rows.
+        autoreset_mode: "SameStep", "NextStep" or "Disabled", as in Gymnasium.
+        local_dir: Folder of copies of what the hub has, `local_dir/OWNER/NAME`.
+        **keywords: As in `rlhf_gym/Text-v0`.
+    """
     parts = published_keywords(setting, local_dir, keywords)
     try:
         return text_vector_env(num_envs=num_envs, autoreset_mode=autoreset_mode, **parts)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.tasks.keywords import passes_on
 from rlhf_gym.tasks.text import text_env, text_vector_env
 
 ASSETS = Path(__file__).parent / "assets" / "reviews"
@@ -30,6 +31,7 @@ def reviews_env(*, render_mode: str | None = None, **keywords: Any) -> TokenEnv:
     return text_env(render_mode=render_mode, **{**DEFAULTS, **keywords})
 
 
+@passes_on(text_vector_env, lambda: DEFAULTS)
 def reviews_vector_env(
     *, num_envs: int = 1, autoreset_mode: str = "SameStep", **keywords: Any
 ) -> TokenVectorEnv:

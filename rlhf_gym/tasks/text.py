@@ -22,6 +22,7 @@ from rlhf_gym.rewards.ensemble import Pooling, RewardEnsemble, check_pooling
 from rlhf_gym.rewards.functions import Reward, TextReward, load_callable
 from rlhf_gym.rewards.reward_model import RewardModel, shared_reward_model
 from rlhf_gym.rewards.shaping import Named, along_the_way, make
+from rlhf_gym.tasks.keywords import passes_on
 from rlhf_gym.utils.devices import resolve_device
 from rlhf_gym.utils.type_hints import check_hints
 
@@ -233,6 +234,7 @@ def text_env(*, render_mode: str | None = None, **keywords: Any) -> TokenEnv:
     return TokenEnv(**load_parts(**keywords), render_mode=render_mode)
 
 
+@passes_on(load_parts)
 def text_vector_env(
     *,
     num_envs: int = 1,
@@ -240,7 +242,14 @@ def text_vector_env(
     rows_per_prompt: int = 1,
     **keywords: Any,
 ) -> TokenVectorEnv:
-    """`rlhf_gym/Text-v0` for `gym.make_vec`; keywords as in `load_parts` and `TokenVectorEnv`."""
+    """`rlhf_gym/Text-v0` for `gym.make_vec`.
+
+    Args:
+        num_envs: Number of rows.
+        autoreset_mode: "SameStep", "NextStep" or "Disabled", as in Gymnasium.
+        rows_per_prompt: Rows in turn that play the same prompt; must divide `num_envs`.
+        **keywords: As in `load_parts`.
+    """
     check_hints(text_vector_env, {"num_envs": num_envs, "rows_per_prompt": rows_per_prompt})
     return TokenVectorEnv(
         **load_parts(**keywords),

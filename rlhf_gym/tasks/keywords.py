@@ -1,0 +1,162 @@
+"""What keywords an environment takes: name, type, default and description of each.
+
+The functions that make environments pass most keywords on to others. `passes_on` says to whom, so
+that the signatures and the `Args:` of docstrings stay the only place where a keyword is described.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast, get_type_hints
+
+import gymnasium
+from docstring_parser import DocstringStyle, parse
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.utils.nearest import did_you_mean
+from rlhf_gym.utils.type_hints import described
+
+Maker = TypeVar("Maker", bound=Callable[..., Any])
+Defaults = Callable[..., Mapping[str, Any]]
+
+REQUIRED = inspect.Parameter.empty
+NOT_GIVEN = ("num_envs", "render_mode")
+"""Keywords that whoever makes the environment sets in other ways."""
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """A keyword of an environment.
+
+    Attributes:
+        name: Its name.
+        type: What it may be, in words.
+        default: What it is if not given; `REQUIRED` if it must be given.
+        description: What it does.
+    """
+
+    name: str
+    type: str
+    default: Any
+    description: str
+
+
+@dataclass(frozen=True)
+class _PassesOn:
+    target: Callable[..., Any]
+    defaults: Defaults
+
+
+_TARGETS: dict[Callable[..., Any], _PassesOn] = {}
+
+
+def _nothing(**_: Any) -> Mapping[str, Any]:
+    return {}
+
+
+def passes_on(
+    target: Callable[..., Any], defaults: Defaults = _nothing
+) -> Callable[[Maker], Maker]:
+    """Decorator of a function whose `**keywords` go to `target`.
+
+    Args:
+        target: The function that receives them.
+        defaults: Values that the function passes where the user gives none. It is called with the
+            keywords that the environment's id fixes.
+    """
+
+    def mark(maker: Maker) -> Maker:
+        _TARGETS[maker] = _PassesOn(target, defaults)
+        return maker
+
+    return mark
+
+
+def keywords_of(env_id: str) -> list[Keyword] | None:
+    """The keywords of `gymnasium.make_vec(env_id)`; None if it takes any.
+
+    Raises:
+        InputError: No environment has this id, or it is made of one row only.
+    """
+    spec = find_spec(env_id)
+    if spec.vector_entry_point is None:
+        raise InputError(f"{env_id!r} has no vector_entry_point, so it is none of this project's")
+    entry = spec.vector_entry_point
+    maker: Callable[..., Any] = load_env_creator(entry) if isinstance(entry, str) else entry
+    fixed = spec.kwargs
+    found = _follow(maker, fixed)
+    if found is None:
+        return None
+    return [word for word in found.values() if word.name not in {*NOT_GIVEN, *fixed}]
+
+
+def check_keywords(env_id: str, names: Iterable[str]) -> None:
+    """Refuse keywords that an environment does not take, with the nearest that it does.
+
+    Raises:
+        InputError: One is unknown.
+    """
+    known = keywords_of(env_id)
+    if known is None:
+        return
+    right = [word.name for word in known]
+    for name in names:
+        if name not in right:
+            raise InputError(
+                f"{env_id} takes no keyword {name!r}{did_you_mean(name, right)} "
+                f"(--env {env_id} --env-kwargs help lists them)"
+            )
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """What is registered under an id.
+
+    Raises:
+        InputError: Nothing is; the message has the nearest id.
+    """
+    try:
+        return gymnasium.spec(env_id)
+    except gymnasium.error.Error as error:
+        raise no_environment(env_id) from error
+
+
+def no_environment(env_id: str) -> InputError:
+    """The error for an id that is not registered, with the nearest id or all of this project."""
+    hint = did_you_mean(env_id, gymnasium.registry)
+    if not hint:
+        own = sorted(name for name in gymnasium.registry if name.startswith("rlhf_gym/"))
+        hint = f"; there are {', '.join(own)}"
+    return InputError(f"no environment {env_id!r}{hint}")
+
+
+def _follow(maker: Callable[..., Any], fixed: Mapping[str, Any]) -> dict[str, Keyword] | None:
+    """The keywords of a function and of those that it passes them on to."""
+    constructor = cast(Any, maker).__init__ if inspect.isclass(maker) else maker
+    hints = get_type_hints(constructor)
+    about = {
+        p.arg_name: " ".join((p.description or "").split())
+        for p in parse(maker.__doc__ or "", DocstringStyle.GOOGLE).params
+    }
+    own: dict[str, Keyword] = {}
+    is_open = False
+    for name, parameter in inspect.signature(maker).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            is_open = True
+        else:
+            kind = described(hints.get(name, Any))
+            own[name] = Keyword(name, kind, parameter.default, about.get(name, ""))
+    if not is_open:
+        return own
+    if maker not in _TARGETS:
+        return None
+    on = _TARGETS[maker]
+    further = _follow(on.target, {})
+    if further is None:
+        return None
+    values = on.defaults(**fixed)
+    for name, word in further.items():
+        here = own.setdefault(name, replace(word, default=values.get(name, word.default)))
+        if not here.description:
+            own[name] = replace(here, description=word.description)
+    return own
