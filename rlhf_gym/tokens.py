@@ -101,7 +101,7 @@ def join(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArr
     return np.take_along_axis(both, order, axis=1)
 
 
-def holders(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def longest_extensions(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """A row that begins with each row and is no other's beginning: (N, L) -> (N,).
 
     Rows of one response, a token more each, all have the last of them as holder.

@@ -10,7 +10,8 @@ import pytest
 from conftest import prompt_dataset
 
 import rlhf_gym  # noqa: F401
-from rlhf_gym.data.prompts import PromptDataset, is_held_out, load_texts
+from rlhf_gym.data.prompt_dataset import PromptDataset
+from rlhf_gym.data.prompts import is_held_out, load_texts
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.collect import collect_comparisons
 from rlhf_gym.rewards.functions import load_callable

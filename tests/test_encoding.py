@@ -13,12 +13,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.envs.resets import named_prompts
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.objective.objective import Objective
 from rlhf_gym.preferences.comparison import Comparison
-from rlhf_gym.preferences.encoding import encode_comparisons
+from rlhf_gym.preferences.encoded import encode_comparisons
 from rlhf_gym.rewards.responses import Responses
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import PAD, continuations

@@ -21,7 +21,7 @@ from transformers import (
 import rlhf_gym
 from agents.sb3 import PPO, build
 from rlhf_gym.data import prompts
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.errors import InputError, UnreachableError
 from rlhf_gym.lm.decoding.sampling import sample_responses
 from rlhf_gym.lm.loading import load_tokenizer

@@ -71,7 +71,7 @@ def test_the_packaged_files_are_small_and_safe():
     assert sum(path.stat().st_size for path in files) < 10_000_000
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
     assert CausalLM.load(DEFAULTS["reference"]).vocab_size > 300
-    assert RewardModel.load(DEFAULTS["reward_model"]).gain > 0
+    assert RewardModel.load(DEFAULTS["reward_model"]).scale.gain > 0
 
 
 def test_reviews_survive_the_tokenizer():

@@ -39,7 +39,8 @@ from rlhf_gym.evaluation.reward_models import (
     uniform,
 )
 from rlhf_gym.preferences.comparison import Comparison
-from rlhf_gym.preferences.encoding import encode_comparisons, split_comparisons
+from rlhf_gym.preferences.encoded import encode_comparisons
+from rlhf_gym.preferences.splits import split_comparisons
 from rlhf_gym.rewards.reward_model import RewardModel
 
 ROOT = Path(__file__).parent.parent

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.data.prompts import Prompt, PromptDataset, prompt_ids
+from rlhf_gym.data.encoding import prompt_ids
+from rlhf_gym.data.prompt_dataset import PromptDataset
+from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.envs.actor import Actor
 from rlhf_gym.envs.render import Trace, as_image, as_text, to_terminal
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv

@@ -12,7 +12,7 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.envs.actor import Actor, ActorBinding
 from rlhf_gym.envs.groups import PromptGroup
 from rlhf_gym.envs.infos import EpisodeInfos

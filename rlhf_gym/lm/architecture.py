@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def looks_plain(model: PreTrainedModel) -> bool:
+def has_full_attention(model: PreTrainedModel) -> bool:
     """Whether every layer attends to everything before it, as far as the config says."""
     config = model.config.get_text_config()
     options = config.to_dict()
@@ -23,13 +23,13 @@ def looks_plain(model: PreTrainedModel) -> bool:
     layer_types = options.get("layer_types") or ["full_attention"]
     return (
         not windows
-        and not turns_with_length(model)
+        and not has_dynamic_rope(model)
         and all(kind == "full_attention" for kind in layer_types)
         and config._attn_implementation in ("eager", "sdpa")
     )
 
 
-def turns_with_length(model: PreTrainedModel) -> bool:
+def has_dynamic_rope(model: PreTrainedModel) -> bool:
     """Whether a token's rotary embedding depends on how long its row is.
 
     What a state says then changes with the tokens behind it, once a row is longer than those that

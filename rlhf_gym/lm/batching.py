@@ -145,7 +145,7 @@ FEWEST_ROWS = 256
 """Rows of such a lot, however many logits they have: the head's weights are read for each."""
 
 
-def logit_rows(vocab_size: int, device: torch.device) -> int:
+def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
     """How many rows of logits a lot may hold."""
     rows = MAX_LOGITS // vocab_size
     if device.type == "cpu" and not torch.is_grad_enabled():
@@ -153,7 +153,7 @@ def logit_rows(vocab_size: int, device: torch.device) -> int:
     return max(1, rows)
 
 
-def in_lots(
+def in_chunks(
     work: Callable[..., Tensor], vocab_size: int, first: Tensor, *others: Tensor | Limits | None
 ) -> Tensor:
     """What `work` says of M rows, computed a lot at a time.
@@ -168,7 +168,7 @@ def in_lots(
         first: (M, …).
         *others: (M, …) each, or None.
     """
-    step = logit_rows(vocab_size, first.device)
+    step = rows_per_chunk(vocab_size, first.device)
     if len(first) <= step:
         return work(first, *others)
     parts = []

@@ -23,7 +23,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.kl import exact_kl
 from rlhf_gym.lm.architecture import trunk
 from rlhf_gym.lm.attention import for_bfloat16
-from rlhf_gym.lm.batching import in_lots, logit_rows, passes
+from rlhf_gym.lm.batching import in_chunks, passes, rows_per_chunk
 from rlhf_gym.lm.loading import (
     eos_token_ids,
     load_causal_lm,
@@ -199,7 +199,7 @@ class CausalLM:
             return self.mask.limits(taken)
         parts = []
         with torch.no_grad():
-            step = logit_rows(self.vocab_size, hidden.device)
+            step = rows_per_chunk(self.vocab_size, hidden.device)
             for at in range(0, len(hidden), step):
                 some = slice(at, at + step)
                 logits = self._unmasked_logits(hidden[some])
@@ -217,7 +217,7 @@ class CausalLM:
 
     def log_probs_of(self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None) -> Tensor:
         """Log-probs of `tokens` (M,) in the states `hidden` (M, d): (M,) float32."""
-        return in_lots(self._log_probs, self.vocab_size, hidden, tokens, limits)
+        return in_chunks(self._log_probs, self.vocab_size, hidden, tokens, limits)
 
     def log_probs_and_entropies(
         self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None
@@ -229,7 +229,7 @@ class CausalLM:
             taken = log_p.gather(-1, tokens[:, None]).squeeze(-1)
             return torch.stack([taken, -(log_p.exp() * log_p).sum(-1)], -1)
 
-        log_probs, entropies = in_lots(both, self.vocab_size, hidden, tokens, limits).unbind(-1)
+        log_probs, entropies = in_chunks(both, self.vocab_size, hidden, tokens, limits).unbind(-1)
         return log_probs, entropies
 
     def _log_probs(self, hidden: Tensor, tokens: Tensor, limits: Limits | None) -> Tensor:
@@ -327,4 +327,4 @@ def kl_to(
         log_p = F.log_softmax(p.logits(hidden_p, limits), -1)
         return exact_kl(log_p, F.log_softmax(q.logits(hidden_q, limits), -1))
 
-    return in_lots(work, p.vocab_size, hidden_p, hidden_q, limits)
+    return in_chunks(work, p.vocab_size, hidden_p, hidden_q, limits)

@@ -13,7 +13,6 @@ from torch import Tensor
 from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import REWARD_ESTIMATORS, RewardEstimator, k1
-from rlhf_gym.lm.architecture import context_length
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.decode_cache import DecodeCache
 from rlhf_gym.lm.loading import same_tokens
@@ -196,22 +195,25 @@ class Objective:
         return scores.double() - self.kl_coef * row_sums(kl, lengths)
 
     def _reward_ids(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
+        """The rows that a reward model reads: sampled ids if it shares the tokenizer, else text."""
         if self._shares_ids:
             return responses.sequences.tokens
         prompts: list[Prompt] = list(responses.prompts)
         if self.chats and reward.tokenizer.chat_template:
+            # A prompt's text has the roles of the policy's template, which mean nothing to another
+            # model: it reads the messages by its own template.
             tokens, starts, _ = (part.tolist() for part in responses.sequences)
             ids = [tuple(row[:start]) for row, start in zip(tokens, starts, strict=True)]
             prompts = [self.chats.get(*pair) for pair in zip(ids, prompts, strict=True)]
         texts = zip(prompts, responses.texts, strict=True)
-        rows = [reward.encode(*pair) for pair in texts]
-        members = reward.members if isinstance(reward, RewardEnsemble) else (reward,)
-        reach = min(context_length(m.model) or 1 << 31 for m in members)
+        rows = [reward.encode(prompt, text) for prompt, text in texts]
         longest = max(map(len, rows))
-        if longest > reach:
+        # Another tokenizer may need more tokens than the policy was given, so the check is here and
+        # not where the environment is made.
+        if reward.context is not None and longest > reward.context:
             raise InputError(
                 f"a prompt and its response are {longest} tokens to the reward model "
-                f"{reward_name(reward)}, whose context is {reach}; lower max_new_tokens or "
-                "max_prompt_tokens"
+                f"{reward_name(reward)}, whose context is {reward.context}; lower max_new_tokens "
+                "or max_prompt_tokens"
             )
         return torch.from_numpy(pad_rows(rows))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.sampling import sample_responses
 from rlhf_gym.preferences.comparison import Comparison

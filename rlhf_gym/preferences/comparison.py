@@ -12,7 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.data.prompts import Prompt, continued_ids, is_prompt
+from rlhf_gym.data.encoding import Encoded, closed_ids
+from rlhf_gym.data.prompts import Prompt, is_prompt
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.likelihood import Choice, ranking_choices
 
@@ -116,16 +117,15 @@ class Comparison:
             for level in sorted(set(values), reverse=True)
         )
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[list[int]]]:
-        """Token ids of the prompt and of each candidate, text closed by the tokenizer's EOS.
+    def encode(self, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+        """Token ids of the prompt and of each candidate, as a causal model reads them.
 
-        For models that read token after token; others read whole texts.
+        Sampled ids are kept as they are, so one that the budget cut has no EOS. Text is closed by
+        the tokenizer's EOS.
         """
         if self.ids is not None:
-            return list(self.ids[0]), [list(candidate) for candidate in self.ids[1]]
-        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        start, rest = continued_ids(self.prompt, self.candidates, tokenizer, eos)
-        return start, [[*ids, *eos] for ids in rest]
+            return Encoded(list(self.ids[0]), [list(candidate) for candidate in self.ids[1]])
+        return closed_ids(self.prompt, self.candidates, tokenizer)
 
     def shortened(self) -> "Comparison | None":
         """The same without the dialogue's first turns, up to the next human one; None if single."""

@@ -78,8 +78,13 @@ class RewardEnsemble:
 
     @property
     def device(self) -> torch.device:
-        """Where the members lie."""
+        """The members' device."""
         return self.members[0].device
+
+    @property
+    def context(self) -> int | None:
+        """The smallest of the members' contexts, in tokens; None if nothing says."""
+        return min((m.context for m in self.members if m.context is not None), default=None)
 
     def member_scores(self, tokens: Tensor) -> Tensor:
         """Every member's score, no gradient: (B, L) -> (B, M)."""

@@ -8,7 +8,8 @@ from typing import Any, TypedDict, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.data.prompts import Prompt, PromptDataset, load_texts
+from rlhf_gym.data.prompt_dataset import PromptDataset
+from rlhf_gym.data.prompts import Prompt, load_texts
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import RewardEstimator
@@ -20,8 +21,9 @@ from rlhf_gym.objective.objective import Objective
 from rlhf_gym.preferences.formats import read_comparisons
 from rlhf_gym.rewards.ensemble import Pooling, RewardEnsemble, check_pooling
 from rlhf_gym.rewards.functions import Reward, TextReward, load_callable
-from rlhf_gym.rewards.reward_model import RewardModel, shared_reward_model
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.rewards.shaping import Named, along_the_way, make
+from rlhf_gym.rewards.shared_reward_model import shared_reward_model
 from rlhf_gym.utils.devices import resolve_device
 from rlhf_gym.utils.type_hints import check_hints
 
