@@ -242,6 +242,13 @@ def test_callables_by_name():
             load_callable(name)
 
 
+@pytest.mark.parametrize("name", ["human:compound", "human:choose", "shaping:length_penalty"])
+def test_run_folders_may_name_modules_as_they_were(name):
+    assert load_callable(f"rlhf_gym.{name}") is load_callable(f"rlhf_gym.rewards.{name}")
+    with pytest.raises(InputError, match="no_such"):
+        load_callable(f"rlhf_gym.{name.split(':')[0]}:no_such")
+
+
 def test_a_response_is_what_it_adds_to_its_prompt(load_lm):
     lm = load_lm("llama")  # its tokenizer takes a space at the beginning away
     tokens = torch.tensor([[2, 4, 5, 6, 7, 3], [2, 4, 5, 8, PAD, PAD]])
