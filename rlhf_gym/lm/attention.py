@@ -86,7 +86,7 @@ def float32_attention(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' "sdpa", computed in float32 for inputs of any type.
+    """The "sdpa" of transformers, computed in float32 for inputs of any type.
 
     Arguments and result are those of "sdpa"; the result has the type of the query.
     """
@@ -119,9 +119,9 @@ def for_a_step(model: PreTrainedModel) -> Iterator[None]:
 def for_bfloat16(model: PreTrainedModel) -> Iterator[None]:
     """Fast attention for bfloat16 inside this context.
 
-    On a CPU `float32_attention` in place of "sdpa"; on a GPU "sdpa" without cuDNN's kernels. Nothing
-    changes with gradient checkpointing: its backward pass recomputes layers outside this context,
-    where the recomputed activations would differ.
+    On a CPU `float32_attention` replaces "sdpa"; on a GPU "sdpa" does not use cuDNN's kernels. With
+    gradient checkpointing nothing changes: the backward pass recomputes layers outside this
+    context, and would get other activations.
     """
     if model.training and recomputes_activations(model):
         within: AbstractContextManager[None] = nullcontext()

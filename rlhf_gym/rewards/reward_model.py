@@ -3,9 +3,9 @@
 Works with any `AutoModelForSequenceClassification(num_labels=1)`. Its `logit` explains choices; the
 `score` = gain · logit + bias is what an environment pays (see `rlhf_gym.rewards.score_scale`).
 
-transformers' own logit plus the bias is our score for single unpadded rows whose pad id is not their
-EOS id. Elsewhere transformers takes the last id that is not the pad id for the last token, and
-misses an EOS with the same id (GPT-2's tokenizer is often padded with its EOS).
+The logit of plain transformers plus the bias is our score for single unpadded rows whose pad id is
+not their EOS id. Otherwise transformers takes the last id other than the pad id for the last token,
+and so misses an EOS that has the pad id (GPT-2's tokenizer is often padded with its EOS).
 
 Notation: N comparisons, K_n candidates in comparison n, B rows in all, L columns, M heads (one,
 unless the model is an ensemble of heads on one trunk).
@@ -46,13 +46,13 @@ class RewardModel(nn.Module):
     """A sequence classifier, scored at the last real token of each row.
 
     Args:
-        model: The classifier. Where its head is a linear layer named `score` over a causal trunk
+        model: The classifier. If its head is a linear layer named `score` on a causal trunk
             (GPT-2, Llama, Qwen, Pythia, OPT …) the last real token is found from the rows'
-            lengths; any other classifier (BERT …) is called whole with an attention mask.
+            lengths; any other classifier (BERT …) is called as a whole with an attention mask.
         tokenizer: The tokenizer that belongs to it.
-        label: The label that is the reward, by name or index, of a classifier with several.
-        probability: Pay the label's probability instead of its logit (a softmax, or a sigmoid
-            where the labels do not exclude each other).
+        label: For a classifier with several labels: the one that is the reward, by name or index.
+        probability: Pay the label's probability instead of its logit (a softmax, or a sigmoid if
+            several labels can be true at once).
 
     Raises:
         InputError: The model has several labels and `label` is none of them.
@@ -166,15 +166,15 @@ class RewardModel(nn.Module):
     def compare(
         self, prompts: Tensor, candidates: Tensor, sizes: Tensor, *, share: bool = True
     ) -> Tensor:
-        """Logits of the candidates of N prompts, each prompt computed once where that pays.
+        """Logits of the candidates of N prompts; each prompt is computed once if that pays.
 
         Equal to `forward` on the joined rows (to 1e-5 in float32), gradient included.
 
         Args:
             prompts: (N, P) right-padded with PAD.
             candidates: (B, C) right-padded with PAD, prompt after prompt.
-            sizes: (N,) int64, candidates of each prompt; B = sizes.sum().
-            share: Whether prompts may be shared at all.
+            sizes: (N,) int64, number of candidates of each prompt; B = sizes.sum().
+            share: Whether prompts may be shared.
 
         Returns:
             (B, M) float32.
@@ -210,12 +210,12 @@ class RewardModel(nn.Module):
         """The score of each response as if it ended at each of its chosen tokens, (M,) float32.
 
         Raises:
-            InputError: It is no causal trunk with one head, which alone scores all in one pass.
+            InputError: It is not a causal trunk with one head; only that scores all in one pass.
         """
         if not self.causal or self.heads > 1 or self.probability:
             raise InputError(
-                f"{self.model.name_or_path!r} cannot score unfinished responses in one pass: that "
-                "takes a causal trunk with one head, and its logit as reward"
+                f"{self.model.name_or_path!r} cannot score unfinished responses in one pass; that "
+                "needs a causal trunk with one head, and its logit as reward"
             )
         out = torch.zeros(int(sequences.lengths.sum()), device=self.device)
         for part, places in passes(self.model, sequences):
@@ -227,11 +227,11 @@ class RewardModel(nn.Module):
         return out
 
     def pooled(self, scores: Tensor) -> Tensor:
-        """One score of the heads': (B, M) -> (B,); an ensemble may pool otherwise."""
+        """Mean score of the heads: (B, M) -> (B,); a `RewardEnsemble` may pool differently."""
         return scores.mean(1)
 
     def _raw(self, tokens: Tensor) -> Tensor:
-        """What the classifier itself says: (B, L) -> (B, number of labels) float32."""
+        """The classifier's own outputs: (B, L) -> (B, number of labels) float32."""
         tokens = tokens[:, : max(int(row_lengths(tokens).max()), 1)]
         if self.causal:
             return self._score(last_states(self.model, tokens)).float()

@@ -1,7 +1,7 @@
-"""The last hidden states of rows that grow, computed as little as possible.
+"""The last hidden states of growing rows, without computing a token twice.
 
-`SlotDecoder` is the engine, `DecodeCache` a memo on top of it, whose answers never depend on what
-it happens to hold; what neither can serve gets full forwards.
+`SlotDecoder` decodes; `DecodeCache` is a memo on top of it, and its answers never depend on what it
+remembers. Models that slots cannot decode get full forwards.
 """
 
 import logging
@@ -33,8 +33,8 @@ def _count_step(*_: Any) -> None:
     _optimizer_steps += 1
 
 
-# Fused optimisers write parameters without raising their version counters, so `DecodeCache` looks at
-# the versions and also counts optimiser steps.
+# Fused optimisers write parameters without raising their version counters, so `DecodeCache`
+# compares the number of optimiser steps as well as the versions.
 register_optimizer_step_post_hook(_count_step)
 
 Method = Literal["graphs", "slots", "full forwards"]
@@ -113,16 +113,16 @@ class DecodeCache:
 
     Rows that grew by one token cost one decode step, new rows one prefill, unchanged rows nothing.
     The answer never depends on what is remembered: everything is dropped when a parameter of the
-    model changes, and in training mode the memory is neither read nor written. PyTorch does not
-    tell of values written through ``parameter.data``: call `clear` after that.
+    model changes, and in training mode the memory is neither read nor written. Values written
+    through ``parameter.data`` change no version counter: call `clear` after that.
 
     Args:
-        lm: The model. Families that `SlotDecoder` cannot serve get full forwards instead.
+        lm: The model. Families that `SlotDecoder` cannot decode get full forwards instead.
     """
 
     def __init__(self, lm: CausalLM) -> None:
         self.lm = lm
-        self._served = supports_slots(lm)
+        self._slotted = supports_slots(lm)
         self._decoder: SlotDecoder | None = None
         self.clear()
 
@@ -131,15 +131,17 @@ class DecodeCache:
         if self._decoder is not None:
             self._decoder.release()
         self._decoder = None
-        self._tokens: Tensor | None = None  # (N, L) rows that the slots hold
+        self._tokens: Tensor | None = None  # (N, L) rows in the slots
         self._hidden: Tensor | None = None  # (N, d) their last hidden states
         self._versions: tuple[object, ...] = ()
 
     @torch.no_grad()
     def last_hidden(self, tokens: Tensor) -> Tensor:
         """Hidden state at each row's last real token: (N, L) -> (N, d); no gradient."""
-        if not self._served or self.lm.model.training:
+        if not self._slotted or self.lm.model.training:
             return last_hidden(self.lm, tokens)
+        # Version counters show in-place changes, such as `load_state_dict`; pointers show new
+        # storage; the number of steps shows fused optimisers, which raise no version.
         versions = (
             _optimizer_steps,
             *((p._version, p.data_ptr()) for p in self.lm.model.parameters()),
@@ -154,7 +156,8 @@ class DecodeCache:
         if new.any():
             self._store(new, self._decoder.prefill(new.nonzero()[:, 0], tokens[new]))
         if grown.any():
-            # Rows that did not grow write their last token again, over itself.
+            # One step for all rows is cheaper than selecting some. A row that did not grow writes
+            # the keys and values of its last token again, in the same place.
             every = torch.arange(len(tokens), device=tokens.device)
             step = self._decoder.step(model_ids(tokens[every, last]), last)
             self._store(grown, step[grown])
@@ -163,7 +166,7 @@ class DecodeCache:
         return self._hidden.clone()
 
     def _compare(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which rows are new and which grew by one token, (N,) bool each; last columns (N,)."""
+        """New rows, rows that grew by one token, both (N,) bool, and each last column (N,)."""
         assert self._tokens is not None
         lengths, held = row_lengths(tokens), row_lengths(self._tokens)
         columns = torch.arange(tokens.shape[1], device=tokens.device)
@@ -181,15 +184,16 @@ class DecodeCache:
 def last_hidden(lm: CausalLM, tokens: Tensor) -> Tensor:
     """Hidden state at each row's last real token by a full forward: (N, L) -> (N, d).
 
-    What another row begins with is computed there: an agent that learns token by token asks for
-    many states of one response.
+    A row that is a prefix of another row is read off that row's pass: an agent that learns token by
+    token asks for many states of one response.
     """
     lengths = row_lengths(tokens)
     kept, place = np.unique(longest_extensions(tokens.cpu().numpy()), return_inverse=True)
     held, at = (torch.from_numpy(x).to(tokens.device) for x in (kept, place))
     first = lengths[held].scatter_reduce(0, at, lengths, "amin")
     asked = lengths[held] - first + 1
-    # One more column, so that the state after the last token is the state of a chosen one.
+    # `states` gives the state before each chosen token; one more column makes the state after the
+    # last token one of them.
     grown = torch.nn.functional.pad(tokens[held], (0, 1), value=PAD)
     states = lm.states(Sequences(grown, first, asked))
     return states[(torch.cumsum(asked, 0) - asked)[at] + lengths - first[at]]
