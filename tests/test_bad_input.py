@@ -51,8 +51,8 @@ def test_prompts_are_read_from_every_local_format(tmp_path):
         ("a.json", '["ok", 7]', "row 2"),
         ("a.json", '["ok", ""]', "row 2"),
         ("a.json", '[{"wrong": "x"}]', "has no column prompt or text"),
-        ("a.json", "[]", "holds no rows"),
-        ("a.txt", "", "holds no rows"),
+        ("a.json", "[]", "has no rows"),
+        ("a.txt", "", "has no rows"),
         ("a.jsonl", '"ok"\nnot json', "not valid JSON"),
     ],
 )

@@ -327,7 +327,7 @@ def test_where_no_hub_is_reached_the_error_says_what_to_fetch(hub, monkeypatch, 
     said = str(caught.value)
     assert said.count("hf download") == 1
     assert "stanfordnlp/imdb" in said
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         gymnasium.make("rlhf_gym/IMDB-v0", local_dir=str(tmp_path / "nowhere"))
 
 

@@ -10,7 +10,7 @@ from rlhf_gym.errors import InputError
 Prompt = str | list[dict[str, str]]
 """A prompt is plain text or a list of chat messages, ``{"role": …, "content": …}`` each."""
 
-# For models that were never taught to chat: Anthropic HH's way of writing a dialogue.
+# For models that were not trained on chats: the format of Anthropic's HH dialogues.
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}"
     "{% for message in messages %}"
@@ -30,12 +30,13 @@ def load_texts(
     Args:
         source: A path (see `read_rows`), a dataset's name, or one JSON file of a hub dataset as
             "hf://datasets/OWNER/NAME/FILE".
-        column: The field to take where a row is an object; "prompt" or "text" if None.
+        column: The field to read if a row is an object; "prompt" or "text" if None.
         split: Split of a `datasets` dataset.
         revision: Commit or tag of a hub dataset.
 
     Raises:
-        InputError: The source is missing or empty, or a row has no such text; it is named.
+        InputError: The source is missing or empty, or a row has no such text; the message names
+            the row.
     """
     rows = load_rows(source, split=split, revision=revision)
     return [text_field(where, row, column) for where, row in rows]
@@ -45,7 +46,7 @@ def text_field(where: str, row: Any, column: str | None) -> Prompt:
     """The text (or chat messages) of a row: the row itself, or its field.
 
     Raises:
-        InputError: There is none; the row is named.
+        InputError: There is none; the message names the row.
     """
     if isinstance(row, dict):
         names = [column] if column else ["prompt", "text"]
@@ -69,7 +70,10 @@ def is_prompt(value: Any) -> bool:
 
 
 def is_held_out(prompt: Prompt | tuple[int, ...], share: float, *, salt: str = "") -> bool:
-    """Whether a prompt belongs to the held-out share; it depends on nothing but its text.
+    """Whether a prompt belongs to the held-out share; this depends only on its text.
+
+    By a hash and not by position, so that adding rows or another order moves no prompt from one
+    split to the other.
 
     Args:
         prompt: Text, chat messages or token ids.

@@ -49,7 +49,7 @@ def casts_kept(device: torch.device, precision: Precision) -> Iterator[None]:
 
 
 def warn_if_emulated(device: torch.device, precision: Precision) -> None:
-    """Log one line if bfloat16 is emulated, and so many times slower than float32."""
+    """Log one line if bfloat16 is emulated, which is many times slower than float32."""
     if precision == "fp32" or device.type != "cpu":
         return
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():

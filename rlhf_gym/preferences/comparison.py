@@ -1,4 +1,4 @@
-"""Human choices among K answers: what a comparison is, and the project's file of them."""
+"""Human choices among K answers: the `Comparison` class and its JSON Lines format."""
 
 import json
 import math
@@ -24,20 +24,21 @@ Ids = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt, K answers and what people said about them, in exactly one of five forms.
+    """One prompt, K answers and a human judgement of them, in exactly one of five forms.
 
     Attributes:
         prompt: Text or chat messages.
         candidates: The K answers, K ≥ 2.
         best: Index of the chosen one.
-        ranking: Groups of indices, best first, ties together; an unlisted one was not compared.
-        scores: A number for each candidate; only their order counts, unless a soft temperature
-            is asked for.
+        ranking: Groups of indices, best first, ties together; candidates not listed were not
+            compared.
+        scores: A number for each candidate; only their order counts, unless a soft temperature is
+            given.
         votes: For each candidate, the number of annotators who chose it.
         pairs: (winner, loser) for each pair that was judged; they need not be transitive.
-        ties: Beside `votes`: annotators who found the candidates equal.
-        ids: Token ids of the prompt and of each candidate where they were sampled (then nothing is
-            re-tokenised, and an EOS is kept); None for text written by others.
+        ties: With `votes`: the number of annotators who found the candidates equal.
+        ids: For sampled candidates: token ids of the prompt and of each candidate, so that nothing
+            is re-tokenised and an EOS is kept. None for text written by others.
         finish_reasons: "stop" or "length" for each sampled candidate.
     """
 
@@ -56,7 +57,7 @@ class Comparison:
         """The choices that the label consists of (see `rlhf_gym.preferences.likelihood`).
 
         Args:
-            soft_temperature: Where given, `scores` are soft labels, softmax(scores / it).
+            soft_temperature: If given, `scores` are soft labels, softmax(scores / temperature).
 
         Raises:
             InputError: The temperature is not positive.
@@ -99,7 +100,7 @@ class Comparison:
 
     @cached_property
     def tops(self) -> tuple[int, ...]:
-        """The candidates that beat someone and that no one beats; none if all are equal."""
+        """The candidates that beat another and that no other beats; none if all are equal."""
         winners, losers = ({pair[i] for pair in self.preferred} for i in (0, 1))
         return tuple(sorted(winners - losers))
 
@@ -128,7 +129,11 @@ class Comparison:
         return closed_ids(self.prompt, self.candidates, tokenizer)
 
     def shortened(self) -> "Comparison | None":
-        """The same without the dialogue's first turns, up to the next human one; None if single."""
+        """This comparison without the dialogue's first turns, up to the next human turn.
+
+        Returns:
+            None if the dialogue has only one human turn.
+        """
         if isinstance(self.prompt, str):
             starts = [m.start() for m in re.finditer(r"\n\nHuman:", self.prompt)]
             cut: Prompt = self.prompt[starts[1] :] if len(starts) > 1 else ""
@@ -140,7 +145,7 @@ class Comparison:
         return replace(self, prompt=cut, ids=None) if cut else None
 
     def row(self) -> dict[str, Any]:
-        """The comparison as a row of the project's file."""
+        """The comparison as a row of the project's format."""
         row: dict[str, Any] = {"prompt": self.prompt, "candidates": self.candidates}
         label = next(name for name in LABELS if getattr(self, name) is not None)
         row[label] = getattr(self, label)
@@ -168,9 +173,9 @@ def comparison_of(where: str, row: Any) -> Comparison:
         row: The decoded JSON.
 
     Raises:
-        InputError: It is no comparison; the message says what is wrong and where.
+        InputError: It is not a comparison; the message says what is wrong and where.
     """
-    if isinstance(row, dict):  # rows of a dataset have all its columns, null where they say nothing
+    if isinstance(row, dict):  # rows of a dataset have all columns, null if absent
         row = {name: value for name, value in row.items() if value is not None}
     for problem in _problems(row):
         raise InputError(f"{where}: {problem}")
@@ -191,7 +196,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _problems(row: Any) -> Iterator[str]:
-    """What is wrong with a row, the first thing first."""
+    """The problems of a row, the most basic one first."""
     if not isinstance(row, dict):
         yield f"an object is needed, not {str(row)[:60]!r}"
         return
@@ -214,7 +219,7 @@ def _problems(row: Any) -> Iterator[str]:
     if problem:
         yield problem
     if labels[0] != "votes" and row.get("ties", 0) != 0:
-        yield "ties are counted beside votes only"
+        yield "ties are allowed with votes only"
     reasons = row.get("finish_reasons", ["stop"] * len(candidates))
     if not isinstance(reasons, list | tuple) or len(reasons) != len(candidates):
         yield f"finish_reasons must be one for each candidate, not {reasons!r}"
@@ -224,7 +229,7 @@ def _problems(row: Any) -> Iterator[str]:
         texts = [row["prompt"], *candidates]  # a dataset's further columns may be anything
         json.dumps(texts, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
-        yield "a text holds half a character (a lone surrogate), which no tokenizer reads"
+        yield "a text contains half a character (a lone surrogate), which no tokenizer reads"
 
 
 def _candidate_problems(candidates: Sequence[Any], ids: Any) -> Iterator[str]:
@@ -236,11 +241,11 @@ def _candidate_problems(candidates: Sequence[Any], ids: Any) -> Iterator[str]:
         and len(ids["candidates"]) == k
         and all(_are_ids(c) and c for c in ids["candidates"])
     ):
-        yield "ids must hold a prompt and one list of token ids for each candidate"
+        yield "ids must have a prompt and one list of token ids for each candidate"
     for i, text in enumerate(candidates):
         if not isinstance(text, str):
             yield f"candidate {i} is not a text, but {json.dumps(text, default=str)[:60]}"
-        # A sampled candidate may end at once, and may be drawn twice: its ids say what it is.
+        # A sampled candidate may be empty (EOS at once) or be drawn twice: its ids say what it is.
         elif ids is None and not text.strip():
             yield f"candidate {i} is empty"
         elif ids is None and text in candidates[:i]:
@@ -263,7 +268,7 @@ def _label_problem(name: str, label: Any, k: int, ties: Any) -> str | None:
     if name in ("ranking", "pairs"):
         return _index_problem(name, label, k)
     numbers = [v for v in label if isinstance(v, int | float) and not isinstance(v, bool)]
-    # Not math.isfinite: it raises on an integer beyond the floats.
+    # Not math.isfinite: it raises on an integer that is too large for a float.
     finite = all(abs(v) <= sys.float_info.max for v in numbers)
     if len(numbers) != k or not finite or len(label) != k:
         return f"{name} must be {k} finite numbers, one for each candidate, not {label!r}"

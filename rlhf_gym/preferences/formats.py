@@ -1,7 +1,8 @@
 """Public preference data, read into the project's comparisons.
 
 Each format is a function from one row of the public file to rows of ours (see
-`preferences.comparison_of`), and is recognised by its keys.
+`rlhf_gym.preferences.comparison.comparison_of`), and is recognised by its keys. To add a format,
+write such a function and list it in `FORMATS`.
 """
 
 import json
@@ -19,7 +20,7 @@ from rlhf_gym.preferences.comparison import LABELS, Comparison, comparison_of
 Row = dict[str, Any]
 
 HH_TURN = "\n\nAssistant:"
-# The published files are padded with this id, for which GPT-2 has no token.
+# The published files are padded with this id. GPT-2 has no such token.
 ZIEGLER_PAD = 50259
 
 
@@ -29,7 +30,7 @@ def native(row: Row) -> Iterator[Row]:
 
 
 def hh(row: Row) -> Iterator[Row]:
-    """Anthropic HH: `chosen` and `rejected`, whole dialogues that share their beginning.
+    """Anthropic HH: `chosen` and `rejected` are whole dialogues with the same beginning.
 
     The prompt is everything up to the last assistant turn that both share.
     """
@@ -51,7 +52,7 @@ def _last_shared_turn(a: str, b: str) -> int:
 def pair(row: Row) -> Iterator[Row]:
     """The hub's convention: `prompt`, `chosen`, `rejected`, each a text or chat messages.
 
-    Where chosen and rejected are whole dialogues, the messages that both share are the prompt.
+    If chosen and rejected are whole dialogues, the messages that both share are the prompt.
     """
     prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -61,7 +62,7 @@ def pair(row: Row) -> Iterator[Row]:
         sides = [chosen[shared:], rejected[shared:]]
         if any(len(side) != 1 or "content" not in side[0] for side in sides):
             raise InputError("chosen and rejected must differ in one last message")
-        # Answers of several turns repeat their own turns, but not the prompt's.
+        # If the dialogues do not repeat the prompt, the turns that they share come after it.
         if isinstance(prompt, list) and chosen[: len(prompt)] != prompt:
             prompt = [*prompt, *chosen[:shared]]
         else:
@@ -71,7 +72,7 @@ def pair(row: Row) -> Iterator[Row]:
 
 
 def oasst(row: Row) -> Iterator[Row]:
-    """OpenAssistant trees: every group of ranked answers to one message, after its whole thread."""
+    """OpenAssistant trees: each group of ranked answers to a message, after its whole thread."""
     yield from _ranked_siblings(row["prompt"], [])
 
 
@@ -80,7 +81,7 @@ def _ranked_siblings(node: Row, thread: list[dict[str, str]]) -> Iterator[Row]:
     thread = [*thread, {"role": roles[node["role"]], "content": node["text"]}]
     ranked = [reply for reply in node.get("replies", ()) if reply.get("rank") is not None]
     levels = sorted({reply["rank"] for reply in ranked})
-    # People also rank prompters' messages; no policy answers those.
+    # People also ranked prompters' messages, but a policy only writes the assistant's.
     if len(ranked) > 1 and ranked[0]["role"] == "assistant":
         yield {
             "prompt": thread,
@@ -96,8 +97,8 @@ def _ranked_siblings(node: Row, thread: list[dict[str, str]]) -> Iterator[Row]:
 def qa_feedback(row: Row) -> Iterator[Row]:
     """FineGrainedRLHF QA feedback: K answers and a code for each pair, in the pairs' order.
 
-    1: the first is better, 2: the second, 0: equal. Codes that are a ranking become one (ties
-    together); the others stay pairs.
+    1: the first is better, 2: the second is, 0: equal. Consistent codes become a ranking (with
+    ties); the others stay pairs.
     """
     names = _numbered(row, "prediction ")
     codes = row["preference"]
@@ -115,7 +116,8 @@ def qa_feedback(row: Row) -> Iterator[Row]:
     points = [sum((i == w) - (i == x) for w, x in strict) for i in range(len(names))]
     levels = sorted(set(points), reverse=True)
     ranking = [[i for i, p in enumerate(points) if p == level] for level in levels]
-    # In a weak order the points decide every pair just as the codes do.
+    # The codes are a ranking with ties exactly if the points (wins − losses) order every pair as
+    # the codes do.
     consistent = all(
         (points[a] > points[b]) - (points[a] < points[b]) == {0: 0, 1: 1, 2: -1}[code]
         for (a, b), code in zip(duels, codes, strict=True)
@@ -124,7 +126,7 @@ def qa_feedback(row: Row) -> Iterator[Row]:
 
 
 def pandalm(row: Row) -> Iterator[Row]:
-    """PandaLM: `instruction`, `input`, two responses, annotators who say 1, 2 or 0 for a tie."""
+    """PandaLM: `instruction`, `input`, two responses; annotators say 1, 2, or 0 for a tie."""
     verdicts = [value for name, value in row.items() if name.startswith("annotator")]
     if not verdicts or not {repr(verdict) for verdict in verdicts} <= {"0", "1", "2"}:
         raise InputError(f"annotators must say 0, 1 or 2, not {verdicts!r}")
@@ -140,7 +142,7 @@ def pandalm(row: Row) -> Iterator[Row]:
 def ziegler(row: Row) -> Iterator[Row]:
     """Ziegler et al. 2019: `query`, `sample0` … and `best`, as texts or as token ids.
 
-    Ids (GPT-2's in the published files) are kept; their text needs the tokenizer.
+    Ids (GPT-2's in the published files) are kept; decoding them needs the tokenizer.
     """
     names = _numbered(row, "sample")
     yield {
@@ -172,12 +174,13 @@ def llmbar(row: Row) -> Iterator[Row]:
 
 
 def _numbered(row: Row, prefix: str) -> list[str]:
-    """The keys that are the prefix and a number, in the numbers' order."""
+    """The keys made of the prefix and a number, in the order of the numbers."""
     numbers = [key[len(prefix) :] for key in row if key.startswith(prefix)]
     return [prefix + n for n in sorted(filter(str.isdigit, numbers), key=int)]
 
 
-# Each format, the keys by which a row of it is known, and its reader.
+# Each format, the keys that identify a row of it, and its reader. The first match wins, so a format
+# whose keys are a subset of another's comes after it.
 FORMATS: dict[str, tuple[set[str], Callable[[Row], Iterator[Row]]]] = {
     "native": ({"prompt", "candidates"}, native),
     "pair": ({"prompt", "chosen", "rejected"}, pair),
@@ -203,15 +206,16 @@ def read_comparisons(
     """Read comparisons from a file, or from a dataset of the `datasets` library.
 
     Args:
-        source: A path (see `prompts.read_rows`), or a dataset's name.
+        source: A path (see `rlhf_gym.data.rows.read_rows`), or a dataset's name.
         format: One of `FORMATS`; found from each row's keys if None.
-        skipped: Where given, bad rows are left out and what is wrong with each is put here.
-        tokenizer: What token ids are decoded with, in files that hold no text.
+        skipped: If given, bad rows are left out and the problem of each is appended here.
+        tokenizer: Decodes the token ids of files without text.
         split: Split of a `datasets` dataset.
         revision: Commit or tag of a hub dataset.
 
     Raises:
-        InputError: The source cannot be read, is empty, or a row is no comparison; it is named.
+        InputError: The source cannot be read, is empty, or a row is not a comparison; the message
+            names the row.
     """
     if format is not None and format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
@@ -235,7 +239,7 @@ def read_comparisons(
             except InputError as error:
                 refuse(error)
     if not comparisons:
-        raise InputError(f"{source} holds no comparisons")
+        raise InputError(f"{source} has no comparisons")
     return comparisons
 
 
@@ -263,17 +267,19 @@ def _recognise(where: str, row: Row) -> str:
     if {"chosen", "rejected"} <= row.keys():
         return "pair"
     raise InputError(
-        f"{where} is in no known format: it has {', '.join(map(str, row)) or 'nothing'}; a "
+        f"{where} has no known format: it has {', '.join(map(str, row)) or 'nothing'}; a "
         f"comparison has prompt, candidates and one of {', '.join(LABELS)}, or chosen and rejected"
     )
 
 
 def _decoded(where: str, row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Row:
-    """A row whose texts are token ids, with the texts beside them."""
+    """A row whose texts are token ids: decode the texts, and keep the ids."""
     if isinstance(row["prompt"], str):
         return row
     if tokenizer is None:
-        raise InputError(f"{where} holds token ids; name the tokenizer that they belong to")
+        raise InputError(
+            f"{where} has token ids instead of text; name the tokenizer that they belong to"
+        )
     try:
         prompt, *candidates = (_tokens(r, tokenizer) for r in (row["prompt"], *row["candidates"]))
         texts = tokenizer.batch_decode([prompt, *candidates])

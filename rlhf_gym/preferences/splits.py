@@ -14,16 +14,17 @@ NEAR_DUPLICATE = 0.7
 def split_comparisons(
     comparisons: Sequence[Comparison], held_out: float, *, salt: str = "comparisons"
 ) -> tuple[list[Comparison], list[Comparison]]:
-    """Training and held-out comparisons; equal and nearly equal prompts are on one side.
+    """Training and held-out comparisons; equal and nearly equal prompts are in the same split.
 
     Args:
         comparisons: N comparisons.
         held_out: Share that is held out.
-        salt: Another salt makes another split. None is shared with the environments' prompts, so
-            that comparisons collected on training prompts split too.
+        salt: Another salt gives another split. The default differs from that of the environments'
+            prompts: comparisons collected on training prompts would otherwise all be training
+            comparisons.
 
     Raises:
-        InputError: One side is empty.
+        InputError: One split is empty.
     """
     keys = prompt_groups([c.prompt for c in comparisons])
     sides = [is_held_out(key, held_out, salt=salt) for key in keys]
@@ -44,28 +45,28 @@ def folds(comparisons: Sequence[Comparison], k: int) -> list[int]:
 
 
 def prompt_groups(prompts: Sequence[Prompt]) -> list[str]:
-    """A key for each prompt, the same for prompts that a split must not separate.
+    """A key for each prompt, equal for prompts that a split must not separate.
 
-    Those are prompts that open with the same human turn (a dialogue and its continuation, in which
-    an answer of the one is quoted by the other), and near-duplicates: `NEAR_DUPLICATE` of their
-    three-word phrases in common, proposed by MinHash and decided exactly. Groups are closed: where
-    a belongs to b and b to c, all three are one.
+    Two prompts belong together if they open with the same human turn (one may be a dialogue that
+    quotes an answer to the other), or if they are near-duplicates: `NEAR_DUPLICATE` of their
+    three-word phrases in common. MinHash (Broder 1997) proposes near-duplicates; the exact overlap
+    decides. Groups are transitive: if a belongs to b and b to c, all three are one group.
     """
-    # Slow to import, and of use to training alone.
+    # Slow to import, and only needed here.
     from datasketch import MinHash, MinHashLSH
 
     keys = [(opening(prompt), _plain(prompt)) for prompt in prompts]
     first: dict[str, str] = {}
     group: dict[str, str] = {}
     phrases: dict[str, set[str]] = {}
-    # More permissive than what decides, so that it misses almost none.
+    # A lower threshold than the one that decides, so that it misses almost no pair.
     index = MinHashLSH(threshold=0.5, num_perm=128)
     for start, text in sorted(set(keys)):
         words = text.casefold().split()
         phrases[text] = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
         group.setdefault(text, text)
         kin = {text, first.setdefault(start, text)}
-        # So few phrases reach the threshold only where all of them are the same.
+        # Shorter texts are only matched if they are equal: one word is a large part of them.
         if len(phrases[text]) > 3:
             signature = MinHash(num_perm=128, seed=1)
             signature.update_batch([phrase.encode() for phrase in sorted(phrases[text])])
@@ -84,7 +85,7 @@ def prompt_groups(prompts: Sequence[Prompt]) -> list[str]:
 
 
 def opening(prompt: Prompt) -> str:
-    """The first human turn of a dialogue; the whole of a prompt that is none."""
+    """The first human turn of a dialogue; the whole prompt if it is not a dialogue."""
     if isinstance(prompt, str):
         return prompt.split("\n\nAssistant:")[0].removeprefix("\n\nHuman:").strip()
     return next((str(m["content"]) for m in prompt if m["role"] == "user"), _plain(prompt)).strip()
@@ -97,7 +98,7 @@ def _root(group: dict[str, str], text: str) -> str:
 
 
 def _plain(prompt: Prompt) -> str:
-    """A prompt's words, whether it is text or chat messages."""
+    """A prompt as plain text, whether it is text or chat messages."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(str(message["content"]) for message in prompt)

@@ -32,7 +32,7 @@ def new_classifier(backbone: str, revision: str | None, heads: int) -> PreTraine
     """A causal LM, or the trunk of any classifier, with a new head of `heads` outputs.
 
     The head's weights have standard deviation 1/√(d+1) and its bias is 0, so a new model's logits
-    spread by about 1. Source: Stiennon et al. 2020 (arXiv 2009.01325), appendix C.2.
+    spread by about 1. Source: Stiennon et al. 2020 (arXiv 2009.01325).
 
     Raises:
         InputError: There is not at least one head, or weights other than the head's do not fit.

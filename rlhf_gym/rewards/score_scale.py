@@ -69,7 +69,7 @@ class ScoreScale:
 
         Args:
             gain: The new gain, one for all heads or (M,).
-            bias: The new bias, likewise.
+            bias: The new bias, one for all heads or (M,).
             head: The model's last layer, changed in place.
         """
         gains = torch.as_tensor(gain).float().reshape(-1).expand_as(self.gains).clone()
