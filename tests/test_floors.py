@@ -48,7 +48,12 @@ FLOORS: dict[str, list[str]] = {
         "functions",
         "shaping",
     ],
-    "rlhf_gym/preferences": ["likelihood", "comparison", "collect encoded formats splits survey"],
+    "rlhf_gym/preferences": [
+        "likelihood public_formats",
+        "comparison",
+        "comparison_rows",
+        "collect encoded formats splits survey",
+    ],
     "rlhf_gym/objective": ["objective optimum", "enumeration"],
     "rlhf_gym/envs": ["actor groups infos render resets", "token_vector_env", "token_env"],
     "rlhf_gym/training": ["sft_data trainer_progress", "reward_training sft"],

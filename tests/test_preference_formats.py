@@ -18,7 +18,8 @@ import pytest
 from conftest import make_tokenizer
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.preferences.comparison import LABELS, Comparison, comparison_of, write_comparisons
+from rlhf_gym.preferences.comparison import LABELS, Comparison, write_comparisons
+from rlhf_gym.preferences.comparison_rows import comparison_of
 from rlhf_gym.preferences.formats import FORMATS, read_comparisons
 from rlhf_gym.preferences.survey import has_tie, is_intransitive, survey
 from rlhf_gym.utils.statistics import measured

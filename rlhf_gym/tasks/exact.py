@@ -2,8 +2,8 @@
 
 The reference is a real, tiny Llama trained on strings of a Markov chain. Each variant's reward
 model was trained listwise on choices that its labeller (a function below, the `gold` scorer) made
-among K = 4 responses. `scripts/assets/exact.py` makes both. π*, J* and the J of any policy are exact
-(`rlhf_gym.objective.enumeration`). The prompt is one letter.
+among K = 4 responses. `scripts/assets/exact.py` makes both. π*, J* and the J of any policy are
+exact (`rlhf_gym.objective.enumeration`). The prompt is one letter.
 """
 
 from collections.abc import Callable
