@@ -69,12 +69,37 @@ def linear_head(model: PreTrainedModel) -> nn.Linear:
     return heads[-1]
 
 
-def label_index(model: PreTrainedModel, label: str | int | None) -> int:
-    """The output that a label names, by name or index.
+def reward_column(model: PreTrainedModel, heads: int, label: str | int | None) -> int | None:
+    """The output that is the reward; None if each output is a head with its own gain and bias.
+
+    Args:
+        model: The classifier.
+        heads: Number of heads that its config has gains for.
+        label: The label that is the reward, by name or index; needed if there are several.
 
     Raises:
-        InputError: No label is named, or the classifier has no such label.
+        InputError: There are several labels and none is named, or there is no such label.
     """
+    if model.config.num_labels != heads:
+        return _label_index(model, label)
+    if label is not None:
+        if heads > 1:
+            raise InputError(
+                f"{model.name_or_path!r} is an ensemble of {heads} heads; it has no labels"
+            )
+        _label_index(model, label)  # a single label may be named, if that is its name
+    return None
+
+
+def label_probability(model: PreTrainedModel, outputs: Tensor, column: int) -> Tensor:
+    """Probability of one label from a classifier's outputs: (B, number of labels) -> (B,)."""
+    # A single label, or several that do not exclude each other, are a yes or no each.
+    multi_label = model.config.problem_type == "multi_label_classification"
+    each = multi_label or outputs.shape[1] == 1
+    return (outputs.sigmoid() if each else outputs.softmax(-1))[:, column]
+
+
+def _label_index(model: PreTrainedModel, label: str | int | None) -> int:
     names = {int(i): str(name) for i, name in (model.config.id2label or {}).items()}
     for i, name in names.items():
         if label in (i, name):
@@ -84,11 +109,3 @@ def label_index(model: PreTrainedModel, label: str | int | None) -> int:
         f"the classifier {model.name_or_path!r} has the labels {', '.join(names.values())}; "
         f"{wanted}: say which one is the reward (reward_label)"
     )
-
-
-def label_probability(model: PreTrainedModel, outputs: Tensor, column: int) -> Tensor:
-    """Probability of one label from a classifier's outputs: (B, number of labels) -> (B,)."""
-    # A single label, or several that do not exclude each other, are a yes or no each.
-    multi_label = model.config.problem_type == "multi_label_classification"
-    each = multi_label or outputs.shape[1] == 1
-    return (outputs.sigmoid() if each else outputs.softmax(-1))[:, column]

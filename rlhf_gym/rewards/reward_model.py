@@ -26,11 +26,11 @@ from rlhf_gym.lm.architecture import context_length, trunk
 from rlhf_gym.lm.batching import by_length, pass_cost, passes, tokens_per_pass
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.rewards.classifiers import (
-    label_index,
     label_probability,
     linear_head,
     load_classifier,
     new_classifier,
+    reward_column,
 )
 from rlhf_gym.rewards.score_scale import ScoreScale, multiply, standardising
 from rlhf_gym.rewards.shared_prompts import (
@@ -71,17 +71,7 @@ class RewardModel(nn.Module):
         self.tokenizer = tokenizer
         self.scale = ScoreScale.of(model.config)
         self.probability = probability
-        # The label that is the reward, of a classifier that others trained; None for our own heads.
-        self.column: int | None = None
-        heads = len(self.scale.gains)
-        if model.config.num_labels != heads:
-            self.column = label_index(model, label)
-        elif label is not None:
-            if heads > 1:
-                raise InputError(
-                    f"{model.name_or_path!r} is an ensemble of {heads} heads; it has no labels"
-                )
-            label_index(model, label)  # a single label may be named, if it is its name
+        self.column = reward_column(model, len(self.scale.gains), label)
 
     @classmethod
     def load(
