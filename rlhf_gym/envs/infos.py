@@ -24,6 +24,7 @@ class EpisodeInfos:
 
     def add(self, key: str, values: npt.NDArray[Any], rows: Bools) -> None:
         """Set `values` (N,) for the rows where the mask `rows` (N,) is True."""
+        # Gymnasium's convention: `_key` is the mask of the rows for which `key` is valid.
         self._infos[key] = np.where(rows, values, np.zeros((), values.dtype))
         self._infos[f"_{key}"] = rows.copy()
 

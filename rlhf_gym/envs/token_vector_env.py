@@ -126,6 +126,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         if seed is not None:
             seeds = checked_seeds(seed, self.num_envs)
             for i in np.flatnonzero(mask).tolist():
+                # One generator per row, so that a row's prompts do not depend on its neighbours:
+                # row i seeded s equals a single environment seeded s + i.
                 if seeds[i] is not None:
                     self._rngs[i] = np_random(seeds[i])[0]
                     self._groups[i // self.rows_per_prompt] = PromptGroup()
@@ -158,6 +160,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             )
         going = ~waiting
         infos = EpisodeInfos(self.num_envs)
+        # `_tokens` is replaced and never changed in place, so a reference is enough to undo it.
         before = self._tokens, self._kl_sums.copy(), self._along_sums.copy()
         try:
             rewards, ended = self._take(actions, going, infos)
@@ -169,6 +172,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             infos.finalise(ended, self._tokens)
             self._begin(ended)
         elif waiting.any():
+            # "NextStep": a row that ended before ignores this action and starts a new prompt.
             self._begin(waiting)
             self._over = ended.copy()
         return self._tokens.copy(), rewards, ended, np.zeros_like(ended), infos.to_dict()
@@ -220,6 +224,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             stop_at_eos=self.stop_at_eos,
         )
         mask = np.arange(actions.shape[1]) < lengths[:, None]
+        # A masked token has the logit `NEVER` and a log-prob about as low; no allowed token has.
         barred = np.full(actions.shape, False)
         barred[mask] = settled.ref_log_probs.cpu().numpy() < NEVER / 2
         if barred.any():
@@ -292,6 +297,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         k = self.rows_per_prompt
         if k == 1:
             return self.prompts.draw(self._rngs[row])
+        # The group draws with its first row's generator, whichever row is first to need a prompt.
         first = row - row % k
         return self._groups[row // k].next(row % k, k, lambda: self.prompts.draw(self._rngs[first]))
 
@@ -360,6 +366,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
     def _finish(self, ended: Bools, infos: EpisodeInfos) -> Floats:
         """The final scores of the rows that ended; also put into infos."""
         responses = self._responses(ended, ended)
+        # Token rewards were paid along the way; `score` in infos adds both.
         final = self.objective.final_scores(responses).double().cpu().numpy()
         self.episodes += int(ended.sum())
         bound = self._binding.get() is not None

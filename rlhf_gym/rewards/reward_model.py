@@ -148,6 +148,7 @@ class RewardModel(nn.Module):
         """Logits of rows of token ids: (B, L) right-padded with PAD -> (B, M) float32."""
         out = torch.zeros(len(tokens), self.heads, device=self.device)
         lengths, most = row_lengths(tokens).tolist(), tokens_per_pass(tokens.device)
+        # Rows of similar length together: a padded token costs as much as a real one.
         for group in by_length(lengths, most, pass_cost(self.model)):
             rows = torch.tensor(group, device=tokens.device)
             out[rows] = self._as_logits(self._raw(tokens[rows]))
@@ -209,6 +210,7 @@ class RewardModel(nn.Module):
             )
         out = torch.zeros(int(sequences.lengths.sum()), device=self.device)
         for part, places in passes(self.model, sequences):
+            # Causal attention: the state at token t equals that of the response cut after t.
             hidden = trunk(self.model)(input_ids=model_ids(part.tokens), use_cache=False)
             rows, columns = part.cells()
             raw = self._score(hidden.last_hidden_state[rows, columns]).float()
@@ -224,6 +226,7 @@ class RewardModel(nn.Module):
         """The classifier's own outputs: (B, L) -> (B, number of labels) float32."""
         tokens = tokens[:, : max(int(row_lengths(tokens).max()), 1)]
         if self.causal:
+            # Not the classifier's own forward: it finds the last token by the pad id.
             return self._score(last_states(self.model, tokens)).float()
         mask = (tokens != PAD).long()
         raw: Tensor = self.model(input_ids=model_ids(tokens), attention_mask=mask).logits
