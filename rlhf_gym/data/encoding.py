@@ -183,7 +183,7 @@ def joined_ids(
     return Encoded([], [list(tokenizer(opening + text)["input_ids"]) for text in responses])
 
 
-def spell(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+def decodes_to(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether token ids decode to a text, whitespace ignored.
 
     Tokenizers treat spaces at the border of two texts in many ways; and a text may name its special

@@ -1,6 +1,6 @@
 """Whether a faster way to compute a model's states is exact for it: try it on a few tokens.
 
-What a config says is not enough: an architecture may keep state of its own, read positions from a
+What a config says is not enough: an architecture may keep other state, read positions from a
 mask, or refuse an input. So each fast path is tried once per model, against a plain pass.
 """
 

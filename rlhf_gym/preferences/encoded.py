@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhf_gym.data.encoding import Encoded, spell
+from rlhf_gym.data.encoding import Encoded, decodes_to
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import embedded
 from rlhf_gym.preferences.comparison import Comparison
@@ -159,7 +159,8 @@ def _has_ids_of(model: RewardModel, comparison: Comparison) -> bool:
         pairs.append((prompt, comparison.prompt))
     vocab = embedded(model.model)
     return all(
-        max(ids, default=0) < vocab and spell(ids, text, model.tokenizer) for ids, text in pairs
+        max(ids, default=0) < vocab and decodes_to(ids, text, model.tokenizer)
+        for ids, text in pairs
     )
 
 

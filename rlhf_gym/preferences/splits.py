@@ -65,12 +65,12 @@ def prompt_groups(prompts: Sequence[Prompt]) -> list[str]:
         words = text.casefold().split()
         phrases[text] = {" ".join(words[i : i + 3]) for i in range(max(1, len(words) - 2))}
         group.setdefault(text, text)
-        kin = {text, first.setdefault(start, text)}
+        related = {text, first.setdefault(start, text)}
         # Shorter texts are only matched if they are equal: one word is a large part of them.
         if len(phrases[text]) > 3:
             signature = MinHash(num_perm=128, seed=1)
             signature.update_batch([phrase.encode() for phrase in sorted(phrases[text])])
-            kin |= {
+            related |= {
                 other
                 for other in index.query(signature)
                 if len(phrases[text] & phrases[other])
@@ -78,7 +78,7 @@ def prompt_groups(prompts: Sequence[Prompt]) -> list[str]:
             }
             if text not in index:
                 index.insert(text, signature)
-        roots = {_root(group, one) for one in kin}
+        roots = {_root(group, one) for one in related}
         for root in roots:
             group[root] = min(roots)
     return [_root(group, text) for _, text in keys]
