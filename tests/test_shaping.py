@@ -151,7 +151,7 @@ def test_cuts_by_hand(lm):
         ({"shaping": [3]}, r"a name or \[name"),
         ({"shaping": [["missing_eos", {}]]}, "either a score"),
         ({"cuts": [["stop_token", {"token": "zebra"}]]}, "not one token"),
-        ({"cuts": [["stop_strings", {"strings": "b"}]]}, "a list of strings"),
+        ({"cuts": [["stop_strings", {"strings": "b"}]]}, "a list of non-empty strings"),
         ({"shaping": [["clip", {"low": 1.0, "high": 0.0}]]}, "low < high"),
         ({"shaping": [["stop_token", {"token": "a"}]]}, "belongs in cuts"),
         ({"cuts": [["token_bonus", {"bonus": {"a": 1.0}}]]}, "belongs in token_rewards"),

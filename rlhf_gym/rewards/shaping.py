@@ -45,7 +45,7 @@ def missing_eos(
         InputError: Not exactly one of the two is given.
     """
     if (score is None) == (penalty is None):
-        raise InputError("missing_eos takes a score (to replace) or a penalty (to subtract)")
+        raise InputError("missing_eos takes either a score (to replace) or a penalty (to subtract)")
 
     def shape(responses: Responses, scores: Tensor) -> Tensor:
         instead = scores - penalty if penalty is not None else torch.full_like(scores, score or 0.0)
