@@ -457,7 +457,7 @@ def test_the_script_says_what_plain_transformers_and_numpy_say(save_reward_model
         "whole": 23,
         "cut": 0,
         "dropped": 1,
-        "anew": 0,
+        "retokenised": 0,
     }
     right = np.array([x.argmax() == b for x, b in zip(logits, best, strict=True)], dtype=float)
     pairs = [(x[b] > np.delete(x, b)).mean() for x, b in zip(logits, best, strict=True)]
