@@ -1,4 +1,4 @@
-"""Estimators of a KL divergence, and controllers of its weight.
+"""Estimators of a KL divergence from samples, and the exact KL of two distributions.
 
 Source of k1, k2 and k3: J. Schulman, "Approximating KL Divergence" (2020),
 http://joschu.net/blog/kl-approx.html.
@@ -15,7 +15,8 @@ RewardEstimator = Literal["k1", "k2", "k3"]
 def k1(log_probs: Tensor, other_log_probs: Tensor) -> Tensor:
     """Log p − log q of tokens drawn from p: unbiased for KL(p ‖ q), of either sign.
 
-    In a reward it is the only estimator whose expected gradient is that of −KL.
+    In a reward it is the only one of the three whose expected policy gradient is that of −KL. The
+    expectation of the others' rewards is another function of the policy, with another optimum.
 
     Args:
         log_probs: log p of each token, any shape.
@@ -62,11 +63,12 @@ def k3(log_probs: Tensor, other_log_probs: Tensor) -> Tensor:
 def exact_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p ‖ q) of normalised distributions over V tokens: two (…, V) -> (…), at least 0.
 
-    A token that p never takes costs nothing, even where q never takes it either.
+    A token of probability 0 under p costs nothing, even if q never takes it either.
     """
     terms = log_p.exp() * (log_p - log_q)
+    # 0 · (−inf − −inf) is NaN. The sum may be a rounding error below 0, hence the clamp.
     return terms.masked_fill(log_p.isneginf(), 0.0).sum(-1).clamp(min=0.0)
 
 
 REWARD_ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
-"""What may estimate the penalty in a reward; all but k1 miss J*."""
+"""Estimators of the penalty in a reward. Only with k1 is the expected return J."""

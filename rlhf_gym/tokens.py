@@ -13,17 +13,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+# Not a token id on purpose. In GPT-2 pad and EOS are one id, and any real id can be sampled: a mask
+# derived from a real id would lose tokens.
 PAD = -1
 
 TokenArray = TypeVar("TokenArray", npt.NDArray[np.int64], Tensor)
 
 
 class Sequences(NamedTuple):
-    """Whole sequences, in each of which a contiguous run of tokens was chosen by an agent.
+    """Whole sequences; in each, an agent chose a contiguous run of tokens.
 
-    The chosen tokens of row i are ``tokens[i, starts[i] : starts[i] + lengths[i]]``; the state in
-    which token j was chosen is everything left of it. Quantities "per chosen token" are flat
-    tensors of shape (M,), row after row.
+    The chosen tokens of row i are ``tokens[i, starts[i] : starts[i] + lengths[i]]``. The state in
+    which a token was chosen is everything to its left. Quantities per chosen token are flat tensors
+    of shape (M,), row after row.
 
     Attributes:
         tokens: (N, L) int64, right-padded with PAD.
@@ -56,7 +58,7 @@ class Sequences(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Columns up to the last chosen token."""
+        """Number of columns up to the last chosen token."""
         return int((self.starts + self.lengths).max()) if len(self.tokens) else 0
 
 
@@ -88,7 +90,7 @@ def pad_rows(
 
 
 def append(tokens: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """A fresh (N, L) copy of `tokens` with `new` (N,) written behind the last real token."""
+    """A new (N, L) copy of `tokens` with `new` (N,) written after the last real token."""
     out = tokens.copy()
     out[np.arange(len(out)), row_lengths(tokens)] = new
     return out
@@ -101,12 +103,13 @@ def join(left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]) -> npt.NDArr
     return np.take_along_axis(both, order, axis=1)
 
 
-def holders(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """A row that begins with each row and is no other's beginning: (N, L) -> (N,).
+def longest_extensions(tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """For each row, the index of a longest row that it is a prefix of: (N, L) -> (N,).
 
-    Rows of one response, a token more each, all have the last of them as holder.
+    The states of one response, each a token longer, all get the index of the last of them.
     """
-    order = np.lexsort(tokens.T[::-1])  # a beginning comes right before what begins with it
+    # PAD is below every id, so in lexicographic order a prefix comes right before its extensions.
+    order = np.lexsort(tokens.T[::-1])
     rows = tokens[order]
     begins = ((rows[:-1] == rows[1:]) | (rows[:-1] == PAD)).all(1)
     last = np.where(np.append(begins, False), len(rows), np.arange(len(rows)))
@@ -125,7 +128,7 @@ def continuations(prompts: Tensor, responses: Tensor) -> Sequences:
 
 
 def unflatten(flat: Tensor, lengths: Tensor, width: int, fill: float = 0.0) -> Tensor:
-    """Flat (M,) quantities as an (N, width) grid, `fill` behind each row's end."""
+    """Flat (M,) quantities as an (N, width) grid, with `fill` after each row's end."""
     grid = flat.new_full((len(lengths), width), fill)
     mask = torch.arange(width, device=flat.device) < lengths[:, None]
     grid[mask] = flat
@@ -133,15 +136,16 @@ def unflatten(flat: Tensor, lengths: Tensor, width: int, fill: float = 0.0) -> T
 
 
 def row_sums(flat: Tensor, lengths: Tensor) -> Tensor:
-    """Sum of flat (M,) quantities over each row, (N,), in float64 so that order is harmless."""
+    """Sum of flat (M,) quantities over each row, (N,), in float64 so that order does not matter."""
     rows = torch.repeat_interleave(lengths)
     out = torch.zeros(len(lengths), dtype=torch.float64, device=flat.device)
     return out.index_add_(0, rows, flat.double())
 
 
 def model_ids(tokens: Tensor) -> Tensor:
-    """What a model may embed: padding replaced by id 0.
+    """Ids that a model can embed: padding is replaced by id 0.
 
-    Causal attention never looks right, so what stands behind a row's end cannot reach its tokens.
+    Causal attention never looks right, so the ids after a row's end cannot change its tokens. With
+    padding on the left they would, and positions would shift.
     """
     return tokens.clamp(min=0)

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.lm.architecture import trunk
 from rlhf_gym.lm.causal_lm import CausalLM

@@ -10,7 +10,8 @@ import pytest
 from conftest import prompt_dataset
 
 import rlhf_gym  # noqa: F401
-from rlhf_gym.data.prompts import PromptDataset, is_held_out, load_texts
+from rlhf_gym.data.prompt_dataset import PromptDataset
+from rlhf_gym.data.prompts import is_held_out, load_texts
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.collect import collect_comparisons
 from rlhf_gym.rewards.functions import load_callable
@@ -50,8 +51,8 @@ def test_prompts_are_read_from_every_local_format(tmp_path):
         ("a.json", '["ok", 7]', "row 2"),
         ("a.json", '["ok", ""]', "row 2"),
         ("a.json", '[{"wrong": "x"}]', "has no column prompt or text"),
-        ("a.json", "[]", "holds no rows"),
-        ("a.txt", "", "holds no rows"),
+        ("a.json", "[]", "has no rows"),
+        ("a.txt", "", "has no rows"),
         ("a.jsonl", '"ok"\nnot json', "not valid JSON"),
     ],
 )

@@ -22,7 +22,7 @@ from conftest import (
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_gym.lm.architecture import looks_plain, turns_with_length
+from rlhf_gym.lm.architecture import has_dynamic_rope, has_full_attention
 from rlhf_gym.lm.causal_lm import CausalLM, continuation_log_probs
 from rlhf_gym.lm.decoding import active_rows as decoding_rows
 from rlhf_gym.lm.decoding import kv_slots as slots
@@ -448,5 +448,5 @@ def as_one(row: list[int]) -> Sequences:
 def test_rotary_embeddings_that_turn_with_length_are_left_to_full_forwards(kind):
     rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 100.0}
     model = AutoModelForCausalLM.from_config(make_config("llama", rope_parameters=rope))
-    assert turns_with_length(model) == (kind == "dynamic")
-    assert looks_plain(model) == (kind == "default")
+    assert has_dynamic_rope(model) == (kind == "dynamic")
+    assert has_full_attention(model) == (kind == "default")

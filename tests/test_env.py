@@ -647,7 +647,7 @@ def test_a_restored_env_goes_on_alike(make_vector_env):
         assert not wave or not np.array_equal(obs, ours[2])
     assert env.episodes == other.episodes == 15
     env.step(np.array([4, 4, 4]))
-    with pytest.raises(InputError, match="midway"):
+    with pytest.raises(InputError, match="in the middle"):
         env.get_state()
 
 

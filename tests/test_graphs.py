@@ -43,7 +43,7 @@ from rlhf_gym.lm.decoding import (
 from rlhf_gym.lm.decoding import (
     sampling,
 )
-from rlhf_gym.lm.decoding.cuda_graphs import LowCopy, columns_for, rows_for
+from rlhf_gym.lm.decoding.cuda_graphs import Bfloat16Copy, columns_for, rows_for
 from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden, supports_slots, takes_graphs
 from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.lm.lora import add_adapters
@@ -283,7 +283,7 @@ def test_the_cache_gives_the_full_forward(load, device, family):
 @pytest.mark.parametrize("family", SERVED)
 def test_bfloat16_copies_give_autocasts_numbers(load, device, family):
     lm = load(family, "bf16")
-    low = LowCopy(lm.model)
+    low = Bfloat16Copy(lm.model)
     ids = prompts_of(4, device).clamp(min=0)
     with torch.no_grad():
         next(lm.model.parameters()).mul_(1.1)

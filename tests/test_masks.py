@@ -392,7 +392,7 @@ def test_generate_is_told(make_vector_env, tmp_path):
         ({"top_p": 1.5}, "top_p"),
         ({"min_new_tokens": -1}, "min_new_tokens"),
         ({"min_new_tokens": BUDGET + 1}, "min_new_tokens"),
-        ({"min_new_tokens": 2, "stop_at_eos": False}, "stop_at_eos|moot"),
+        ({"min_new_tokens": 2, "stop_at_eos": False}, "stop_at_eos|no effect"),
     ],
 )
 def test_bad_rules_are_refused(load_lm, options, said):

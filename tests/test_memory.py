@@ -1,4 +1,4 @@
-"""What saves memory or time changes nothing: lots, recomputing, bfloat16, adapters."""
+"""What saves memory or time changes nothing: chunks, recomputing, bfloat16, adapters."""
 
 import copy
 import sys
@@ -126,7 +126,7 @@ def kept_for_backward() -> Iterator[list[torch.Size]]:
         yield shapes
 
 
-# Micro-batches and lots
+# Micro-batches and chunks
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -142,7 +142,7 @@ def test_micro_batches_of_any_size_have_one_gradient(make_ppo, loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("rule", [{}, {"top_k": 9, "min_new_tokens": 2}], ids=["free", "masked"])
-def test_lots_of_logits_have_one_gradient(make_ppo, make_vector_env, monkeypatch, loss, rule):
+def test_chunks_of_logits_have_one_gradient(make_ppo, make_vector_env, monkeypatch, loss, rule):
     learner = make_ppo(make_vector_env(N, family="gpt2", mask=rule), **LOSSES[loss])
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         monkeypatch.setattr(batching, "MAX_LOGITS", 1 << 25)
@@ -155,8 +155,8 @@ def test_lots_of_logits_have_one_gradient(make_ppo, make_vector_env, monkeypatch
 def test_no_logits_of_all_tokens_are_kept_for_the_backward_pass(make_ppo, monkeypatch, loss):
     learner = make_ppo(**LOSSES[loss])
     batch = minibatch(learner)
-    m, lot = len(batch.actions), 7
-    for most, rows in ((1 << 25, {m}), (lot * V, {m, lot, m % lot})):
+    m, chunk = len(batch.actions), 7
+    for most, rows in ((1 << 25, {m}), (chunk * V, {m, chunk, m % chunk})):
         monkeypatch.setattr(batching, "MAX_LOGITS", most)
         with kept_for_backward() as shapes:
             learner._loss().terms(batch)

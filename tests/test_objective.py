@@ -185,7 +185,7 @@ def test_the_score_is_read_at_the_eos_even_where_pad_is_eos(
             hidden = reward.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             raw = float(reward.model.score(hidden[0, -1]))
         # The head carries the gain; the config the bias.
-        assert float(settled.scores[i]) == pytest.approx(raw + reward.bias, abs=1e-5)
+        assert float(settled.scores[i]) == pytest.approx(raw + reward.scale.bias, abs=1e-5)
     without = objective.settle(sequences_of(objective, pad_rows([[4, 5, 9, 8, 6]] * N)), None)
     assert abs(float(without.scores[4] - settled.scores[4])) > 1e-3, "the EOS itself counts"
 
@@ -240,6 +240,13 @@ def test_callables_by_name():
     for name in ("conftest", "conftest:nothing", "no_such_module:f", "conftest:PROMPTS"):
         with pytest.raises(InputError, match=name):
             load_callable(name)
+
+
+@pytest.mark.parametrize("name", ["human:compound", "human:choose", "shaping:length_penalty"])
+def test_run_folders_may_name_modules_as_they_were(name):
+    assert load_callable(f"rlhf_gym.{name}") is load_callable(f"rlhf_gym.rewards.{name}")
+    with pytest.raises(InputError, match="no_such"):
+        load_callable(f"rlhf_gym.{name.split(':')[0]}:no_such")
 
 
 def test_a_response_is_what_it_adds_to_its_prompt(load_lm):

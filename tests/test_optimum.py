@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import BOS, ENDS, V
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.evaluation.policies import evaluate, summarise
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.objective.objective import Objective

@@ -18,7 +18,8 @@ import pytest
 from conftest import make_tokenizer
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.preferences.comparison import LABELS, Comparison, comparison_of, write_comparisons
+from rlhf_gym.preferences.comparison import LABELS, Comparison, write_comparisons
+from rlhf_gym.preferences.comparison_rows import comparison_of
 from rlhf_gym.preferences.formats import FORMATS, read_comparisons
 from rlhf_gym.preferences.survey import has_tie, is_intransitive, survey
 from rlhf_gym.utils.statistics import measured
@@ -486,7 +487,7 @@ def assert_named_and_skipped(file: Path, place: str, problem: str, kept: int = 2
             "one list of token ids for each",
         ),
         (["a", "b"], "an object is needed, not \"['a', 'b']\""),
-        ({"question": "p", "answers": []}, "is in no known format: it has question, answers"),
+        ({"question": "p", "answers": []}, "has no known format: it has question, answers"),
         ({"chosen": "x", "rejected": "y"}, "share no '\\n\\nAssistant:' turn"),
         ({"chosen": None, "rejected": "y"}, "is not of the format 'hh': TypeError"),
         ({"chosen": DIALOGUE + " a", "rejected": DIALOGUE + " a"}, "are the same text"),
@@ -587,10 +588,10 @@ def test_a_truncated_archive_keeps_the_rows_before_the_cut(tmp_path):
 
 def test_nothing_to_read_is_an_error_even_where_rows_may_be_skipped(tmp_path):
     skipped: list[str] = []
-    with pytest.raises(InputError, match=r"c\.jsonl holds no comparisons"):
+    with pytest.raises(InputError, match=r"c\.jsonl has no comparisons"):
         read_comparisons(write_rows(tmp_path, NATIVE), skipped=skipped)
     assert len(skipped) == 1
-    with pytest.raises(InputError, match="holds no rows"):
+    with pytest.raises(InputError, match="has no rows"):
         read_comparisons(write_rows(tmp_path), skipped=[])
     with pytest.raises(InputError, match="no such file"):
         read_comparisons(tmp_path / "none.jsonl", skipped=[])
@@ -901,7 +902,7 @@ def test_nothing_half_written_stays(tmp_path, script, monkeypatch):
 def test_skipped_rows_are_told_even_where_none_is_left(tmp_path, script, capsys):
     file = write_rows(tmp_path, NATIVE)
     config = script.Config(data=str(file), output=tmp_path / "o.jsonl", on_bad_row="skip")
-    with pytest.raises(InputError, match="holds no comparisons"):
+    with pytest.raises(InputError, match="has no comparisons"):
         script.main(config)
     assert capsys.readouterr().out.startswith(f"skipped: {file}, line 1: a comparison has")
 

@@ -22,7 +22,7 @@ from transformers import (
 import rlhf_gym
 from agents.sb3 import PPO, build
 from rlhf_gym.data import prompts
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.errors import InputError, UnreachableError
 from rlhf_gym.lm.decoding.sampling import sample_responses
 from rlhf_gym.lm.loading import load_tokenizer
@@ -328,7 +328,7 @@ def test_where_no_hub_is_reached_the_error_says_what_to_fetch(hub, monkeypatch, 
     said = str(caught.value)
     assert said.count("hf download") == 1
     assert "stanfordnlp/imdb" in said
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         gymnasium.make("rlhf_gym/IMDB-v0", local_dir=str(tmp_path / "nowhere"))
 
 

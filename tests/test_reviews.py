@@ -71,7 +71,7 @@ def test_the_packaged_files_are_small_and_safe():
     assert sum(path.stat().st_size for path in files) < 10_000_000
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
     assert CausalLM.load(DEFAULTS["reference"]).vocab_size > 300
-    assert RewardModel.load(DEFAULTS["reward_model"]).gain > 0
+    assert RewardModel.load(DEFAULTS["reward_model"]).scale.gain > 0
 
 
 def test_reviews_survive_the_tokenizer():
@@ -94,7 +94,7 @@ def test_choices_are_boltzmann_rational():
     coin = np.bincount(human.choose(utilities, float("inf"), rng), minlength=3) / 20_000
     np.testing.assert_allclose(coin, 1 / 3, atol=0.02)
     for bad in (-1.0, float("nan")):
-        with pytest.raises(InputError, match="0 or more"):
+        with pytest.raises(InputError, match="at least 0"):
             human.choose(utilities, bad, rng)
 
 

@@ -39,7 +39,8 @@ from rlhf_gym.evaluation.reward_models import (
     uniform,
 )
 from rlhf_gym.preferences.comparison import Comparison
-from rlhf_gym.preferences.encoding import encode_comparisons, split_comparisons
+from rlhf_gym.preferences.encoded import encode_comparisons
+from rlhf_gym.preferences.splits import split_comparisons
 from rlhf_gym.rewards.reward_model import RewardModel
 
 ROOT = Path(__file__).parent.parent
@@ -456,7 +457,7 @@ def test_the_script_says_what_plain_transformers_and_numpy_say(save_reward_model
         "whole": 23,
         "cut": 0,
         "dropped": 1,
-        "anew": 0,
+        "retokenised": 0,
     }
     right = np.array([x.argmax() == b for x, b in zip(logits, best, strict=True)], dtype=float)
     pairs = [(x[b] > np.delete(x, b)).mean() for x, b in zip(logits, best, strict=True)]

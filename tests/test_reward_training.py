@@ -25,17 +25,15 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.reward_models import judge_reward_model
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences.comparison import Comparison
-from rlhf_gym.preferences.encoding import (
+from rlhf_gym.preferences.encoded import (
     EncodedComparison,
     candidate_rows,
     encode_comparisons,
-    folds,
-    prompt_groups,
-    split_comparisons,
 )
 from rlhf_gym.preferences.likelihood import ChoiceSets, choice_loss
+from rlhf_gym.preferences.splits import folds, prompt_groups, split_comparisons
 from rlhf_gym.rewards.reward_model import RewardModel
-from rlhf_gym.rewards.shared_prompts import last_states_after, repeated, shares_prefix
+from rlhf_gym.rewards.shared_prompts import can_share_prompts, last_states_after, repeat_prompts
 from rlhf_gym.tokens import PAD, pad_rows
 from rlhf_gym.training.reward_training import RewardTraining, microbatches, train_reward_model
 
@@ -79,7 +77,7 @@ def fresh(path: str, seed: int = 0, **options) -> RewardModel:
 def test_shared_prompts_give_the_same_logits_and_gradient(save_lm, family):
     model = fresh(save_lm(family))
     prompts, candidates, sizes = tensors(make_comparisons(6))
-    assert shares_prefix(model.model)
+    assert can_share_prompts(model.model)
     assert model.shares(prompts, candidates)
     seen = []
     for share in (True, False):
@@ -92,7 +90,7 @@ def test_shared_prompts_give_the_same_logits_and_gradient(save_lm, family):
     (shared, shared_gradient), (plain, gradient) = seen
     torch.testing.assert_close(shared, plain, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
-        model(repeated(prompts, candidates, sizes)), plain, atol=1e-5, rtol=1e-5
+        model(repeat_prompts(prompts, candidates, sizes)), plain, atol=1e-5, rtol=1e-5
     )
     assert len(gradient) == len(shared_gradient) > 5
     for ours, theirs in zip(shared_gradient, gradient, strict=True):
@@ -104,7 +102,7 @@ def test_models_with_more_than_plain_attention_repeat_their_prompts(save_lm, fam
     model = fresh(save_lm(family))
     prompts, candidates, sizes = tensors(make_comparisons(4))
     assert not model.shares(prompts, candidates)
-    plain = model(repeated(prompts, candidates, sizes))
+    plain = model(repeat_prompts(prompts, candidates, sizes))
     torch.testing.assert_close(
         model.compare(prompts, candidates, sizes), plain, atol=1e-5, rtol=1e-5
     )
@@ -386,7 +384,7 @@ def test_an_untrained_head_starts_with_logits_of_variance_one(save_lm):
     logits = model.logits(rows)
     assert float(logits.std(correction=0)) == pytest.approx(1.0, abs=1e-4)
     assert float(model.scores(rows).mean()) == pytest.approx(0.0, abs=1e-5)
-    assert model.gain == 1.0
+    assert model.scale.gain == 1.0
     # The order of the candidates is what it was.
     assert torch.equal(before.argsort(), logits.argsort())
 
@@ -506,12 +504,12 @@ def test_a_causal_model_reads_no_ids_of_another_tokenizer(save_reward_model):
     for other in (((2, 4, 5), ((9, 9, 3), (8, 3))), ((2, 9, 9), ids[1]), ((2, 900), ids[1])):
         encoded, fit = encode_comparisons([replace(sampled, ids=other)], model, None)
         assert encoded[0].rows == [model.encode("a b", " c d"), model.encode("a b", " e")]
-        assert (fit.whole, fit.anew) == (1, 1)
-        assert "1 read anew as text" in str(fit)
+        assert (fit.whole, fit.retokenised) == (1, 1)
+        assert "1 re-tokenised" in str(fit)
     # A text may name its special tokens.
     named = replace(sampled, prompt="<s> a b", candidates=("c d </s>", "e </s>"))
     encoded, fit = encode_comparisons([named], model, None)
-    assert (encoded[0].candidates, fit.anew) == ([[6, 7, 3], [8, 3]], 0)
+    assert (encoded[0].candidates, fit.retokenised) == ([[6, 7, 3], [8, 3]], 0)
 
 
 def test_a_chat_that_the_template_refuses_is_said(save_reward_model):

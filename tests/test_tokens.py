@@ -9,8 +9,8 @@ from rlhf_gym.tokens import (
     Sequences,
     append,
     continuations,
-    holders,
     join,
+    longest_extensions,
     model_ids,
     pad_rows,
     row_lengths,
@@ -130,7 +130,7 @@ def test_holders_begin_with_their_rows_and_are_no_others_beginning():
         def begins(i: int, j: int, rows=rows, lengths=lengths) -> bool:
             return bool((rows[i, : lengths[i]] == rows[j, : lengths[i]]).all())
 
-        held = holders(rows)
+        held = longest_extensions(rows)
         for i, j in enumerate(held):
             assert begins(i, j)
             assert all(lengths[k] <= lengths[j] for k in range(12) if begins(j, k))

@@ -25,8 +25,9 @@ from rlhf_gym.evaluation.reward_models import (
 from rlhf_gym.lm.architecture import context_length
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences.comparison import Comparison
-from rlhf_gym.preferences.encoding import TooLong, encode_comparisons, split_comparisons
+from rlhf_gym.preferences.encoded import TooLong, encode_comparisons
 from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.preferences.splits import split_comparisons
 from rlhf_gym.reports.reward_model_page import page, summary, terminal_table
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.utils.files import write_json, write_text

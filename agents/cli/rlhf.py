@@ -39,7 +39,7 @@ from rlhf_gym.evaluation.reward_models import clustered, judge_reward_model, pro
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.preferences.collect import collect_comparisons
 from rlhf_gym.preferences.comparison import Comparison, write_comparisons
-from rlhf_gym.preferences.encoding import candidate_rows, encode_comparisons
+from rlhf_gym.preferences.encoded import candidate_rows, encode_comparisons
 from rlhf_gym.preferences.formats import read_comparisons
 from rlhf_gym.reports.run_page import write_report
 from rlhf_gym.reports.terminal import print_samples, table

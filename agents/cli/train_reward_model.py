@@ -22,14 +22,14 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.reward_models import judge_reward_model
 from rlhf_gym.lm.architecture import context_length
 from rlhf_gym.lm.loading import load_tokenizer
-from rlhf_gym.preferences.encoding import (
+from rlhf_gym.preferences.encoded import (
     Fit,
     TooLong,
     candidate_rows,
     encode_comparisons,
-    split_comparisons,
 )
 from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.preferences.splits import split_comparisons
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.training.reward_training import RewardTraining, train_reward_model
 from rlhf_gym.utils.files import whole_folder, write_json
@@ -132,7 +132,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     # Held-out candidates: on the training ones an overfitted logit would spread more.
     model.normalise(candidate_rows(test, NORMALISED_ON).to(model.device))
-    figures |= {"gain": model.gain, "bias": model.bias}
+    figures |= {"gain": model.scale.gain, "bias": model.scale.bias}
     with whole_folder(config.run_dir / "reward_model") as folder:
         model.save_pretrained(folder)
     write_json(figures_file, figures)

@@ -42,7 +42,7 @@ def score(patient: Patient) -> Problem | None:
         kept = row[row != PAD][None]
         with torch.no_grad():
             hidden = trunk(reward.model)(input_ids=kept, use_cache=False).last_hidden_state
-            logits = reward.head(hidden[0, -1]) + reward.biases.to(reward.device)
+            logits = reward.head(hidden[0, -1]) + reward.scale.biases.to(reward.device)
         logits = logits.float()
         plain.append(logits.mean() if reward.column is None else logits[reward.column])
     gap = float((torch.stack(plain) - found[: len(plain)]).abs().max())

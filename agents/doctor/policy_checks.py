@@ -187,7 +187,7 @@ def decoding(patient: Patient) -> Problem | None:
         "decoding",
         f"the log-probs that decoding keeps are {gap:.2g} nats from those of whole sequences",
         "look at what the model's attention or positions take from a row's length: decoding must "
-        "leave such a model to full forwards (rlhf_gym.lm.architecture.looks_plain)",
+        "leave such a model to full forwards (rlhf_gym.lm.architecture.has_full_attention)",
     )
 
 

@@ -10,8 +10,8 @@ from agents.sb3.vec_env import TokenSB3VecEnv
 
 __all__ = [
     "PPO",
-    "PPOOptions",
     "CausalLMPolicy",
+    "PPOOptions",
     "ResponseAlgorithm",
     "SequenceRolloutBuffer",
     "TokenSB3VecEnv",

@@ -1,1 +1,1 @@
-"""From any file, folder or dataset name to rows and prompts."""
+"""From any file, folder or dataset name to rows, prompts and token ids."""

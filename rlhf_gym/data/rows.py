@@ -1,4 +1,4 @@
-"""Rows of any file, folder or dataset name."""
+"""Rows of a local file or of a dataset, each with a name for error messages."""
 
 import gzip
 import json
@@ -15,12 +15,12 @@ HUB = "hf://datasets/"
 def read_rows(path: str | Path, *, skipped: list[str] | None = None) -> Iterator[tuple[str, Any]]:
     """Rows of a local file, each with a name for error messages ("FILE, row 3").
 
-    ``.json`` holds one list; ``.jsonl`` one JSON value a line; ``.jsonl.gz`` the same, compressed;
-    anything else one text a line.
+    ``.json`` contains one list; ``.jsonl`` one JSON value per line; ``.jsonl.gz`` the same,
+    compressed; any other file one text per line.
 
     Args:
         path: The file.
-        skipped: Where given, lines that cannot be read are left out and named here.
+        skipped: If given, lines that cannot be read are left out and their problems appended here.
 
     Raises:
         InputError: The file is missing, is not UTF-8, or a line is not JSON.
@@ -58,7 +58,7 @@ def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if not isinstance(rows, list):
-        raise InputError(f"{path} holds a JSON {type(rows).__name__}; a list is needed")
+        raise InputError(f"{path} contains a JSON {type(rows).__name__}; a list is needed")
     yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
 
 
@@ -73,6 +73,7 @@ def _lines(path: Path, skipped: list[str] | None) -> Iterator[bytes]:
         problem = f"{path} cannot be read after line {read}: {error}"
         if skipped is None:
             raise InputError(problem) from error
+        # What came before a damaged end is kept.
         skipped.append(problem)
 
 
@@ -94,7 +95,7 @@ def load_rows(
     else:
         rows = _dataset_rows(source, split, revision)
     if not rows:
-        raise InputError(f"{source} holds no rows; at least one is needed")
+        raise InputError(f"{source} has no rows; at least one is needed")
     return rows
 
 
@@ -115,9 +116,9 @@ def _dataset_rows(name: str, split: str, revision: str | None) -> list[tuple[str
 
 
 def _pinned(file: str, revision: str | None) -> str:
-    """A file of a hub dataset at a revision, hf://datasets/OWNER/NAME@REVISION/FILE."""
+    """Name of a hub dataset's file at a revision: hf://datasets/OWNER/NAME@REVISION/FILE."""
     parts = file.removeprefix(HUB).split("/", 2)
     if len(parts) < 3:
-        raise InputError(f"{file!r} names no file; a hub file is {HUB}OWNER/NAME/FILE")
+        raise InputError(f"{file!r} names no file; a file on the hub is {HUB}OWNER/NAME/FILE")
     owner, name, rest = parts
     return f"{HUB}{owner}/{name}{f'@{revision}' if revision else ''}/{rest}"

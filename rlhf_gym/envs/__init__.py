@@ -1,4 +1,4 @@
-"""The Gymnasium environments: one token an action."""
+"""The Gymnasium environments: one token per action."""
 
 from rlhf_gym.envs.actor import Actor
 from rlhf_gym.envs.token_env import TokenEnv

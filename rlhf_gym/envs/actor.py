@@ -1,4 +1,4 @@
-"""Who acts: an action does not carry its log-probability, so the environment asks the actor."""
+"""The actor: an action does not include its log-probability, so the environment asks for it."""
 
 import os
 import weakref
@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 
 class Actor(Protocol):
-    """Anything that knows log π of an action; usually the policy, answering from memory."""
+    """Anything that knows log π of an action; usually the policy, which remembers it."""
 
     def log_prob(
         self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """Log π(action | observation), tempered and masked as the action was drawn.
+        """Log π(action | observation), with the temperature and mask that it was drawn with.
 
         Args:
             observations: (N, L) int64, right-padded with PAD.
@@ -27,17 +27,21 @@ class Actor(Protocol):
 
 
 class ActorBinding:
-    """A weak hold on the actor: it goes with the actor, and never into another process or copy."""
+    """A weak reference to the actor, dropped on pickle and copy, refused in another process.
+
+    Weak, because a policy usually has a reference to its environment too, and a strong one would
+    keep both alive.
+    """
 
     def __init__(self, actor: Actor | None = None) -> None:
         self._actor = None if actor is None else weakref.ref(actor)
         self._process = os.getpid()
 
     def get(self) -> Actor | None:
-        """The bound actor, None if there is none (any more).
+        """The bound actor; None if nobody was bound or the actor no longer exists.
 
         Raises:
-            RuntimeError: It was bound in another process, where its log-probs mean nothing.
+            RuntimeError: It was bound in another process; its weights here would be stale.
         """
         if self._actor is None:
             return None

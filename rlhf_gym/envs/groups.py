@@ -1,4 +1,4 @@
-"""Rows that play the same prompts in the same order, whenever each of them gets there."""
+"""Groups of rows that play the same prompts in the same order, each row at its own pace."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ Ids = tuple[int, ...]
 
 
 class PromptGroup:
-    """The prompts of one group of rows: what a row has drawn, the others will draw too."""
+    """The prompts of one group of rows: a prompt that one row draws, the others get later."""
 
     def __init__(self) -> None:
         self._queue: list[Ids] = []
@@ -17,9 +17,9 @@ class PromptGroup:
         """The next prompt of one row.
 
         Args:
-            row: Which of the group's rows.
-            rows: How many there are.
-            draw: Draws a prompt that no row has seen yet.
+            row: Index of the row in its group.
+            rows: Number of rows in the group.
+            draw: Draws a prompt that no row of the group has had yet.
         """
         at = self._taken.get(row, 0)
         if at == len(self._queue):
@@ -32,12 +32,12 @@ class PromptGroup:
         return prompt
 
     def get_state(self) -> dict[str, Any]:
-        """As JSON."""
+        """The state as JSON."""
         return {"queue": self._queue, "taken": sorted(self._taken.items())}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "PromptGroup":
-        """Go on from `get_state`."""
+        """Continue from `get_state`."""
         group = cls()
         group._queue = [tuple(ids) for ids in state["queue"]]
         group._taken = {int(row): int(n) for row, n in state["taken"]}

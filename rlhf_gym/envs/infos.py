@@ -23,7 +23,8 @@ class EpisodeInfos:
         self._infos: dict[str, Any] = {}
 
     def add(self, key: str, values: npt.NDArray[Any], rows: Bools) -> None:
-        """Note `values` (N,) for the rows where the mask `rows` (N,) is True."""
+        """Set `values` (N,) for the rows where the mask `rows` (N,) is True."""
+        # Gymnasium's convention: `_key` is the mask of the rows for which `key` is valid.
         self._infos[key] = np.where(rows, values, np.zeros((), values.dtype))
         self._infos[f"_{key}"] = rows.copy()
 
@@ -34,7 +35,7 @@ class EpisodeInfos:
         kl_sums: npt.NDArray[np.float64] | None,
         rows: Bools,
     ) -> None:
-        """Note what is known at a response's end, for the n rows that ended."""
+        """Set what is known at the end of a response, for the n rows that ended."""
         self._spread("score", scores, rows)
         if responses.score_std is not None:
             self._spread("score_std", responses.score_std.double().cpu().numpy(), rows)
@@ -45,7 +46,7 @@ class EpisodeInfos:
         self._spread("response", _objects(responses.texts), rows)
 
     def add_wave(self, settled: Settlement, mask: Bools) -> npt.NDArray[np.float64] | None:
-        """Note per-token quantities of whole responses, (N, T); the KL sums (N,) if known."""
+        """Set per-token quantities of whole responses, (N, T); return the KL sums (N,) if known."""
         every = np.ones(self._num_envs, dtype=np.bool_)
         quantities = {"ref_log_prob": settled.ref_log_probs, "kl": settled.kl}
         for key, flat in quantities.items():

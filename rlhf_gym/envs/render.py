@@ -1,7 +1,8 @@
-"""What a conversation looks like: as text, in a terminal, as an image.
+"""Render a conversation as text, in a terminal or as an image.
 
-Each token is coloured by its log-ratio log π − log π_ref where an actor is bound, red where the
-policy likes it more than the reference does and blue where less; else by log π_ref alone.
+Each token is coloured by its log-ratio log π − log π_ref if an actor is bound: red if the policy
+gives it more probability than the reference does, blue if less. If nobody is bound, the colour is
+that of log π_ref.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 SCALE = 2.0
-"""Nats at which a colour is full."""
+"""Nats at which a colour reaches full strength."""
 
 SIZE = (640, 360)
 MARGIN, LINE = 16, 22
@@ -33,7 +34,7 @@ class Trace:
     Attributes:
         prompt: The prompt as text.
         tokens: Text of each response token.
-        log_ratios: log π − log π_ref of each, or log π_ref where nobody is bound.
+        log_ratios: log π − log π_ref of each token, or log π_ref if nobody is bound.
         bound: Whether they are ratios.
         score: R(x, y) once it has ended.
         finish_reason: "stop" or "length" once it has ended.
@@ -47,14 +48,14 @@ class Trace:
     finish_reason: str = ""
 
     def add(self, token: str, log_ratio: float, bound: bool) -> None:
-        """Take in one more token."""
+        """Append one token."""
         self.tokens.append(token)
         self.log_ratios.append(log_ratio)
         self.bound = bound
 
     @property
     def footer(self) -> str:
-        """What is known of the response as a whole."""
+        """One line about the whole response."""
         what = "Σ log π/π_ref" if self.bound else "Σ log π_ref"
         line = f"{len(self.tokens)} tokens, {what} {sum(self.log_ratios):.2f} nats"
         return (
@@ -75,7 +76,7 @@ def as_text(trace: Trace) -> str:
 
 
 def to_terminal(trace: Trace) -> None:
-    """Print what is new: the prompt, then each token in its colour, at the end the footer."""
+    """Print what is new: first the prompt, then each token in its colour, at the end the footer."""
     if not trace.tokens:
         _console.print(Text(f"\n{trace.prompt} ", style="dim"), end="")
         return
@@ -87,8 +88,8 @@ def to_terminal(trace: Trace) -> None:
 
 
 def as_image(trace: Trace) -> npt.NDArray[np.uint8]:
-    """An RGB image, (360, 640, 3) uint8; what does not fit scrolls out at the top."""
-    # Pillow's own font has no Greek.
+    """An RGB image, (360, 640, 3) uint8; long conversations scroll out at the top."""
+    # Pillow's default font has no Greek letters.
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 15)
     pieces = [(piece, None) for piece in _words(trace.prompt)]
     lines = _wrapped(

@@ -1,23 +1,25 @@
-"""What a reset may be asked for: rows, seeds and prompts by name, and what is wrong with a wish."""
+"""The arguments of a reset, checked: which rows, which seeds, which prompts."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from rlhf_gym.data.prompts import Prompt, PromptDataset, prompt_ids
+from rlhf_gym.data.encoding import prompt_ids
+from rlhf_gym.data.prompt_dataset import PromptDataset
+from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 
 
 def checked_options(given: Any, num_envs: int) -> dict[str, Any]:
-    """The options of a reset, looked through.
+    """Check the options of a reset.
 
     Raises:
-        InputError: One is unknown, or is not of its kind.
+        InputError: One is unknown, or has the wrong type.
     """
     if given is not None and not isinstance(given, dict):
-        raise InputError(f"reset options are a dict, not {given!r}")
+        raise InputError(f"reset options must be a dict, not {given!r}")
     options: dict[str, Any] = given or {}
     unknown = options.keys() - {"reset_mask", "prompt", "prompt_index"}
     if unknown:
@@ -34,7 +36,7 @@ def checked_seeds(seed: Any, num_envs: int) -> Sequence[int | None]:
     """A seed, or none, for each row.
 
     Raises:
-        InputError: It is no seed.
+        InputError: It is not a seed.
     """
     whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     seeds = [int(seed) + i for i in range(num_envs)] if whole else seed
@@ -44,7 +46,7 @@ def checked_seeds(seed: Any, num_envs: int) -> Sequence[int | None]:
         or not all(s is None or (isinstance(s, int | np.integer) and s >= 0) for s in seeds)
     ):
         raise InputError(
-            f"a seed is an integer from 0, or a list of {num_envs} (or None), not {seed!r}"
+            f"seed must be an integer from 0, or a list of {num_envs} (or None), not {seed!r}"
         )
     return seeds
 
@@ -52,16 +54,16 @@ def checked_seeds(seed: Any, num_envs: int) -> Sequence[int | None]:
 def named_prompts(
     options: dict[str, Any], n: int, prompts: PromptDataset, reference: CausalLM
 ) -> list[tuple[int, ...]] | None:
-    """The prompts that the options name for the n rows reset; None if they name none.
+    """The prompts that the options name for the n rows to reset; None if they name none.
 
     Args:
         options: As `checked_options` returns them.
-        n: Rows that are reset.
-        prompts: What `prompt_index` counts in.
-        reference: Whose tokenizer reads a `prompt`.
+        n: Number of rows to reset.
+        prompts: The prompts that `prompt_index` refers to.
+        reference: Its tokenizer reads a `prompt`.
 
     Raises:
-        InputError: There is no such prompt, or they are not n.
+        InputError: There is no such prompt, or there are not n of them.
     """
     if "prompt_index" in options:
         index = options["prompt_index"]
@@ -75,12 +77,12 @@ def named_prompts(
     if "prompt" not in options:
         return None
     prompt = options["prompt"]
-    # A list of messages is one prompt; a list of texts, or of such lists, is a prompt a row.
+    # A list of messages is one prompt; a list of texts or of such lists has one prompt per row.
     several = [prompt] * n if _is_prompt(prompt) else prompt
     if not isinstance(several, list | tuple) or not all(map(_is_prompt, several)):
-        raise InputError(f"a prompt is a text or a list of chat messages, not {prompt!r}")
+        raise InputError(f"prompt must be a text or a list of chat messages, not {prompt!r}")
     if len(several) != n:
-        raise InputError(f"prompt names {len(several)} prompts for {n} rows")
+        raise InputError(f"prompt has {len(several)} prompts for {n} rows")
     return [_ids_of(p, prompts, reference) for p in several]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.envs.actor import Actor
 from rlhf_gym.envs.render import Trace, as_image, as_text, to_terminal
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
@@ -19,14 +19,14 @@ from rlhf_gym.utils.arrays import Ints
 
 
 class TokenEnv(gymnasium.Env[Ints, np.int64]):
-    """A language model's response, one token an action: row 0 of a one-row `TokenVectorEnv`.
+    """A language model's response, one token per action: row 0 of a one-row `TokenVectorEnv`.
 
     Args:
         objective: Reward, reference and β.
         prompts: The prompts that `reset` draws from.
         max_new_tokens: The token budget of a response.
         stop_at_eos: Whether an EOS ends a response.
-        gold: A scorer that only evaluation looks at.
+        gold: A scorer that only evaluation uses.
         render_mode: "ansi" (text), "human" (a coloured terminal), "rgb_array" (an image) or None.
 
     Raises:
@@ -83,17 +83,17 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
 
     @property
     def gold(self) -> TextReward | None:
-        """The scorer that only evaluation looks at."""
+        """The scorer that only evaluation uses."""
         return self._rows.gold
 
     def bind_actor(self, actor: Actor | None) -> None:
-        """Learn log π from `actor` from now on (weakly held); None unbinds."""
+        """Ask `actor` for log π from now on (weak reference); None unbinds."""
         self._rows.bind_actor(actor)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Ints, dict[str, Any]]:
-        """Begin with a new prompt; `options` as in `TokenVectorEnv.reset`."""
+        """Start with a new prompt; `options` as in `TokenVectorEnv.reset`."""
         super().reset(seed=seed)
         observations, _ = self._rows.reset(seed=seed, options=options)
         if self.render_mode is not None:
@@ -122,7 +122,7 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         return mask
 
     def render(self) -> str | npt.NDArray[np.uint8] | None:
-        """The conversation so far; in mode "human" it is printed as it happens.
+        """The conversation so far; in mode "human" each step prints it instead.
 
         Returns:
             Text ("ansi"), an image (360, 640, 3) uint8 ("rgb_array") or None.
@@ -134,11 +134,12 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         return None
 
     def _follow(self, action: int, info: dict[str, Any]) -> None:
-        # Tokens of a text do not decode alone (spaces, bytes): each is what it adds to the text.
+        # A token decoded alone loses spaces or is part of a character, so show what it adds to the
+        # decoded text.
         self._ids.append(action)
         whole, alone = self._rows.objective.reference.tokenizer.batch_decode([self._ids, [action]])
         shown = "".join(self._trace.tokens)
-        if "score" not in info:  # a character may still be in pieces: it is shown once it is whole
+        if "score" not in info:  # the last character may be incomplete: show it once it is whole
             whole = whole.rstrip("\ufffd")
         new = whole[len(shown) :] if whole.startswith(shown) else alone
         bound = bool(info["actor_bound"])

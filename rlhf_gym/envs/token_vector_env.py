@@ -1,4 +1,4 @@
-"""N conversations side by side: one reference step and one reward-model call for all rows."""
+"""N conversations in one batch: one reference step and one reward-model call for all rows."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from gymnasium.utils.seeding import np_random
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.envs.actor import Actor, ActorBinding
 from rlhf_gym.envs.groups import PromptGroup
 from rlhf_gym.envs.infos import EpisodeInfos
@@ -35,10 +35,10 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         num_envs: N, number of rows.
         max_new_tokens: T, the token budget of a response.
         stop_at_eos: Whether an EOS ends a response.
-        rows_per_prompt: k rows in turn play the same prompts, for group baselines (GRPO, RLOO): a
-            row's j-th episode has the prompt of its group's j-th; must divide N.
+        rows_per_prompt: Each k consecutive rows play the same prompts in the same order, for group
+            baselines (GRPO, RLOO); k must divide N.
         autoreset_mode: "SameStep", "NextStep" or "Disabled", as in Gymnasium.
-        gold: A scorer that only evaluation looks at, as (prompts, responses) -> scores.
+        gold: A scorer that only evaluation uses, as (prompts, responses) -> scores.
     """
 
     def __init__(
@@ -83,20 +83,20 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
 
     @property
     def actor(self) -> Actor | None:
-        """Who is bound; None if nobody is (any more)."""
+        """The bound actor; None if nobody is bound or the actor no longer exists."""
         return self._binding.get()
 
     def bind_actor(self, actor: Actor | None) -> None:
-        """Learn log π from `actor` from now on (weakly held); None unbinds."""
+        """Ask `actor` for log π from now on (weak reference); None unbinds."""
         self._binding = ActorBinding(actor)
 
     def group_rows(self, rows_per_prompt: int) -> None:
-        """Let k rows in turn play the same prompts, from the next `reset` of all rows.
+        """Let each k consecutive rows play the same prompts, from the next `reset` of all rows.
 
-        J does not depend on it, so an agent that compares responses may choose it.
+        J does not depend on k, so an agent that compares responses may choose it.
 
         Raises:
-            InputError: It does not divide the number of rows.
+            InputError: k does not divide the number of rows.
         """
         if rows_per_prompt < 1 or self.num_envs % rows_per_prompt:
             raise InputError(
@@ -111,12 +111,12 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Ints, dict[str, Any]]:
-        """Begin with new prompts.
+        """Start with new prompts.
 
         Args:
             seed: Row i is seeded seed + i, or seed[i].
-            options: `reset_mask` (N,) bool: which rows; `prompt` (text or chat messages) or
-                `prompt_index`: the prompt of all rows reset, or a list, one for each of them.
+            options: `reset_mask` (N,) bool: which rows to reset. `prompt` (text or chat messages)
+                or `prompt_index`: one prompt for all these rows, or a list with one for each.
 
         Returns:
             Observations (N, L) and an empty info.
@@ -126,10 +126,12 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         if seed is not None:
             seeds = checked_seeds(seed, self.num_envs)
             for i in np.flatnonzero(mask).tolist():
+                # One generator per row, so that a row's prompts do not depend on its neighbours:
+                # row i seeded s equals a single environment seeded s + i.
                 if seeds[i] is not None:
                     self._rngs[i] = np_random(seeds[i])[0]
                     self._groups[i // self.rows_per_prompt] = PromptGroup()
-        if mask.all():  # rows that begin together are in step again, however far each had come
+        if mask.all():  # rows that start together play the same prompts again from here on
             self._groups = [PromptGroup() for _ in self._groups]
         named = named_prompts(options, int(mask.sum()), self.prompts, self.objective.reference)
         if named is None:
@@ -141,7 +143,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
     def step(self, actions: Ints) -> tuple[Ints, Floats, Bools, Bools, dict[str, Any]]:
         """Append one token to each row.
 
-        Where the reward fails, nothing has happened: the same step may be taken again.
+        If the reward raises, the environment is unchanged and the same step may be tried again.
 
         Args:
             actions: (N,) token ids.
@@ -154,10 +156,11 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         begun = self._prompt_lengths > 0
         if waiting.any() and (self.autoreset_mode != AutoresetMode.NEXT_STEP or not begun.all()):
             raise gymnasium.error.ResetNeeded(
-                f"rows {np.flatnonzero(waiting).tolist()} have ended or never began; call reset"
+                f"rows {np.flatnonzero(waiting).tolist()} have ended or never started; call reset"
             )
         going = ~waiting
         infos = EpisodeInfos(self.num_envs)
+        # `_tokens` is replaced and never changed in place, so a reference is enough to undo it.
         before = self._tokens, self._kl_sums.copy(), self._along_sums.copy()
         try:
             rewards, ended = self._take(actions, going, infos)
@@ -169,16 +172,19 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             infos.finalise(ended, self._tokens)
             self._begin(ended)
         elif waiting.any():
+            # "NextStep": a row that ended before ignores this action and starts a new prompt.
             self._begin(waiting)
             self._over = ended.copy()
         return self._tokens.copy(), rewards, ended, np.zeros_like(ended), infos.to_dict()
 
     def _take(self, actions: Ints, going: Bools, infos: EpisodeInfos) -> tuple[Floats, Bools]:
-        """Append one token to the rows that go on: what all are paid, and which have ended."""
+        """Append one token to the rows that go on; return rewards (N,) and which rows ended."""
         rewards = self._penalties(actions, going, infos)
         tokens = self._tokens.copy()
         tokens[going] = append(tokens[going], actions[going])
         self._tokens = tokens
+        # The budget terminates and never truncates: Stable-Baselines3 would add γ · V of the last
+        # observation to the score of a truncated episode.
         ended = going & (np.isin(actions, self._eos) | (self._taken() >= self.max_new_tokens))
         if self.objective.token_rewards:
             rewards[going] += self._along(going, ended)
@@ -189,21 +195,21 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
     def play(
         self, actions: Ints, log_probs: npt.NDArray[np.floating[Any]] | None = None
     ) -> tuple[Floats, dict[str, Any], Ints]:
-        """Take one whole response a row from the rows' current prompts; then draw new prompts.
+        """Take one whole response per row from the current prompts; then draw new prompts.
 
-        Pays exactly what `step` would have paid token by token, with one pass of the reference and
-        one of the reward model.
+        Pays exactly what `step` would pay token by token, with one pass of the reference and one of
+        the reward model.
 
         Args:
             actions: (N, T) token ids, PAD after each response's end.
-            log_probs: (N, T) log π of the actions; asked from the bound actor if None.
+            log_probs: (N, T) log π of the actions; if None, the bound actor is asked.
 
         Returns:
             Rewards (N, T), infos (`ref_log_prob` and `kl` (N, T); `score`, `kl_sum`,
             `finish_reason`, `prompt`, `response`, `actor_bound` (N,)), the next prompts (N, L).
 
         Raises:
-            InputError: A row is not one whole response.
+            InputError: A row is not exactly one whole response.
         """
         self._check_whole(np.asarray(actions))
         actions = np.asarray(actions, dtype=np.int64)
@@ -218,6 +224,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             stop_at_eos=self.stop_at_eos,
         )
         mask = np.arange(actions.shape[1]) < lengths[:, None]
+        # A masked token has the logit `NEVER` and a log-prob about as low; no allowed token has.
         barred = np.full(actions.shape, False)
         barred[mask] = settled.ref_log_probs.cpu().numpy() < NEVER / 2
         if barred.any():
@@ -236,7 +243,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         return rewards, infos.to_dict(), self._tokens.copy()
 
     def action_masks(self) -> Bools:
-        """Which tokens each row may choose now, (N, V); kept nowhere, so ask once a step."""
+        """Which tokens each row may choose now, (N, V); not cached, so ask once per step."""
         if not (self._prompt_lengths > 0).all():
             raise gymnasium.error.ResetNeeded("no row has a prompt yet; call reset first")
         device = self.objective.reference.device
@@ -250,13 +257,15 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         """Everything that later episodes depend on, as JSON: prompts and each row's RNG.
 
         Raises:
-            InputError: A row is midway through a response.
+            InputError: A row is in the middle of a response.
         """
         if (row_lengths(self._tokens) > self._prompt_lengths).any() or self._over.any():
-            raise InputError("the environment's state is kept at prompts only; a row is midway")
+            raise InputError(
+                "the state can only be saved at prompts; a row is in the middle of a response"
+            )
         return {
             "prompts": [row[row != PAD].tolist() for row in self._tokens],
-            # One that a reset named is in no data set.
+            # A prompt that a reset named is not in the data set.
             "chats": [self.prompts.chats.get(tuple(row[row != PAD])) for row in self._tokens],
             "rngs": [rng.bit_generator.state for rng in self._rngs],
             "groups": [group.get_state() for group in self._groups],
@@ -264,7 +273,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         }
 
     def set_state(self, state: dict[str, Any]) -> Ints:
-        """Go on from `get_state`; returns the observations (N, L)."""
+        """Continue from `get_state`; returns the observations (N, L)."""
         if len(state["prompts"]) != self.num_envs:
             raise InputError(
                 f"the state has {len(state['prompts'])} rows, this environment {self.num_envs}"
@@ -288,6 +297,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         k = self.rows_per_prompt
         if k == 1:
             return self.prompts.draw(self._rngs[row])
+        # The group draws with its first row's generator, whichever row is first to need a prompt.
         first = row - row % k
         return self._groups[row // k].next(row % k, k, lambda: self.prompts.draw(self._rngs[first]))
 
@@ -311,7 +321,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         return actions.astype(np.int64)
 
     def _penalties(self, actions: Ints, going: Bools, infos: EpisodeInfos) -> Floats:
-        """The KL half of the rewards of all rows that act, (N,); notes them in infos."""
+        """The KL penalties of all rows that act, (N,); also put into infos."""
         device = self.objective.reference.device
         reference = self.objective.ref_log_prob_of_next(
             torch.from_numpy(self._tokens).to(device),
@@ -334,15 +344,15 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         return np.where(going, penalties, 0.0)
 
     def _taken(self) -> Ints:
-        """Tokens that each response has already, (N,)."""
+        """Number of tokens that each response has already, (N,)."""
         return row_lengths(self._tokens) - self._prompt_lengths
 
     def _barred(self, row: int, tokens: Ints) -> str:
         return (
             f"row {row} chose token {int(tokens[row])} "
             f"({self.objective.reference.tokenizer.decode([int(tokens[row])])!r}), which the mask "
-            "of this environment does not allow there; draw from `action_masks()`, or let a policy "
-            "follow the reference (`CausalLM.following`)"
+            "of this environment does not allow there; choose by `action_masks()`, or let a policy "
+            "use the reference's mask (`CausalLM.following`)"
         )
 
     def _along(self, going: Bools, ended: Bools) -> Floats:
@@ -354,8 +364,9 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         return along
 
     def _finish(self, ended: Bools, infos: EpisodeInfos) -> Floats:
-        """What the rows that ended are paid at their end; notes their scores in infos."""
+        """The final scores of the rows that ended; also put into infos."""
         responses = self._responses(ended, ended)
+        # Token rewards were paid along the way; `score` in infos adds both.
         final = self.objective.final_scores(responses).double().cpu().numpy()
         self.episodes += int(ended.sum())
         bound = self._binding.get() is not None

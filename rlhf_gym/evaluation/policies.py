@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.batching import passes
 from rlhf_gym.lm.causal_lm import CausalLM, kl_to

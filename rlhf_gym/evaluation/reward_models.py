@@ -14,8 +14,9 @@ import torch
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.comparison import Comparison
-from rlhf_gym.preferences.encoding import EncodedComparison, candidate_rows, prompt_groups
+from rlhf_gym.preferences.encoded import EncodedComparison, candidate_rows
 from rlhf_gym.preferences.likelihood import Choice, ChoiceSets, choice_loss
+from rlhf_gym.preferences.splits import prompt_groups
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.utils.arrays import Floats
 from rlhf_gym.utils.statistics import Figure

@@ -1,12 +1,12 @@
-"""Attention where PyTorch's scaled_dot_product_attention is slow.
+"""Replacements for PyTorch's scaled_dot_product_attention in the cases where it is slow.
 
-On a CPU it is made for many queries: for the one of a decoding step it takes twice as long as two
-batched matrix products, and for grouped heads transformers copies every key and value first. Its
-gradient in bfloat16 takes two to three times as long as in float32 for sequences of 64 tokens, half
-as long again at 128, and as long from 256 on.
+On a CPU it is made for many queries. For the single query of a decoding step it takes twice as long
+as two batched matrix products, and for grouped heads transformers first copies every key and value.
+In bfloat16 its gradient takes two to three times as long as in float32 for sequences of 64 tokens,
+1.5 times as long at 128, and the same from 256 on.
 
-On a GPU its kernels of cuDNN, which it takes in bfloat16 alone, are planned anew for every shape
-that they have not met. That takes tens of milliseconds, longer than a small model's whole sampling.
+On a GPU in bfloat16 it chooses cuDNN's kernels, which make a plan for every new shape. A plan takes
+tens of milliseconds, longer than sampling from a small model.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from rlhf_gym.lm.architecture import recomputes_activations
 
 HARMLESS = ("position_ids", "use_cache", "cache_position")
-"""What models pass along that changes no attention."""
+"""Keywords that models pass to attention and that do not change it."""
 
 
 def step_attention(
@@ -35,17 +35,18 @@ def step_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: the same numbers as "sdpa", up to rounding.
+    """Attention of one query per row; the same numbers as transformers' "sdpa", up to rounding.
 
     Args:
         module: The layer.
-        query: (N, heads, 1, head_dim); any other number of queries is left to "sdpa".
+        query: (N, heads, 1, head_dim); for any other number of queries "sdpa" is called.
         key: (N, key heads, columns, head_dim); key heads divide heads.
         value: The same.
         attention_mask: (N, 1, 1, columns), additive.
         dropout: Must be 0.
-        scaling: Of the scores; 1 / √head_dim if None.
-        **options: For "sdpa", where one of them asks for something else than plain attention.
+        scaling: Factor of the scores; 1 / √head_dim if None.
+        **options: Passed to "sdpa", which is called if one of them asks for more than plain
+            attention.
 
     Returns:
         (N, 1, heads, head_dim), and no weights.
@@ -62,13 +63,14 @@ def step_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **options
         )
-    # Heads of a group are as many queries of one batched product: no key is copied.
+    # The heads of a group become several queries of one batched product, so no key is copied.
     groups = heads // key.shape[1]
     asked = query.reshape(-1, groups, width)
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
     mask = attention_mask.expand(n, key.shape[1], groups, -1).flatten(0, 1)
     scale = width**-0.5 if scaling is None else scaling
-    with torch.autocast(query.device.type, enabled=False):  # scores of bfloat16 are float32
+    # In float32 even for bfloat16 inputs, as sdpa's kernels accumulate their scores.
+    with torch.autocast(query.device.type, enabled=False):
         scores = torch.baddbmm(
             mask.float(), asked.float(), keys.float().transpose(1, 2), alpha=scale
         )
@@ -84,7 +86,7 @@ def float32_attention(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: "sdpa" in float32, whatever comes in.
+    """The "sdpa" of transformers, computed in float32 for inputs of any type.
 
     Arguments and result are those of "sdpa"; the result has the type of the query.
     """
@@ -98,24 +100,28 @@ def float32_attention(
 
 
 def additive_mask(unseen: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention's scores: 0, and as good as -inf where `unseen` (bool) says so."""
+    """An additive attention mask: 0, and the type's lowest number where `unseen` (bool) is True.
+
+    Not -inf: a row that is masked everywhere would have a softmax of NaN.
+    """
     mask = torch.zeros(unseen.shape, dtype=dtype, device=unseen.device)
     return mask.masked_fill_(unseen, torch.finfo(dtype).min)
 
 
 @contextmanager
 def for_a_step(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model attends by `step_attention` if it would by "sdpa", on a CPU."""
+    """On a CPU, use `step_attention` inside this context, if the model would use "sdpa"."""
     with _instead(step_attention) if _attends_by_sdpa(model) else nullcontext():
         yield
 
 
 @contextmanager
 def for_bfloat16(model: PreTrainedModel) -> Iterator[None]:
-    """Within, the model attends by `float32_attention` if it would by "sdpa", on a CPU.
+    """Fast attention for bfloat16 inside this context.
 
-    On a GPU without cuDNN's kernels. Not where it computes activations again in the backward pass,
-    which lies outside.
+    On a CPU `float32_attention` replaces "sdpa"; on a GPU "sdpa" does not use cuDNN's kernels. With
+    gradient checkpointing nothing changes: the backward pass recomputes layers outside this
+    context, and would get other activations.
     """
     if model.training and recomputes_activations(model):
         within: AbstractContextManager[None] = nullcontext()
@@ -129,7 +135,7 @@ def for_bfloat16(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def without_cudnn() -> Iterator[None]:
-    """Within, scaled_dot_product_attention takes another kernel than cuDNN's."""
+    """Inside this context scaled_dot_product_attention does not use cuDNN's kernels."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
@@ -139,7 +145,7 @@ def without_cudnn() -> Iterator[None]:
 
 
 def _attends_by_sdpa(model: PreTrainedModel) -> bool:
-    """On a CPU, and not by what stands in for it already."""
+    """Whether a model uses "sdpa" on a CPU, and it is not replaced already."""
     named = model.config.get_text_config()._attn_implementation == "sdpa"
     usual = ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
     return named and usual and model.device.type == "cpu"
@@ -147,9 +153,10 @@ def _attends_by_sdpa(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def _instead(function: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
-    # Under the same name, which models look at and choose their masks by.
+    # Under the same name: models choose their masks by the name of their attention.
     ALL_ATTENTION_FUNCTIONS["sdpa"] = function
     try:
         yield
     finally:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]  # the library's own again
+        # The mapping falls back to the library's own function.
+        del ALL_ATTENTION_FUNCTIONS["sdpa"]

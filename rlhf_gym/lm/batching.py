@@ -1,4 +1,6 @@
-"""Which rows go through a model together: those of like length, so that little is padding.
+"""Which rows go through a model together: rows of similar length, so that little is padding.
+
+Also the vocabulary's side of it: logits of many tokens are computed a chunk at a time.
 
 Notation: N rows, M chosen tokens.
 """
@@ -16,19 +18,20 @@ from rlhf_gym.lm.masks import Limits
 from rlhf_gym.tokens import Sequences
 
 LAYER_COST = 4e7
-"""Operations that two cores could do while a layer's calls keep them waiting."""
+"""Fixed cost of one layer in a forward and backward pass, in operations; measured on two cores."""
 
 LEAST_COST = 32
-"""Tokens that could be computed while the weights are read, or their gradient is added up."""
+"""Fixed cost of reading the weights or adding up their gradient, in tokens."""
 
 NEVER = 1 << 40
-"""More tokens than any pass has."""
+"""A cost in tokens that no saving reaches."""
 
 
 def layer_operations(model: PreTrainedModel, tokens: float, scores: float) -> float:
-    """About how many operations a layer takes for so many tokens and attention scores.
+    """Approximate operations of a layer for this many tokens and attention scores.
 
-    12 d² weights a token; 4 d operations a score, and its exponential, about 100, in every head.
+    Each token multiplies 12 d² weights (two operations each). Each score takes 4 d operations over
+    all heads, and an exponential of about 100 operations in every head.
     """
     config = model.config.get_text_config()
     d, heads = int(config.hidden_size), int(config.num_attention_heads)
@@ -36,7 +39,7 @@ def layer_operations(model: PreTrainedModel, tokens: float, scores: float) -> fl
 
 
 def layer_weights(model: PreTrainedModel) -> int:
-    """Parameters of the trunk without its embedding of tokens."""
+    """Number of parameters of the trunk without its token embedding."""
     return max(sum(p.numel() for p in trunk(model).parameters()) - _table(model), 1)
 
 
@@ -46,35 +49,36 @@ def _table(model: PreTrainedModel) -> int:
 
 
 def pass_cost(model: PreTrainedModel) -> int:
-    """Tokens that could be computed in the time which a pass takes beside its tokens' own.
+    """Fixed cost of one forward pass, in tokens.
 
-    On a GPU one pass more never pays.
+    On a GPU an additional pass never pays.
     """
     if model.device.type != "cpu":
         return NEVER
     table, weights = _table(model), layer_weights(model)
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
-    # Two operations a weight; the embedding's gradient is added up over its whole table.
+    # Two operations per weight; the embedding's gradient is added up over its whole table.
     return int(LAYER_COST * layers / (2 * weights) + LEAST_COST * (1 + table / weights))
 
 
 def tokens_per_pass(device: torch.device) -> int:
-    """Tokens that one no-gradient pass takes: what fits a CPU's cache, or fills a GPU."""
+    """Most tokens of a pass without gradient: what fits a CPU's cache, or fills a GPU."""
     return 1 << (12 if device.type == "cpu" else 16)
 
 
 def by_length(lengths: Sequence[int], max_tokens: int, cost: int) -> list[list[int]]:
-    """Groups of rows that are cheap to compute: each takes rows × its longest + `cost`.
+    """Group rows by length at the least total cost.
 
-    The cheapest cuts of the rows by length; groups that would be too large are cut once more.
+    A group costs its number of rows × its longest row + `cost`. Groups above `max_tokens` are cut
+    again.
 
     Args:
-        lengths: Of N rows, in tokens.
-        max_tokens: Most tokens of a group, padding included (at least one row a group).
-        cost: Of a group, in tokens (`pass_cost`).
+        lengths: Tokens of each of N rows.
+        max_tokens: Most tokens of a group, padding included (a group has at least one row).
+        cost: Fixed cost of a group, in tokens (`pass_cost`).
 
     Returns:
-        Rows of each group, the shortest first.
+        Indices of the rows of each group, the shortest rows first.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     padded = len(order) * lengths[order[-1]] if order else 0
@@ -96,15 +100,15 @@ def by_length(lengths: Sequence[int], max_tokens: int, cost: int) -> list[list[i
 def passes(
     model: PreTrainedModel, sequences: Sequences, max_tokens: int | None = None
 ) -> Iterator[tuple[Sequences, Tensor]]:
-    """Cut rows into the groups (`by_length`) that a model takes at a time.
+    """The forward passes that rows are best cut into (`by_length`).
 
     Args:
-        model: Which.
+        model: The model that computes them.
         sequences: N rows with M chosen tokens.
-        max_tokens: Most tokens of a group; `tokens_per_pass` if None.
+        max_tokens: Most tokens of a pass; `tokens_per_pass` if None.
 
     Yields:
-        Some of the rows, and the places (int64) of their chosen tokens among all M.
+        The rows of a pass, and the indices (int64) of their chosen tokens among all M.
     """
     max_tokens = max_tokens or tokens_per_pass(sequences.tokens.device)
     totals = (sequences.starts + sequences.lengths).tolist()
@@ -117,10 +121,10 @@ def passes(
 
 
 def _cuts(ascending: Sequence[int], cost: int) -> set[int]:
-    """Where to cut rows of ascending lengths, by dynamic programming over the lengths there are."""
+    """Where to cut rows of ascending lengths, by dynamic programming over the distinct lengths."""
     widths, counts = np.unique(np.asarray(ascending), return_counts=True)
     ends = np.concatenate([[0], np.cumsum(counts)])
-    # The least that the rows up to an end cost, and where the last group of them begins.
+    # The least cost of the rows up to each end, and where the last group of that solution begins.
     least, begins = np.zeros(len(ends)), np.zeros(len(ends), dtype=np.int64)
     for i in range(1, len(ends)):
         costs = least[:i] + (ends[i] - ends[:i]) * widths[i - 1] + cost
@@ -134,50 +138,48 @@ def _cuts(ascending: Sequence[int], cost: int) -> set[int]:
 
 
 MAX_LOGITS = 1 << 25
-"""Most logits of a lot: 128 MiB in float32."""
-
+"""Most logits of a chunk: 128 MiB in float32."""
 
 MAX_SCORED_LOGITS = 1 << 22
-"""The same without a gradient on a CPU, where smaller lots cost little time."""
-
+"""The same without a gradient on a CPU, where smaller chunks cost little time."""
 
 FEWEST_ROWS = 256
-"""Rows of such a lot, however many logits they have: the head's weights are read for each."""
+"""Fewest rows of a chunk without a gradient: each chunk reads all weights of the head."""
 
 
-def logit_rows(vocab_size: int, device: torch.device) -> int:
-    """How many rows of logits a lot may hold."""
+def rows_per_chunk(vocab_size: int, device: torch.device) -> int:
+    """Number of rows of logits in a chunk."""
     rows = MAX_LOGITS // vocab_size
     if device.type == "cpu" and not torch.is_grad_enabled():
         rows = min(rows, max(MAX_SCORED_LOGITS // vocab_size, FEWEST_ROWS))
     return max(1, rows)
 
 
-def in_lots(
+def in_chunks(
     work: Callable[..., Tensor], vocab_size: int, first: Tensor, *others: Tensor | Limits | None
 ) -> Tensor:
-    """What `work` says of M rows, computed a lot at a time.
+    """Apply `work` to M rows, a chunk at a time, so that no (M, V) tensor ever exists.
 
-    A gradient costs each lot's forward pass a second time, and memory for a single lot. A batch
-    that is one lot is computed at once, and nothing twice.
+    With a gradient, the backward pass computes each chunk's forward pass again and so needs memory
+    for one chunk only. Rows that fit one chunk are computed directly, and only once.
 
     Args:
-        work: From the arguments' rows (m, …) to (m, …); a row's answer depends on no other row. No
-            randomness.
+        work: From the arguments' rows (m, …) to (m, …). A row's result must not depend on other
+            rows or on chance.
         vocab_size: V.
         first: (M, …).
         *others: (M, …) each, or None.
     """
-    step = logit_rows(vocab_size, first.device)
+    step = rows_per_chunk(vocab_size, first.device)
     if len(first) <= step:
         return work(first, *others)
     parts = []
     for at in range(0, len(first), step):
-        lot = [_rows(part, slice(at, at + step)) for part in (first, *others)]
+        chunk = [_rows(part, slice(at, at + step)) for part in (first, *others)]
         if torch.is_grad_enabled():
-            parts.append(checkpoint(work, *lot, use_reentrant=False, preserve_rng_state=False))
+            parts.append(checkpoint(work, *chunk, use_reentrant=False, preserve_rng_state=False))
         else:
-            parts.append(work(*lot))
+            parts.append(work(*chunk))
     return torch.cat(parts)
 
 

@@ -23,7 +23,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.kl import exact_kl
 from rlhf_gym.lm.architecture import trunk
 from rlhf_gym.lm.attention import for_bfloat16
-from rlhf_gym.lm.batching import in_lots, logit_rows, passes
+from rlhf_gym.lm.batching import in_chunks, passes, rows_per_chunk
 from rlhf_gym.lm.loading import (
     eos_token_ids,
     load_causal_lm,
@@ -48,9 +48,9 @@ class CausalLM:
         vocab_size: V; logits beyond it are dropped before the softmax.
         eos_ids: The ids that end a response.
         mask: Which tokens may be chosen.
-        guide: The reference, whose likeliest tokens a top-k or top-p mask allows; None if it is
-            this model.
-        precision: Of the matrix products; log-probs are float32 all the same.
+        guide: The reference, whose likeliest tokens a top-k or top-p mask allows; None if this
+            model is the reference.
+        precision: Precision of the matrix products; log-probs are always float32.
         reuse_casts: As in `rlhf_gym.lm.precision.autocast`.
     """
 
@@ -72,7 +72,7 @@ class CausalLM:
     def wrap(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, temperature: float = 1.0
     ) -> "CausalLM":
-        """Wrap a loaded model, after checking that it is one that this project can serve.
+        """Wrap a loaded model, after checking that this project supports it.
 
         Raises:
             InputError: Its vocabulary does not fit, it has no EOS, the temperature is not
@@ -100,7 +100,7 @@ class CausalLM:
     ) -> "CausalLM":
         """Load a model and its tokenizer by hub name or local path (see `load_pretrained`).
 
-        `tokenizer` says where the tokenizer lies if not with the model.
+        `tokenizer` names the tokenizer if it is not in the model's folder.
         """
         model = load_causal_lm(name, revision=revision, attn_implementation=attn_implementation)
         words = load_tokenizer(tokenizer) if tokenizer else load_tokenizer(name, revision=revision)
@@ -108,7 +108,7 @@ class CausalLM:
         return cls.wrap(model, words, temperature)
 
     def following(self, reference: "CausalLM") -> "CausalLM":
-        """This model under the temperature, ends and mask of a reference."""
+        """This model with the temperature, EOS ids and mask of a reference."""
         return replace(
             self,
             temperature=reference.temperature,
@@ -118,14 +118,14 @@ class CausalLM:
         )
 
     def trainable(self) -> "CausalLM":
-        """A copy with weights of its own that learn, under the same temperature, ends and mask."""
+        """A copy with its own trainable weights, and the same temperature, EOS ids and mask."""
         model = copy.deepcopy(self.model).requires_grad_(True)
         guide = self if self.mask.follows_reference else None
         return replace(self, model=model, guide=guide)
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The model's device."""
         return self.model.device
 
     def hidden_states(self, ids: Tensor, **inputs: Any) -> Tensor:
@@ -133,7 +133,7 @@ class CausalLM:
 
         Args:
             ids: Token ids.
-            **inputs: Further inputs of the model's forward pass.
+            **inputs: More inputs of the model's forward pass.
         """
         attention = for_bfloat16(self.model) if self.precision == "bf16" else nullcontext()
         with attention, autocast(self.device, self.precision, reuse_casts=self.reuse_casts):
@@ -142,7 +142,7 @@ class CausalLM:
 
     def states(self, sequences: Sequences) -> Tensor:
         """Last hidden state in which each chosen token was chosen, (M, d)."""
-        # The last chosen token itself is never a state.
+        # The state after the last chosen token is not needed, so that token is not fed.
         ids = model_ids(sequences.tokens[:, : max(sequences.width - 1, 1)])
         hidden = self.hidden_states(ids, use_cache=False)
         rows, columns = sequences.cells()
@@ -153,14 +153,15 @@ class CausalLM:
 
         Args:
             hidden: Last hidden states.
-            limits: Of the same M states (`limits`, `next_limits`), where the mask is not static.
+            limits: The limits of the same M states (`limits`, `next_limits`), if the mask is not
+                static.
 
         Raises:
             InputError: The mask is not static, and there are no limits.
         """
         if limits is None and not self.mask.is_static:
             raise InputError(
-                "what this model may choose differs from state to state: pass the limits of these "
+                "the allowed tokens of this model differ between states: pass the limits of these "
                 "states (CausalLM.limits, or next_limits of its guide)"
             )
         return self.mask.ban(self._unmasked_logits(hidden), limits)
@@ -170,8 +171,8 @@ class CausalLM:
 
         Args:
             sequences: N rows; each row's chosen tokens are its whole response.
-            hidden: This model's last hidden states there, where they are known: they save a pass
-                where it is its own guide.
+            hidden: This model's last hidden states there, if known; they save a pass if it is its
+                own guide.
         """
         if self.mask.is_static:
             return None
@@ -192,14 +193,15 @@ class CausalLM:
 
         Args:
             hidden: (M, d) its last hidden states.
-            taken: (M,) tokens that the response has already.
-            chosen: (M,) the token chosen there, if one was; at the edge of a set it is within.
+            taken: (M,) number of tokens that the response has already.
+            chosen: (M,) the token chosen there, if one was; at the edge of a set it counts as
+                allowed.
         """
         if not self.mask.follows_reference:
             return self.mask.limits(taken)
         parts = []
         with torch.no_grad():
-            step = logit_rows(self.vocab_size, hidden.device)
+            step = rows_per_chunk(self.vocab_size, hidden.device)
             for at in range(0, len(hidden), step):
                 some = slice(at, at + step)
                 logits = self._unmasked_logits(hidden[some])
@@ -212,12 +214,14 @@ class CausalLM:
     def _unmasked_logits(self, hidden: Tensor) -> Tensor:
         with autocast(self.device, self.precision, reuse_casts=self.reuse_casts):
             logits: Tensor = self.model.get_output_embeddings()(hidden)
+        # Float32 before the softmax: bfloat16 has 8 bits, so a logit near 20 is off by up to 0.06
+        # and a PPO ratio by 6 %.
         usable = at_least_float32(logits[..., : self.vocab_size])
         return usable if self.temperature == 1.0 else usable / self.temperature
 
     def log_probs_of(self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None) -> Tensor:
         """Log-probs of `tokens` (M,) in the states `hidden` (M, d): (M,) float32."""
-        return in_lots(self._log_probs, self.vocab_size, hidden, tokens, limits)
+        return in_chunks(self._log_probs, self.vocab_size, hidden, tokens, limits)
 
     def log_probs_and_entropies(
         self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None
@@ -229,11 +233,12 @@ class CausalLM:
             taken = log_p.gather(-1, tokens[:, None]).squeeze(-1)
             return torch.stack([taken, -(log_p.exp() * log_p).sum(-1)], -1)
 
-        log_probs, entropies = in_lots(both, self.vocab_size, hidden, tokens, limits).unbind(-1)
+        log_probs, entropies = in_chunks(both, self.vocab_size, hidden, tokens, limits).unbind(-1)
         return log_probs, entropies
 
     def _log_probs(self, hidden: Tensor, tokens: Tensor, limits: Limits | None) -> Tensor:
-        # Forward and backward in half the passes over the logits that gather and logsumexp take.
+        # cross_entropy reads the logits half as often, forward and backward, as a log_softmax and a
+        # gather do.
         return -F.cross_entropy(self.logits(hidden, limits), tokens, reduction="none")
 
     def log_probs(self, sequences: Sequences) -> Tensor:
@@ -247,12 +252,13 @@ class CausalLM:
         return out
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model (safetensors) and tokenizer; plain `generate` then samples as here.
+        """Write model (safetensors) and tokenizer, so that plain `generate` samples as we do.
 
-        A top-k or top-p mask is left out: it is the reference's, `generate` knows only its own.
+        A top-k or top-p mask is left out: it follows the reference, and `generate` only knows the
+        model's own.
         """
         kept = self.model.generation_config
-        # Of the model's own rules (a repetition penalty, say) none is followed here.
+        # The model's own rules, such as a repetition penalty, are not used in training either.
         generation = GenerationConfig(
             do_sample=True,
             temperature=self.temperature,
@@ -277,14 +283,14 @@ class CausalLM:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None or getattr(self.tokenizer, "clean_up_tokenization_spaces", True):
             return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        # The same in one call of the backend, three times as fast.
+        # The same result in one call of the Rust backend, three times as fast.
         return list(backend.decode_batch(rows, skip_special_tokens=True))
 
 
 def shared_causal_lm(
     name: str, revision: str | None, temperature: float, device: str, tokenizer: str | None = None
 ) -> CausalLM:
-    """The process's one frozen copy of a model; environments that name the same one share it."""
+    """The process's one frozen copy of a model, shared by environments that name the same one."""
     lm = _frozen(name, revision, device, tokenizer, weights_stamp(name))
     return replace(lm, temperature=temperature)
 
@@ -307,6 +313,8 @@ def continuation_log_probs(lm: CausalLM, prompts: Tensor, responses: Tensor) -> 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel) -> None:
     ids = torch.tensor([[0, 1]], device=model.device)
+    # Gemma 2 (soft cap) and Cohere (scale) change the logits after the head. We apply the head
+    # ourselves, to chosen states only, and would miss that.
     whole = model(input_ids=ids, use_cache=False).logits
     parts = model.get_output_embeddings()(
         trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
@@ -327,4 +335,4 @@ def kl_to(
         log_p = F.log_softmax(p.logits(hidden_p, limits), -1)
         return exact_kl(log_p, F.log_softmax(q.logits(hidden_q, limits), -1))
 
-    return in_lots(work, p.vocab_size, hidden_p, hidden_q, limits)
+    return in_chunks(work, p.vocab_size, hidden_p, hidden_q, limits)

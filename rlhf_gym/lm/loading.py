@@ -1,4 +1,4 @@
-"""Models and tokenizers of transformers, loaded so that they are fit to be served."""
+"""Load transformers' models and tokenizers, checked and prepared for log-probs that repeat."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from rlhf_gym.errors import InputError, UnreachableError
 def disable_dropout(config: PreTrainedConfig) -> None:
     """Set every dropout probability of a model's config to 0.
 
-    With dropout left on, `train()` changes the log-probs and the first PPO ratio is no longer 1.
+    With dropout on, `train()` would change the log-probs, and PPO's first ratio would not be 1.
     """
     for name, value in vars(config).items():
         is_dropout = any(word in name for word in ("dropout", "pdrop", "layerdrop"))
@@ -44,10 +44,10 @@ def load_pretrained(
     Args:
         auto_class: `AutoModelForCausalLM` or another auto class of transformers.
         name: Hub name, or path of a folder that `save_pretrained` wrote.
-        revision: Commit or tag on the hub; pin it for work that is to be repeated.
+        revision: Commit or tag on the hub; pin it to make results repeatable.
         attn_implementation: As in transformers; None leaves the choice to it.
-        ignore_mismatched_sizes: Whether a head of another width is left untrained.
-        whole: Whether every weight must be there; else a head may be missing, and is random.
+        ignore_mismatched_sizes: Whether a head of another width is replaced by a random one.
+        whole: Whether every weight must exist; if not, a head may be missing, and is random.
         **config_options: Entries of the model's config to set, such as `num_labels`.
 
     Raises:
@@ -62,6 +62,7 @@ def load_pretrained(
             name,
             revision=revision,
             config=config,
+            # Whatever was saved: PPO's ratios and small updates need float32 weights.
             dtype=torch.float32,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             output_loading_info=True,
@@ -81,12 +82,14 @@ def load_pretrained(
         "logits_proj.",
         "sequence_summary.",
     )
-    torn = [str(key[0]) for key in loaded["mismatched_keys"]]
-    torn = [key for key in torn if not key.startswith(heads)]
-    if torn:
+    # transformers replaces a weight of another shape by a random one. For a new head that is asked
+    # for; for any other weight it would go unnoticed.
+    misfits = [str(key[0]) for key in loaded["mismatched_keys"]]
+    misfits = [key for key in misfits if not key.startswith(heads)]
+    if misfits:
         raise InputError(
-            f"the weights of {name!r} do not fit its config.json: {', '.join(torn[:3])} have "
-            "another shape; mend the config, or take the model's own"
+            f"the weights of {name!r} do not fit its config.json: {', '.join(misfits[:3])} have "
+            "another shape; fix the config, or take the model's own"
         )
     missing = sorted(map(str, loaded["missing_keys"]))
     if whole and missing:
@@ -102,9 +105,9 @@ def load_pretrained(
 
 
 def _fuse_gelu(model: PreTrainedModel) -> None:
-    """Compute GPT-2's activation in one operation instead of eight: the same up to rounding.
+    """Compute GPT-2's activation in one operation instead of eight; the same up to rounding.
 
-    Written out, it takes longer on a CPU than the matrix product before it.
+    On a CPU the eight take longer than the matrix product before them.
     """
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -122,10 +125,10 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise UnreachableError(f"cannot load a tokenizer from {name!r}: {error}") from error
-    # Without its files some classes come up with their special tokens alone.
+    # Without its files some classes load with their special tokens only, and raise nothing.
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
         raise UnreachableError(
-            f"{name!r} has no tokenizer files; name the tokenizer that belongs to the model"
+            f"{name!r} has no tokenizer files; give the tokenizer that belongs to the model"
         )
     return tokenizer
 
@@ -136,26 +139,28 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
 
 
 def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends a response: the generation config's, else the config's, the tokenizer's.
+    """Every id that ends a response: from the generation config, else the config or the tokenizer.
 
     Raises:
         InputError: None of the three names one.
     """
+    # First the generation config, as `generate` does: chat models list more ends there (Llama 3's
+    # <|eot_id|>) than their config or tokenizer names.
     generation = getattr(model, "generation_config", None)
     for holder in (generation, model.config, tokenizer):
         ids = getattr(holder, "eos_token_id", None)
         if ids is not None:
             return tuple(sorted({ids} if isinstance(ids, int) else set(ids)))
     raise InputError(
-        f"the model {model.name_or_path!r} names no eos_token_id; set it in its "
-        "generation_config.json, or its responses could never end"
+        f"the model {model.name_or_path!r} has no eos_token_id, so its responses could never end; "
+        "set it in its generation_config.json"
     )
 
 
 def vocabulary_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """V: how many of the model's logits the tokenizer can name.
+    """V: the number of the model's logits that the tokenizer has tokens for.
 
-    Models are often padded to a round width; ids past the tokenizer's have no text.
+    Embeddings are often padded to a round size; ids beyond the tokenizer's have no text.
 
     Raises:
         InputError: The tokenizer has ids that the model cannot embed.
@@ -177,7 +182,7 @@ def load_causal_lm(
     """A causal LM in float32, dropout off, in eval mode (see `load_pretrained`).
 
     Raises:
-        InputError: Some of its weights are not there (a classifier's folder has no head of words).
+        InputError: Some of its weights are missing (a classifier's folder has no language head).
     """
     return load_pretrained(
         AutoModelForCausalLM,
@@ -189,11 +194,11 @@ def load_causal_lm(
 
 
 def commit(model: PreTrainedModel) -> str | None:
-    """The commit on the hub that a model was loaded at; None for a local one."""
+    """The hub commit that a model was loaded from; None for a local one."""
     found: str | None = getattr(model.config, "_commit_hash", None)
     return found
 
 
 def weights_stamp(name: str) -> int:
-    """When a local folder's weights were last written (0 for a hub name): part of a cache key."""
+    """When a local folder's weights were last written (0 for a hub name); part of a cache key."""
     return max((f.stat().st_mtime_ns for f in Path(name).glob("*.safetensors")), default=0)

@@ -1,4 +1,4 @@
-"""Which tokens may be chosen in a state: kept as lists of ids, never as a table of whole states.
+"""Which tokens may be chosen in a state, as lists of ids rather than (M, V) tables.
 
 A mask belongs to the environment: policy and reference are masked alike, in sampling and in every
 log-prob, so the objective and its optimum are those of the masked task. Notation: M states, V
@@ -23,9 +23,9 @@ from rlhf_gym.tokens import PAD, pad_rows
 # leaves p · log p and differences of log-probs finite.
 NEVER = -1e9
 
-# Sampling and scoring compute the reference in different orders of summation, so the edge of a
-# top-k or top-p set may shift by a token between the two. A chosen token so near to the edge (nats,
-# and probability mass) counts as within: float32's noise and no more.
+# Sampling and scoring add up the reference's states in different orders, so the edge of a top-k or
+# top-p set may shift by one token between them. A chosen token within this distance of the edge (in
+# nats, and in probability mass) counts as allowed. The distance covers float32's rounding only.
 EDGE_NATS, EDGE_MASS = 1e-3, 1e-4
 
 
@@ -33,11 +33,11 @@ class Limits(NamedTuple):
     """What may be chosen in each of M states, besides what a mask allows nowhere.
 
     Attributes:
-        only: (M, k) int64, the ids allowed in each state, PAD behind the end of a list; an empty
-            list allows all. None if no state has such a list.
-        no_eos: (M,) bool, whether the response may not end here; None if it always may.
-        barred: (M, j) int64, ids that are not allowed in each state, PAD behind the end of a list;
-            None if there are none.
+        only: (M, k) int64, the ids allowed in each state, padded with PAD; an empty list allows
+            all. None if no state has such a list.
+        no_eos: (M,) bool, True in states where the response may not end; None if it always may.
+        barred: (M, j) int64, ids that are not allowed in each state, padded with PAD; None if
+            there are none.
     """
 
     only: Tensor | None
@@ -50,7 +50,7 @@ class Limits(NamedTuple):
 
     @staticmethod
     def joined(parts: list["Limits"]) -> "Limits":
-        """The limits of several lots of states as one."""
+        """Concatenate the limits of several groups of states."""
         no_eos = None
         if parts[0].no_eos is not None:
             no_eos = torch.cat([part.no_eos for part in parts if part.no_eos is not None])
@@ -59,11 +59,11 @@ class Limits(NamedTuple):
 
     @staticmethod
     def of(lists: list[npt.NDArray[np.int64]], barred: list[bool]) -> "Limits":
-        """From a list of ids for each of M states.
+        """Build limits from one list of ids per state.
 
         Args:
-            lists: The ids.
-            barred: Whether the ids of a state are those that may not be chosen there.
+            lists: M lists of ids.
+            barred: For each state, whether its ids are the forbidden ones (else the allowed ones).
         """
         none = np.zeros(0, dtype=np.int64)
         rows = list(zip(lists, barred, strict=True))
@@ -79,7 +79,7 @@ class Limits(NamedTuple):
 
 
 def _joined(lists: list[Tensor | None]) -> Tensor | None:
-    """Lists of ids of several lots of states as one."""
+    """Concatenate lists of ids of several groups of states."""
     there = [ids for ids in lists if ids is not None]
     if not there:
         return None
@@ -92,12 +92,12 @@ class Mask:
     """A rule for the tokens that may be chosen.
 
     Attributes:
-        never: Ids that may be chosen nowhere.
+        never: Ids that are never allowed.
         eos_ids: The ids that end a response, for `min_new_tokens`.
-        min_new_tokens: No response may end with one of its first so many tokens.
-        top_k: Only the reference's so many likeliest tokens of a state; None for all.
-        top_p: Only the reference's likeliest tokens up to this probability mass, the token that
-            reaches it included; None for all. After `top_k` where both are given.
+        min_new_tokens: The first `min_new_tokens` tokens of a response cannot be an EOS.
+        top_k: Only the reference's k likeliest tokens of a state; None for all.
+        top_p: Only the reference's likeliest tokens up to this probability mass, including the
+            token that reaches it; None for all. Applied after `top_k` if both are given.
 
     Raises:
         InputError: An option is out of range.
@@ -122,7 +122,7 @@ class Mask:
 
     @property
     def follows_reference(self) -> bool:
-        """Whether what is allowed depends on the reference's probabilities."""
+        """Whether the allowed tokens depend on the reference's probabilities."""
         return self.top_k is not None or self.top_p is not None
 
     @property
@@ -134,7 +134,7 @@ class Mask:
         return bool(self.never) or not self.is_static
 
     def ban(self, logits: Tensor, limits: Limits | None = None) -> Tensor:
-        """Write `NEVER` over what may not be chosen, in place: (M, V), and return it."""
+        """Write `NEVER` over the logits of forbidden tokens, in place: (M, V), and return them."""
         never, eos = self._ids(logits.device)
         if self.never:
             logits.index_fill_(-1, never, NEVER)
@@ -142,7 +142,7 @@ class Mask:
             here = limits.no_eos.nonzero()[:, 0]
             logits[here[:, None], eos] = NEVER
         if limits is not None and limits.only is not None:
-            # One more column takes the PADs.
+            # PAD = −1 modulo width is the last of V + 1 columns, which is dropped again.
             width = logits.shape[-1] + 1
             within = torch.zeros(len(logits), width, dtype=torch.bool, device=logits.device)
             within.scatter_(1, limits.only % width, True)
@@ -160,14 +160,14 @@ class Mask:
         """What may be chosen in M states.
 
         Args:
-            taken: (M,) tokens that the response has already.
-            reference_logits: (M, V) the reference's tempered logits; needed, and overwritten, where
+            taken: (M,) number of tokens that the response has already.
+            reference_logits: (M, V) the reference's tempered logits; needed, and overwritten, if
                 the mask follows the reference.
             chosen: (M,) the token that was chosen there; at the edge of the set it counts as
-                within.
+                allowed.
 
         Returns:
-            The limits; None where the mask is static.
+            The limits; None if the mask is static.
         """
         if self.is_static:
             return None
@@ -175,7 +175,7 @@ class Mask:
         if not self.follows_reference:
             return Limits(None, no_eos)
         assert reference_logits is not None
-        # Banned first, so that the k likeliest are of those that may be chosen at all.
+        # Ban first, so the k likeliest tokens are taken from those that are allowed at all.
         logits = self.ban(reference_logits, Limits(None, no_eos))
         return Limits(self._likeliest(logits, chosen), no_eos)
 
@@ -206,7 +206,7 @@ class Mask:
         if self.top_k is not None:
             return tuple(logits.topk(min(self.top_k, width)))  # type: ignore[return-value]
         assert self.top_p is not None
-        # Few tokens bear most of the mass: the whole vocabulary is sorted only where it must be.
+        # A few hundred tokens usually have nearly all of the mass; a full sort is rarely needed.
         k, total = 256, logits.logsumexp(-1)
         while True:
             values, ids = logits.topk(min(k, width))
@@ -244,16 +244,16 @@ def make_mask(
         tokenizer: The tokenizer that actions belong to.
         vocab_size: V.
         eos_ids: The ids that end a response.
-        max_new_tokens: Token budget; a `min_new_tokens` as large rules the EOS out everywhere.
-        stop_at_eos: Whether an EOS ends a response; if not, it is a token like others.
+        max_new_tokens: Token budget; an equal `min_new_tokens` forbids the EOS everywhere.
+        stop_at_eos: Whether an EOS ends a response; if not, it is an ordinary token.
         min_new_tokens: As in `Mask`.
-        decodable_only: Only tokens that are text by themselves, and the EOS: no other special
-            tokens, no pieces of a character.
+        decodable_only: Allow only the EOS and tokens that are text by themselves: no other special
+            tokens, no parts of a character.
         top_k: As in `Mask`.
         top_p: As in `Mask`.
 
     Raises:
-        InputError: An option is out of range, or nothing is left to choose.
+        InputError: An option is out of range, or no token is left to choose.
     """
     ends = tuple(i for i in eos_ids if i < vocab_size)
     never: set[int] = set()
@@ -261,7 +261,9 @@ def make_mask(
         never = set(range(vocab_size)) - set(decodable(tokenizer, vocab_size))
         never = never - set(ends) if stop_at_eos else never | set(ends)
     if min_new_tokens and not stop_at_eos:
-        raise InputError("min_new_tokens is moot where no EOS ends a response; drop one of the two")
+        raise InputError(
+            "min_new_tokens has no effect if no EOS ends a response; drop one of the two"
+        )
     if min_new_tokens > max_new_tokens:
         raise InputError(f"min_new_tokens = {min_new_tokens} is above {max_new_tokens=}")
     if min_new_tokens == max_new_tokens:
@@ -273,6 +275,6 @@ def make_mask(
 
 
 def decodable(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
-    """The ids below `vocab_size` whose text alone is some whole characters."""
+    """The ids below `vocab_size` that decode alone to one or more whole characters."""
     texts = tokenizer.batch_decode([[i] for i in range(vocab_size)], skip_special_tokens=True)
     return [i for i, text in enumerate(texts) if text and "\ufffd" not in text]

@@ -1,4 +1,4 @@
-"""In which precision a model computes: float32, or bfloat16 where that is harmless."""
+"""The precision in which a model computes: float32, or bfloat16 where that is harmless."""
 
 import logging
 from collections.abc import Iterator
@@ -20,11 +20,11 @@ def autocast(
     """The context of a forward pass.
 
     Args:
-        device: Where the model lies.
-        precision: Of its matrix products.
-        reuse_casts: Share bfloat16 copies of the weights with other passes within `casts_kept`.
-            Off, they are cast anew, so that a weight which has learned since is never met with an
-            old copy, whatever context lies around this one.
+        device: The model's device.
+        precision: Precision of its matrix products.
+        reuse_casts: Share bfloat16 copies of the weights with other passes inside `casts_kept`. If
+            False, weights are cast again in every pass, so an updated weight is never read from a
+            stale copy.
     """
     if precision == "fp32":
         return nullcontext()
@@ -33,30 +33,32 @@ def autocast(
 
 @contextmanager
 def casts_kept(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Within, passes with `reuse_casts` cast each weight once; no weight may change meanwhile.
+    """Inside this context, passes with `reuse_casts` cast each weight once; none may change.
 
-    (Frozen weights are not among those that autocast keeps.)
+    Autocast only keeps copies of weights that require a gradient, so frozen ones are cast
+    each time.
     """
     if precision == "fp32":
         yield
         return
     torch.clear_autocast_cache()
-    # Copies are dropped when the outermost context ends: this one, which itself is off.
+    # Autocast drops its copies when the outermost context ends. This context is the outermost one,
+    # and disabled so that it changes nothing else.
     with torch.autocast(device.type, enabled=False):
         yield
 
 
 def warn_if_emulated(device: torch.device, precision: Precision) -> None:
-    """Log one line where bfloat16 is many times slower than float32."""
+    """Log one line if bfloat16 is emulated, which is many times slower than float32."""
     if precision == "fp32" or device.type != "cpu":
         return
     if not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         logger.warning(
-            "this processor has no bfloat16 products, so that bf16 is emulated and many times "
-            "slower than fp32 here"
+            "this processor has no bfloat16 products; bf16 is emulated and many times slower than "
+            "fp32 here"
         )
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
+    """Half precision converted to float32; float32 and float64 unchanged."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -1,9 +1,11 @@
 """A task whose responses can be listed: π*, V*, J* and the J of any policy, exactly.
 
-A state at depth t is a prompt and t tokens that do not end the response. Everything is kept by
-depth, as tables over states and actions. Notation: P prompts, H the token budget, V tokens, W of
-which go on (the others end the response), n_t = Wᵗ states of a prompt at depth t, in order: action
-j of those that go on leads from state i to state i·W + j. All sums are float64.
+A state at depth t is a prompt and t tokens that do not end the response. For each depth there is a
+table over states and actions.
+
+Notation: P prompts, H the token budget, V tokens, of which W continue (the others end the
+response), n_t = Wᵗ states of a prompt at depth t. They are in order: the j-th continuing action
+leads from state i to state i·W + j. All sums are float64.
 """
 
 import itertools
@@ -26,24 +28,24 @@ from rlhf_gym.tokens import Sequences, pad_rows
 from rlhf_gym.utils.arrays import Floats, Ints
 
 Table = list[Floats]
-"""One array a depth t = 0 … H − 1, (P, n_t, V): a number for each action in each state."""
+"""One array per depth t = 0 … H − 1, (P, n_t, V): a number for each action in each state."""
 
 MAX_RESPONSES = 4_000_000
-"""More responses than this, over all prompts, are not listed."""
+"""Most responses, over all prompts, that are listed."""
 
 QUICKLY_LISTED = 400_000
-"""Up to so many, evaluation lists them instead of estimating (seconds on one core)."""
+"""Up to this many, evaluation lists all responses instead of sampling (seconds on one core)."""
 
 ROWS_PER_PASS = 1 << 15
 
 
 class Value(NamedTuple):
-    """What a policy is worth on each prompt.
+    """The value of a policy on each prompt.
 
     Attributes:
         objective: (P,) J = score − β · kl.
         score: (P,) expected R(x, y).
-        kl: (P,) KL(π ‖ π_ref) in nats a sequence.
+        kl: (P,) KL(π ‖ π_ref) in nats per sequence.
     """
 
     objective: Floats
@@ -52,7 +54,7 @@ class Value(NamedTuple):
 
 
 def response_count(vocab_size: int, ends: int, horizon: int) -> int:
-    """How many responses a prompt has: of V tokens, `ends` end one, the budget ends the others."""
+    """Number of responses to a prompt: `ends` of V tokens end one, the budget ends the others."""
     going = vocab_size - ends
     return int(sum(going**t * ends for t in range(horizon)) + going**horizon)
 
@@ -60,10 +62,10 @@ def response_count(vocab_size: int, ends: int, horizon: int) -> int:
 def listable(
     objective: Objective, prompts: int, max_new_tokens: int, stop_at_eos: bool = True
 ) -> bool:
-    """Whether there is a soft optimum, and listing all responses is quicker than sampling."""
+    """Whether there is a soft optimum (β > 0), and listing all responses beats sampling."""
     reference = objective.reference
     ends = sum(i < reference.vocab_size for i in reference.eos_ids) if stop_at_eos else 0
-    # Beyond this the powers below are of no interest.
+    # e^30 responses are far too many, and the powers below would get slow.
     if objective.kl_coef == 0 or max_new_tokens * math.log(reference.vocab_size) > 30:
         return False
     return prompts * response_count(reference.vocab_size, ends, max_new_tokens) <= QUICKLY_LISTED
@@ -96,7 +98,7 @@ class Enumeration:
         reference = objective.reference
         if not objective.kl_coef > 0:
             raise InputError(
-                "kl_coef is 0: without a penalty there is no soft optimum to solve for"
+                "kl_coef is 0; without a penalty there is no soft optimum to solve for"
             )
         ends = np.zeros(reference.vocab_size, dtype=np.bool_)
         if stop_at_eos:
@@ -105,8 +107,8 @@ class Enumeration:
         if count * len(self.prompts) > MAX_RESPONSES:
             raise InputError(
                 f"{count:,} responses to each of {len(self.prompts)} prompts are too many to list "
-                f"(at most {MAX_RESPONSES:,} in all); estimate from samples (rlhf_gym.objective.optimum), or "
-                "lower max_new_tokens"
+                f"(at most {MAX_RESPONSES:,} in all); estimate from samples "
+                "(rlhf_gym.objective.optimum), or lower max_new_tokens"
             )
         self.responses = count
         self._ends = ends
@@ -118,9 +120,9 @@ class Enumeration:
         return self.log_probs(self.objective.reference)
 
     def log_probs(self, lm: CausalLM) -> Table:
-        """Log-prob of every action in every state under a model, as the reference is masked.
+        """Log-prob of every action in every state under a model.
 
-        The temperature is the reference's too, whatever the model's own.
+        Mask and temperature are the reference's, whatever the model's own.
         """
         return [self._log_probs_at(lm, depth) for depth in range(self.horizon)]
 
@@ -131,7 +133,10 @@ class Enumeration:
 
     @cached_property
     def optimum(self) -> Table:
-        """Log π* by soft value iteration, V*(s) = β log Σ_a π_ref(a|s) exp(Q*(s, a) / β)."""
+        """Log π* by soft value iteration, V*(s) = β log Σ_a π_ref(a|s) exp(Q*(s, a) / β).
+
+        Source: Todorov 2009 (linearly solvable MDPs); Haarnoja et al. 2017 (arXiv 1702.08165).
+        """
         return self._backward_optimum()[0]
 
     @cached_property
@@ -165,11 +170,11 @@ class Enumeration:
         return np.concatenate(parts, axis=1)
 
     def value(self, policy: Table) -> Value:
-        """J, expected score and KL of a policy, by going through the states backwards."""
+        """J, expected score and KL of a policy, by backward induction over the states."""
         score = kl = np.zeros((len(self.prompts), 1))
         for depth in reversed(range(self.horizon)):
             log_p, p = policy[depth], np.exp(policy[depth])
-            # An action that a policy never takes costs nothing.
+            # An action of probability 0 costs nothing; its log-ratio may be infinite.
             cost = np.where(p > 0, log_p - self.reference[depth], 0.0)
             score = (p * self._ahead(depth, score, self.scores[depth])).sum(2)
             kl = (p * self._ahead(depth, kl, np.zeros_like(cost), cost)).sum(2)
@@ -190,9 +195,9 @@ class Enumeration:
 
     @cached_property
     def best_deterministic(self) -> Value:
-        """What the best policy without chance is worth: one response y a prompt.
+        """The value of the best deterministic policy: one response y per prompt.
 
-        It maximises R(x, y) + β · log π_ref(y|x).
+        Its KL is −log π_ref(y|x), so it maximises R(x, y) + β · log π_ref(y|x).
         """
         log_ref, scores = self.flat(self.reference), self.flat_scores
         best = (scores + self._beta * log_ref).argmax(1)[:, None]
@@ -200,7 +205,7 @@ class Enumeration:
         return Value(score - self._beta * kl, score, kl)
 
     def best_of_n(self, n: int) -> Value:
-        """What the best of n draws of the reference is worth; ties are broken by lot."""
+        """The value of best-of-n draws of the reference; ties are broken at random."""
         scores = self.flat_scores
         p = np.exp(self.flat(self.reference))
         p /= p.sum(1, keepdims=True)
@@ -217,7 +222,7 @@ class Enumeration:
         return Value(*out)
 
     def optimality(self, objective: Floats) -> float:
-        """(J − J_ref) / (J* − J_ref), means over prompts, of a policy with these J (P,)."""
+        """(J − J_ref) / (J* − J_ref), means over prompts, given a policy's J = `objective` (P,)."""
         before = self.value(self.reference).objective
         return float((objective - before).mean() / (self.best_value - before).mean())
 
@@ -226,7 +231,7 @@ class Enumeration:
         return self.objective.kl_coef
 
     def _leaves(self, table: Table) -> list[tuple[Floats, npt.NDArray[np.bool_]]]:
-        """Each depth's table, and which of its actions end a response."""
+        """The table of each depth, and which of its actions end a response."""
         everything = np.ones_like(self._ends)
         return [
             (t, everything if d == self.horizon - 1 else self._ends) for d, t in enumerate(table)
@@ -235,7 +240,7 @@ class Enumeration:
     def _ahead(
         self, depth: int, after: Floats, ending: Floats, now: Floats | float = 0.0
     ) -> Floats:
-        """What follows each action: `ending` where it ends the response, else `after` there."""
+        """Value after each action: `ending` if it ends the response, else `after` of its state."""
         out = ending + now
         if depth < self.horizon - 1:
             out[:, :, self._going] += after.reshape(len(out), -1, len(self._going))
@@ -260,7 +265,7 @@ class Enumeration:
     @torch.no_grad()
     def _log_probs_at(self, lm: CausalLM, depth: int) -> Floats:
         rows = self._states(depth)
-        # The last token only marks the state before it; which one it is does not matter.
+        # `states` gives the state before a chosen token; which token is chosen does not matter.
         tokens = torch.from_numpy(pad_rows([[*row, 0] for row in rows]))
         starts = torch.tensor([len(row) for row in rows])
         sequences = Sequences(tokens, starts, torch.ones_like(starts)).to(lm.device)

@@ -13,7 +13,6 @@ from torch import Tensor
 from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import REWARD_ESTIMATORS, RewardEstimator, k1
-from rlhf_gym.lm.architecture import context_length
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.decode_cache import DecodeCache
 from rlhf_gym.lm.loading import same_tokens
@@ -28,11 +27,11 @@ class Settlement(NamedTuple):
     """What an environment pays for whole responses.
 
     Attributes:
-        rewards: (M,) of every chosen token.
+        rewards: (M,) reward of every chosen token.
         ref_log_probs: (M,) log π_ref of every chosen token.
-        kl: (M,) k1 of every chosen token; None where the actor's log-probs are unknown.
+        kl: (M,) k1 of every chosen token; None if the actor's log-probs are unknown.
         scores: (N,) R(x, y).
-        responses: The texts and ends.
+        responses: The responses' texts and finish reasons.
     """
 
     rewards: Tensor
@@ -48,14 +47,14 @@ class Objective:
     Args:
         reference: The frozen reference π_ref with the environment's temperature.
         reward: A `RewardModel`, a `RewardEnsemble`, or a function of (prompts, responses).
-        kl_coef: β ≥ 0, reward for a nat of divergence.
-        cuts: What the reward and the shaping see of a response, applied in turn.
+        kl_coef: β ≥ 0, the penalty per nat of divergence.
+        cuts: The part of a response that reward and shaping see, applied in turn.
         shaping: Pure functions applied to the scores in turn.
-        token_rewards: Paid token by token; their sum is a part of R(x, y).
-        chats: The messages that a prompt's ids were; a reward model with a tokenizer and chat
-            template of its own reads them in place of the prompt's text.
-        kl_estimator: What estimates the penalty: "k1". Only with k1 is the expected return J; "k2"
-            and "k3" are here to be studied, and miss J*.
+        token_rewards: Rewards paid token by token; their sum is a part of R(x, y).
+        chats: For prompts that were chat messages: the messages, by the prompt's ids. A reward
+            model with another tokenizer reads them by its own chat template.
+        kl_estimator: Estimator of the penalty. Only with "k1" is the expected return J; "k2" and
+            "k3" exist to be studied, and their optimum is not J*.
 
     Raises:
         InputError: β is negative, or there is no such estimator.
@@ -86,8 +85,8 @@ class Objective:
         self.token_rewards = tuple(token_rewards)
         self.chats = {} if chats is None else chats
         self.kl_estimator = kl_estimator
-        # A reward model with the policy's tokenizer scores the very ids that were sampled;
-        # re-tokenised text need not be the same ids.
+        # A reward model with the policy's tokenizer scores the sampled ids themselves: text that is
+        # tokenised again need not give the same ids, and has lost the EOS.
         self._shares_ids = isinstance(reward, RewardModel | RewardEnsemble) and same_tokens(
             reward.tokenizer, reference.tokenizer
         )
@@ -107,7 +106,7 @@ class Objective:
         return scores + along.float()
 
     def final_scores(self, responses: Responses) -> Tensor:
-        """What a response's last token is paid besides its token rewards: (N,) float32."""
+        """The score paid on the last token, without token rewards: (N,) float32."""
         seen = responses
         for cut in self.cuts:
             seen = cut(seen)
@@ -115,12 +114,14 @@ class Objective:
             ids = self._reward_ids(seen, self.reward).to(self.reward.device)
             members = self.reward.member_scores(ids)
             if members.shape[1] > 1:
+                # How far an ensemble disagrees; high where the policy exploits a member.
                 responses.score_std = members.std(1, correction=0)
             scores = self.reward.pooled(members)
         else:
             raw = self.reward(seen.prompts, seen.texts)
             scores = torch.as_tensor(np.asarray(raw, dtype=np.float32))
         scores = scores.float().to(self.reference.device)
+        # A reward of another shape is refused below, by name; shaping could fail on it first.
         if scores.shape == responses.stopped.shape:
             for shape in self.shaping:
                 scores = shape(seen, scores)
@@ -140,12 +141,12 @@ class Objective:
 
     @torch.no_grad()
     def ref_log_prob_of_next(self, observations: Tensor, actions: Tensor, taken: Tensor) -> Tensor:
-        """Log π_ref of one next token a row: (N,).
+        """Log π_ref of one next token per row: (N,).
 
         Args:
             observations: (N, L).
             actions: (N,) the next tokens.
-            taken: (N,) tokens that each response has already.
+            taken: (N,) number of tokens that each response has already.
         """
         hidden = self._decode.last_hidden(observations)
         limits = self.reference.next_limits(hidden, taken, actions)
@@ -153,34 +154,37 @@ class Objective:
 
     @torch.no_grad()
     def allowed_next(self, observations: Tensor, taken: Tensor) -> Tensor:
-        """Which tokens may come next: (N, L) and (N,) -> (N, V) bool, built for this call."""
+        """Which tokens may come next: (N, L) and (N,) -> (N, V) bool, a new tensor."""
         reference = self.reference
         hidden = self._decode.last_hidden(observations)
         logits = hidden.new_zeros(len(hidden), reference.vocab_size)
         return reference.mask.ban(logits, reference.next_limits(hidden, taken)) == 0
 
     def penalties(self, ref_log_probs: Tensor, log_probs: Tensor | None) -> Tensor:
-        """The penalty on each token, −β · k1; with no actor's log-probs the half that is known.
+        """The penalty on each token, −β · k1; without the actor's log-probs only the known half.
 
-        That half is +β · log π_ref; the agent owes −β · log π in its own loop.
+        That half is +β · log π_ref; the agent has to pay −β · log π in its own loop.
 
         Raises:
-            InputError: Nobody is bound, and the estimator is one that has no halves.
+            InputError: Nobody is bound, and the estimator cannot be split into two halves.
         """
+        # k1 in the reward: the expected return is then exactly J = E[R] − β · KL, and so is its
+        # policy gradient. The exact KL of a state does not depend on the token chosen there, so as
+        # a reward its own gradient is lost; k2 and k3 are biased.
         if log_probs is not None:
             estimate = REWARD_ESTIMATORS[self.kl_estimator]
             return -self.kl_coef * estimate(log_probs, ref_log_probs)
         if self.kl_estimator != "k1":
             raise InputError(
-                f"kl_estimator={self.kl_estimator!r} needs the actor's log-probs: bind an actor "
-                "(env.unwrapped.bind_actor), or take k1"
+                f"kl_estimator={self.kl_estimator!r} needs the actor's log-probs; bind an actor "
+                "(env.unwrapped.bind_actor), or use k1"
             )
         return self.kl_coef * ref_log_probs
 
     def settle(
         self, sequences: Sequences, log_probs: Tensor | None, *, stop_at_eos: bool = True
     ) -> Settlement:
-        """Rewards of whole responses from the actor's log-probs (M,), None if unknown."""
+        """Rewards of whole responses, given the actor's log-probs (M,), or None if unknown."""
         responses = Responses(self.reference, sequences, stop_at_eos=stop_at_eos)
         ref_log_probs = self.ref_log_probs(sequences)
         along = self.rewards_along(responses)
@@ -192,26 +196,29 @@ class Objective:
         return Settlement(rewards, ref_log_probs, kl, scores, responses)
 
     def value(self, scores: Tensor, kl: Tensor, lengths: Tensor) -> Tensor:
-        """Each response's share of J: score − β · Σ_t KL_t, (N,) from (N,), (M,) and (N,)."""
+        """One sample of J per response: score − β · Σ_t KL_t, from (N,), (M,) and (N,) to (N,)."""
         return scores.double() - self.kl_coef * row_sums(kl, lengths)
 
     def _reward_ids(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
+        """The rows that a reward model reads: sampled ids if it shares the tokenizer, else text."""
         if self._shares_ids:
             return responses.sequences.tokens
         prompts: list[Prompt] = list(responses.prompts)
         if self.chats and reward.tokenizer.chat_template:
+            # A prompt's text has the roles of the policy's template, which mean nothing to another
+            # model: it reads the messages by its own template.
             tokens, starts, _ = (part.tolist() for part in responses.sequences)
             ids = [tuple(row[:start]) for row, start in zip(tokens, starts, strict=True)]
             prompts = [self.chats.get(*pair) for pair in zip(ids, prompts, strict=True)]
         texts = zip(prompts, responses.texts, strict=True)
-        rows = [reward.encode(*pair) for pair in texts]
-        members = reward.members if isinstance(reward, RewardEnsemble) else (reward,)
-        reach = min(context_length(m.model) or 1 << 31 for m in members)
+        rows = [reward.encode(prompt, text) for prompt, text in texts]
         longest = max(map(len, rows))
-        if longest > reach:
+        # Another tokenizer may need more tokens than the policy was given, so the check is here and
+        # not where the environment is made.
+        if reward.context is not None and longest > reward.context:
             raise InputError(
                 f"a prompt and its response are {longest} tokens to the reward model "
-                f"{reward_name(reward)}, whose context is {reach}; lower max_new_tokens or "
-                "max_prompt_tokens"
+                f"{reward_name(reward)}, whose context is {reward.context}; lower max_new_tokens "
+                "or max_prompt_tokens"
             )
         return torch.from_numpy(pad_rows(rows))

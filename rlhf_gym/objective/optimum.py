@@ -1,8 +1,9 @@
-"""The best that any policy can reach, and how far from it a policy is.
+"""The best value that any policy can reach, J*, and how close a policy comes to it.
 
-J* = β · log E_{y ∼ π_ref}[exp(R(x, y) / β)] for each prompt, reached by π* ∝ π_ref · exp(R / β).
+J* = β · log E_{y ∼ π_ref}[exp(R(x, y) / β)] for each prompt, reached by π* ∝ π_ref · exp(R / β)
+(Korbak et al. 2022, arXiv 2205.11275; Rafailov et al. 2023, arXiv 2305.18290, appendix A.1).
 Optimality = (J(π) − J(π_ref)) / (J* − J(π_ref)), means over prompts: 0 is the reference, 1 is the
-best there is, negative is worse than doing nothing.
+best possible, negative is worse than doing nothing.
 
 Notation: P prompts, n samples of each.
 """
@@ -17,11 +18,11 @@ import numpy.typing as npt
 from rlhf_gym.utils.arrays import Floats
 
 MIN_ESS_FOR_JACKKNIFE = 5.0
-"""Effective sample size below which J* is left with its (low) bias."""
+"""Below this effective sample size the (low) bias of J* is not corrected."""
 
 
 class Best(NamedTuple):
-    """What is known of the optimum on each prompt.
+    """Estimates of the optimum on each prompt.
 
     Attributes:
         value: (P,) J*.
@@ -38,7 +39,9 @@ class Best(NamedTuple):
     se: npt.NDArray[np.float64]
 
     def mean(self, confidence: float = 0.95) -> dict[str, float]:
-        """J* averaged over these very prompts, with the interval that the samples leave.
+        """J* averaged over these prompts, with the interval due to sampling responses.
+
+        The prompts are taken as given: the interval does not cover the choice of prompts.
 
         Returns:
             value, se, low, high, n (prompts).
@@ -54,7 +57,7 @@ class Best(NamedTuple):
         }
 
     def samples_needed(self, n: int, ess: float) -> int:
-        """How many samples a prompt would have the mean ESS wanted, about, when n have this one."""
+        """About how many samples per prompt give a mean ESS of `ess`, as n gave this one."""
         return int(np.ceil(n * ess / self.ess.mean()))
 
 
@@ -66,22 +69,25 @@ def best_value(
 ) -> Best:
     """Estimate J* from samples of the reference, or of the reference and other policies together.
 
-    The samples of all are weighed by the balance heuristic (Veach and Guibas 1995): as draws from
-    their mixture, they keep the weights bounded where any proposal covers π*. Log-mean-exp is
-    biased low; the jackknife takes out the first-order part.
+    Samples of several proposals are weighted by the balance heuristic (Veach and Guibas 1995), as
+    draws from their mixture. The weights then stay bounded if any one proposal covers π*.
+
+    Log-mean-exp is biased low: the logarithm is concave, so by Jensen's inequality the mean of the
+    log of an average is below the log of its mean. The jackknife (Quenouille 1956) removes the
+    part of order 1/n.
 
     Args:
         scores: (P, n) R(x, y).
         kl_coef: β > 0.
         log_ratios: log π − log π_ref of each sample: (P, n) for one policy, (K, P, n) for K; None
             if all samples are the reference's.
-        policy_share: Share of the n samples that the policy drew, or the K policies.
+        policy_share: Share of the n samples that the policy drew, or K shares.
 
     Returns:
         Per-prompt figures.
 
     Raises:
-        ValueError: The shares do not belong to the ratios, or leave nothing to the reference.
+        ValueError: The shares do not fit the ratios, or leave nothing to the reference.
     """
     logs = np.asarray(scores, dtype=np.float64) / kl_coef
     shares_drawn = np.atleast_1d(np.asarray(policy_share, dtype=np.float64))
@@ -103,7 +109,8 @@ def best_value(
     left_out = np.log(rest / max(n - 1, 1)) + peak
     shares = weights / total[:, None]
     ess = 1.0 / (shares**2).sum(1)
-    # Of first order only: where one sample outweighs the rest it would overshoot without bound.
+    # The correction is only of first order. If one sample outweighs the rest, leaving it out
+    # changes the logarithm without bound, so small ESS keep the plain estimate.
     log_z = np.where(ess >= MIN_ESS_FOR_JACKKNIFE, n * plain - (n - 1) * left_out.mean(1), plain)
     score = (shares * scores).sum(1)
     # KL = Σ p* log(π*/π_ref), with log(π*/π_ref) = R/β − log Z.
@@ -119,11 +126,13 @@ def best_value(
 def best_of_n(scores: Floats, k: int, kl_coef: float) -> npt.NDArray[np.float64]:
     """J of best-of-k on each prompt, (P,), with the bound log k − (k−1)/k as its KL.
 
-    The bound is reached where no two responses tie; where they do, the true KL is smaller.
+    The bound is the exact KL if no two responses have the same score; with ties the KL is smaller.
+    Source: Stiennon et al. 2020 (arXiv 2009.01325), appendix G.3; Beirami et al. 2024 (arXiv
+    2401.01879).
 
     Args:
         scores: (P, n) of reference samples; n is cut to a multiple of k.
-        k: Samples to choose from.
+        k: Number of samples to choose from.
         kl_coef: β.
     """
     whole = scores[:, : scores.shape[1] // k * k]
@@ -141,7 +150,7 @@ def optimality(
         value: (P,) J(π) of each prompt.
         reference: (P,) J(π_ref) of the same prompts.
         best: (P,) J* of the same prompts.
-        resamples: Bootstrap resamples.
+        resamples: Number of bootstrap resamples.
         seed: Seed of the bootstrap.
 
     Returns:
@@ -149,6 +158,7 @@ def optimality(
     """
     gains, room = np.asarray(value - reference), np.asarray(best - reference)
     rows = np.random.default_rng(seed).integers(len(gains), size=(resamples, len(gains)))
+    # A ratio of means, not a mean of ratios: a prompt with little room would dominate the latter.
     ratios = gains[rows].mean(1) / room[rows].mean(1)
     low, high = np.quantile(ratios, (0.025, 0.975))
     return {

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.sampling import sample_responses
 from rlhf_gym.preferences.comparison import Comparison
@@ -30,19 +30,19 @@ def collect_comparisons(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> list[Comparison]:
-    """Draw n prompts and k responses to each; the human picks one, Boltzmann-rational.
+    """Draw n prompts and k responses to each; the human chooses one, Boltzmann-rationally.
 
     Args:
-        lm: Who speaks, usually the reference.
-        prompts: Where prompts are drawn from, with replacement.
+        lm: The model that writes the candidates, usually the reference.
+        prompts: The prompts to draw from, with replacement.
         human: Utility of each response, as (prompts, responses) -> numbers.
-        n: Comparisons.
-        k: Candidates of each, K.
+        n: Number of comparisons.
+        k: Number of candidates of each, K.
         temperature: P(choice) ∝ exp(utility / temperature).
         max_new_tokens: Token budget of a response.
         stop_at_eos: Whether an EOS ends a response.
-        seed: Seed of everything.
-        progress: Called with the number of comparisons done.
+        seed: Seed of prompts, responses and choices.
+        progress: Called after each batch with the number of new comparisons.
 
     Returns:
         Comparisons with the sampled ids, so that nothing is re-tokenised.

@@ -1,10 +1,9 @@
-"""Human choices among K answers: what a comparison is, and the project's file of them."""
+"""Human choices among K answers: the `Comparison` class and its JSON Lines format."""
 
 import json
 import math
 import re
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.data.prompts import Prompt, continued_ids, is_prompt
+from rlhf_gym.data.encoding import Encoded, closed_ids
+from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.likelihood import Choice, ranking_choices
 
@@ -23,20 +23,21 @@ Ids = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt, K answers and what people said about them, in exactly one of five forms.
+    """One prompt, K answers and a human judgement of them, in exactly one of five forms.
 
     Attributes:
         prompt: Text or chat messages.
         candidates: The K answers, K ≥ 2.
         best: Index of the chosen one.
-        ranking: Groups of indices, best first, ties together; an unlisted one was not compared.
-        scores: A number for each candidate; only their order counts, unless a soft temperature
-            is asked for.
+        ranking: Groups of indices, best first, ties together; candidates not listed were not
+            compared.
+        scores: A number for each candidate; only their order counts, unless a soft temperature is
+            given.
         votes: For each candidate, the number of annotators who chose it.
         pairs: (winner, loser) for each pair that was judged; they need not be transitive.
-        ties: Beside `votes`: annotators who found the candidates equal.
-        ids: Token ids of the prompt and of each candidate where they were sampled (then nothing is
-            re-tokenised, and an EOS is kept); None for text written by others.
+        ties: With `votes`: the number of annotators who found the candidates equal.
+        ids: For sampled candidates: token ids of the prompt and of each candidate, so that nothing
+            is re-tokenised and an EOS is kept. None for text written by others.
         finish_reasons: "stop" or "length" for each sampled candidate.
     """
 
@@ -55,7 +56,7 @@ class Comparison:
         """The choices that the label consists of (see `rlhf_gym.preferences.likelihood`).
 
         Args:
-            soft_temperature: Where given, `scores` are soft labels, softmax(scores / it).
+            soft_temperature: If given, `scores` are soft labels, softmax(scores / temperature).
 
         Raises:
             InputError: The temperature is not positive.
@@ -98,7 +99,7 @@ class Comparison:
 
     @cached_property
     def tops(self) -> tuple[int, ...]:
-        """The candidates that beat someone and that no one beats; none if all are equal."""
+        """The candidates that beat another and that no other beats; none if all are equal."""
         winners, losers = ({pair[i] for pair in self.preferred} for i in (0, 1))
         return tuple(sorted(winners - losers))
 
@@ -116,19 +117,22 @@ class Comparison:
             for level in sorted(set(values), reverse=True)
         )
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[list[int]]]:
-        """Token ids of the prompt and of each candidate, text closed by the tokenizer's EOS.
+    def encode(self, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+        """Token ids of the prompt and of each candidate, as a causal model reads them.
 
-        For models that read token after token; others read whole texts.
+        Sampled ids are kept as they are, so one that the budget cut has no EOS. Text is closed by
+        the tokenizer's EOS.
         """
         if self.ids is not None:
-            return list(self.ids[0]), [list(candidate) for candidate in self.ids[1]]
-        eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        start, rest = continued_ids(self.prompt, self.candidates, tokenizer, eos)
-        return start, [[*ids, *eos] for ids in rest]
+            return Encoded(list(self.ids[0]), [list(candidate) for candidate in self.ids[1]])
+        return closed_ids(self.prompt, self.candidates, tokenizer)
 
     def shortened(self) -> "Comparison | None":
-        """The same without the dialogue's first turns, up to the next human one; None if single."""
+        """This comparison without the dialogue's first turns, up to the next human turn.
+
+        Returns:
+            None if the dialogue has only one human turn.
+        """
         if isinstance(self.prompt, str):
             starts = [m.start() for m in re.finditer(r"\n\nHuman:", self.prompt)]
             cut: Prompt = self.prompt[starts[1] :] if len(starts) > 1 else ""
@@ -140,7 +144,7 @@ class Comparison:
         return replace(self, prompt=cut, ids=None) if cut else None
 
     def row(self) -> dict[str, Any]:
-        """The comparison as a row of the project's file."""
+        """The comparison as a row of the project's format."""
         row: dict[str, Any] = {"prompt": self.prompt, "candidates": self.candidates}
         label = next(name for name in LABELS if getattr(self, name) is not None)
         row[label] = getattr(self, label)
@@ -158,130 +162,3 @@ def write_comparisons(path: str | Path, comparisons: Iterable[Comparison]) -> No
     with Path(path).open("w", encoding="utf-8") as file:
         for comparison in comparisons:
             file.write(json.dumps(comparison.row(), ensure_ascii=False) + "\n")
-
-
-def comparison_of(where: str, row: Any) -> Comparison:
-    """Check one row of the project's format.
-
-    Args:
-        where: The row's name in messages.
-        row: The decoded JSON.
-
-    Raises:
-        InputError: It is no comparison; the message says what is wrong and where.
-    """
-    if isinstance(row, dict):  # rows of a dataset have all its columns, null where they say nothing
-        row = {name: value for name, value in row.items() if value is not None}
-    for problem in _problems(row):
-        raise InputError(f"{where}: {problem}")
-    label = next(name for name in LABELS if name in row)
-    ids = row.get("ids")
-    return Comparison(
-        prompt=row["prompt"],
-        candidates=tuple(row["candidates"]),
-        ties=row.get("ties", 0),
-        ids=ids and (tuple(ids["prompt"]), tuple(tuple(c) for c in ids["candidates"])),
-        finish_reasons=tuple(row["finish_reasons"]) if row.get("finish_reasons") else None,
-        **{label: _frozen(row[label])},
-    )
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
-def _problems(row: Any) -> Iterator[str]:
-    """What is wrong with a row, the first thing first."""
-    if not isinstance(row, dict):
-        yield f"an object is needed, not {str(row)[:60]!r}"
-        return
-    missing = {"prompt", "candidates"} - row.keys()
-    labels = [name for name in LABELS if name in row]
-    if missing or len(labels) != 1:
-        yield (
-            f"a comparison has prompt, candidates and one of {', '.join(LABELS)}; this one has "
-            f"{', '.join(map(str, row)) or 'nothing'}"
-        )
-        return
-    if not is_prompt(row["prompt"]):
-        yield f"prompt must be a text or chat messages, not {str(row['prompt'])[:60]!r}"
-    candidates = row["candidates"]
-    if not isinstance(candidates, list | tuple) or len(candidates) < 2:
-        yield "candidates must be a list of at least two texts"
-        return
-    yield from _candidate_problems(candidates, row.get("ids"))
-    problem = _label_problem(labels[0], row[labels[0]], len(candidates), row.get("ties", 0))
-    if problem:
-        yield problem
-    if labels[0] != "votes" and row.get("ties", 0) != 0:
-        yield "ties are counted beside votes only"
-    reasons = row.get("finish_reasons", ["stop"] * len(candidates))
-    if not isinstance(reasons, list | tuple) or len(reasons) != len(candidates):
-        yield f"finish_reasons must be one for each candidate, not {reasons!r}"
-    elif not all(reason in ("stop", "length") for reason in reasons):
-        yield f"finish_reasons must be stop or length, not {reasons!r}"
-    try:
-        texts = [row["prompt"], *candidates]  # a dataset's further columns may be anything
-        json.dumps(texts, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        yield "a text holds half a character (a lone surrogate), which no tokenizer reads"
-
-
-def _candidate_problems(candidates: Sequence[Any], ids: Any) -> Iterator[str]:
-    k = len(candidates)
-    if ids is not None and not (
-        isinstance(ids, dict)
-        and _are_ids(ids.get("prompt"))
-        and isinstance(ids.get("candidates"), list | tuple)
-        and len(ids["candidates"]) == k
-        and all(_are_ids(c) and c for c in ids["candidates"])
-    ):
-        yield "ids must hold a prompt and one list of token ids for each candidate"
-    for i, text in enumerate(candidates):
-        if not isinstance(text, str):
-            yield f"candidate {i} is not a text, but {json.dumps(text, default=str)[:60]}"
-        # A sampled candidate may end at once, and may be drawn twice: its ids say what it is.
-        elif ids is None and not text.strip():
-            yield f"candidate {i} is empty"
-        elif ids is None and text in candidates[:i]:
-            yield f"candidates {candidates.index(text)} and {i} are the same text"
-
-
-def _are_ids(values: Any) -> bool:
-    return isinstance(values, list | tuple) and all(_is_index(v, 1 << 31) for v in values)
-
-
-def _is_index(value: Any, k: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < k
-
-
-def _label_problem(name: str, label: Any, k: int, ties: Any) -> str | None:
-    if name == "best":
-        return None if _is_index(label, k) else f"best is {label!r}, but must be 0 to {k - 1}"
-    if not isinstance(label, list | tuple):
-        return f"{name} must be a list, not {label!r}"
-    if name in ("ranking", "pairs"):
-        return _index_problem(name, label, k)
-    numbers = [v for v in label if isinstance(v, int | float) and not isinstance(v, bool)]
-    # Not math.isfinite: it raises on an integer beyond the floats.
-    finite = all(abs(v) <= sys.float_info.max for v in numbers)
-    if len(numbers) != k or not finite or len(label) != k:
-        return f"{name} must be {k} finite numbers, one for each candidate, not {label!r}"
-    if name == "votes":
-        if not all(_is_index(v, 1 << 31) for v in [*label, ties]):
-            return f"votes and ties must be counts, not {label!r} and {ties!r}"
-        if sum(label) + ties == 0:
-            return "nobody voted"
-    return None
-
-
-def _index_problem(name: str, label: Any, k: int) -> str | None:
-    groups = [list(group) if isinstance(group, list | tuple) else [None] for group in label]
-    listed = [i for group in groups for i in group]
-    if not all(_is_index(i, k) for i in listed) or not all(groups):
-        return f"{name} must list groups of candidates 0 to {k - 1}, not {label!r}"
-    if name == "ranking" and (len(set(listed)) < len(listed) or len(listed) < 2):
-        return f"ranking must list at least two candidates, each once, not {label!r}"
-    if name == "pairs" and not (groups and all(len(g) == 2 and g[0] != g[1] for g in groups)):
-        return f"pairs must be [winner, loser] each, not {label!r}"
-    return None

@@ -1,12 +1,12 @@
-"""Public preference data, read into the project's comparisons.
+"""Comparisons from a file or dataset in any known format.
 
-Each format is a function from one row of the public file to rows of ours (see
-`preferences.comparison_of`), and is recognised by its keys.
+A format is a function from one row of the public file to rows of ours, and is recognised by its
+keys. To add one, write such a function (see `rlhf_gym.preferences.public_formats`) and list it in
+`FORMATS`.
 """
 
 import json
 from collections.abc import Callable, Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,170 +14,26 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.data.rows import load_rows
 from rlhf_gym.errors import InputError
-from rlhf_gym.preferences.comparison import LABELS, Comparison, comparison_of
+from rlhf_gym.preferences.comparison import LABELS, Comparison
+from rlhf_gym.preferences.comparison_rows import comparison_of
+from rlhf_gym.preferences.public_formats import (
+    Row,
+    hh,
+    llmbar,
+    native,
+    oasst,
+    pair,
+    pandalm,
+    qa_feedback,
+    scored,
+    ziegler,
+)
 
-Row = dict[str, Any]
-
-HH_TURN = "\n\nAssistant:"
-# The published files are padded with this id, for which GPT-2 has no token.
+# The published files are padded with this id. GPT-2 has no such token.
 ZIEGLER_PAD = 50259
 
-
-def native(row: Row) -> Iterator[Row]:
-    """The project's own: `prompt`, `candidates` and one label."""
-    yield row
-
-
-def hh(row: Row) -> Iterator[Row]:
-    """Anthropic HH: `chosen` and `rejected`, whole dialogues that share their beginning.
-
-    The prompt is everything up to the last assistant turn that both share.
-    """
-    chosen, rejected = row["chosen"], row["rejected"]
-    at = _last_shared_turn(chosen, rejected)
-    if at < 0:
-        raise InputError(f"chosen and rejected share no {HH_TURN!r} turn to split at")
-    yield {"prompt": chosen[:at], "candidates": [chosen[at:], rejected[at:]], "best": 0}
-
-
-def _last_shared_turn(a: str, b: str) -> int:
-    """End of the last assistant marker inside the common beginning of two dialogues, or −1."""
-    common = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-    shared = a[: min(len(a), len(b)) if common is None else common]
-    at = shared.rfind(HH_TURN)
-    return at + len(HH_TURN) if at >= 0 else -1
-
-
-def pair(row: Row) -> Iterator[Row]:
-    """The hub's convention: `prompt`, `chosen`, `rejected`, each a text or chat messages.
-
-    Where chosen and rejected are whole dialogues, the messages that both share are the prompt.
-    """
-    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        shared = 0
-        while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
-            shared += 1
-        sides = [chosen[shared:], rejected[shared:]]
-        if any(len(side) != 1 or "content" not in side[0] for side in sides):
-            raise InputError("chosen and rejected must differ in one last message")
-        # Answers of several turns repeat their own turns, but not the prompt's.
-        if isinstance(prompt, list) and chosen[: len(prompt)] != prompt:
-            prompt = [*prompt, *chosen[:shared]]
-        else:
-            prompt = chosen[:shared] or prompt
-        chosen, rejected = (side[0]["content"] for side in sides)
-    yield {"prompt": prompt, "candidates": [chosen, rejected], "best": 0}
-
-
-def oasst(row: Row) -> Iterator[Row]:
-    """OpenAssistant trees: every group of ranked answers to one message, after its whole thread."""
-    yield from _ranked_siblings(row["prompt"], [])
-
-
-def _ranked_siblings(node: Row, thread: list[dict[str, str]]) -> Iterator[Row]:
-    roles = {"prompter": "user", "assistant": "assistant"}
-    thread = [*thread, {"role": roles[node["role"]], "content": node["text"]}]
-    ranked = [reply for reply in node.get("replies", ()) if reply.get("rank") is not None]
-    levels = sorted({reply["rank"] for reply in ranked})
-    # People also rank prompters' messages; no policy answers those.
-    if len(ranked) > 1 and ranked[0]["role"] == "assistant":
-        yield {
-            "prompt": thread,
-            "candidates": [reply["text"] for reply in ranked],
-            "ranking": [
-                [i for i, reply in enumerate(ranked) if reply["rank"] == level] for level in levels
-            ],
-        }
-    for reply in node.get("replies", ()):
-        yield from _ranked_siblings(reply, thread)
-
-
-def qa_feedback(row: Row) -> Iterator[Row]:
-    """FineGrainedRLHF QA feedback: K answers and a code for each pair, in the pairs' order.
-
-    1: the first is better, 2: the second, 0: equal. Codes that are a ranking become one (ties
-    together); the others stay pairs.
-    """
-    names = _numbered(row, "prediction ")
-    codes = row["preference"]
-    duels = list(combinations(range(len(names)), 2))
-    if len(codes) != len(duels) or not set(codes) <= {0, 1, 2}:
-        raise InputError(f"preference must be {len(duels)} codes 0, 1 or 2, not {codes!r}")
-    texts = [f"{title}\n" + "\n".join(lines) for title, *lines in row.get("passages", ())]
-    content = "\n\n".join([*texts, row["question"]])
-    out: Row = {
-        "prompt": [{"role": "user", "content": content}],
-        "candidates": [row[name] for name in names],
-    }
-    won = [(a, b) if code == 1 else (b, a) for (a, b), code in zip(duels, codes, strict=True)]
-    strict = [duel for duel, code in zip(won, codes, strict=True) if code]
-    points = [sum((i == w) - (i == x) for w, x in strict) for i in range(len(names))]
-    levels = sorted(set(points), reverse=True)
-    ranking = [[i for i, p in enumerate(points) if p == level] for level in levels]
-    # In a weak order the points decide every pair just as the codes do.
-    consistent = all(
-        (points[a] > points[b]) - (points[a] < points[b]) == {0: 0, 1: 1, 2: -1}[code]
-        for (a, b), code in zip(duels, codes, strict=True)
-    )
-    yield out | ({"ranking": ranking} if consistent else {"pairs": strict})
-
-
-def pandalm(row: Row) -> Iterator[Row]:
-    """PandaLM: `instruction`, `input`, two responses, annotators who say 1, 2 or 0 for a tie."""
-    verdicts = [value for name, value in row.items() if name.startswith("annotator")]
-    if not verdicts or not {repr(verdict) for verdict in verdicts} <= {"0", "1", "2"}:
-        raise InputError(f"annotators must say 0, 1 or 2, not {verdicts!r}")
-    content = "\n\n".join(part for part in (row["instruction"], row.get("input", "")) if part)
-    yield {
-        "prompt": [{"role": "user", "content": content}],
-        "candidates": [row["response1"], row["response2"]],
-        "votes": [verdicts.count(1), verdicts.count(2)],
-        "ties": verdicts.count(0),
-    }
-
-
-def ziegler(row: Row) -> Iterator[Row]:
-    """Ziegler et al. 2019: `query`, `sample0` … and `best`, as texts or as token ids.
-
-    Ids (GPT-2's in the published files) are kept; their text needs the tokenizer.
-    """
-    names = _numbered(row, "sample")
-    yield {
-        "prompt": row["query"],
-        "candidates": [row[name] for name in names],
-        "best": row["best"],
-    }
-
-
-def scored(row: Row) -> Iterator[Row]:
-    """UltraFeedback: `instruction` and `completions`, each a `response` with a score."""
-    completions = row["completions"]
-    yield {
-        "prompt": [{"role": "user", "content": row["instruction"]}],
-        "candidates": [completion["response"] for completion in completions],
-        "scores": [completion["overall_score"] for completion in completions],
-    }
-
-
-def llmbar(row: Row) -> Iterator[Row]:
-    """LLMBar: `input`, two outputs and a `label` 1 or 2."""
-    if row["label"] not in (1, 2):
-        raise InputError(f"label must be 1 or 2, not {row['label']!r}")
-    yield {
-        "prompt": [{"role": "user", "content": row["input"]}],
-        "candidates": [row["output_1"], row["output_2"]],
-        "best": row["label"] - 1,
-    }
-
-
-def _numbered(row: Row, prefix: str) -> list[str]:
-    """The keys that are the prefix and a number, in the numbers' order."""
-    numbers = [key[len(prefix) :] for key in row if key.startswith(prefix)]
-    return [prefix + n for n in sorted(filter(str.isdigit, numbers), key=int)]
-
-
-# Each format, the keys by which a row of it is known, and its reader.
+# Each format, the keys that identify a row of it, and its reader. The first match wins, so a format
+# whose keys are a subset of another's comes after it.
 FORMATS: dict[str, tuple[set[str], Callable[[Row], Iterator[Row]]]] = {
     "native": ({"prompt", "candidates"}, native),
     "pair": ({"prompt", "chosen", "rejected"}, pair),
@@ -203,15 +59,16 @@ def read_comparisons(
     """Read comparisons from a file, or from a dataset of the `datasets` library.
 
     Args:
-        source: A path (see `prompts.read_rows`), or a dataset's name.
+        source: A path (see `rlhf_gym.data.rows.read_rows`), or a dataset's name.
         format: One of `FORMATS`; found from each row's keys if None.
-        skipped: Where given, bad rows are left out and what is wrong with each is put here.
-        tokenizer: What token ids are decoded with, in files that hold no text.
+        skipped: If given, bad rows are left out and the problem of each is appended here.
+        tokenizer: Decodes the token ids of files without text.
         split: Split of a `datasets` dataset.
         revision: Commit or tag of a hub dataset.
 
     Raises:
-        InputError: The source cannot be read, is empty, or a row is no comparison; it is named.
+        InputError: The source cannot be read, is empty, or a row is not a comparison; the message
+            names the row.
     """
     if format is not None and format not in FORMATS:
         raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
@@ -235,7 +92,7 @@ def read_comparisons(
             except InputError as error:
                 refuse(error)
     if not comparisons:
-        raise InputError(f"{source} holds no comparisons")
+        raise InputError(f"{source} has no comparisons")
     return comparisons
 
 
@@ -263,17 +120,19 @@ def _recognise(where: str, row: Row) -> str:
     if {"chosen", "rejected"} <= row.keys():
         return "pair"
     raise InputError(
-        f"{where} is in no known format: it has {', '.join(map(str, row)) or 'nothing'}; a "
+        f"{where} has no known format: it has {', '.join(map(str, row)) or 'nothing'}; a "
         f"comparison has prompt, candidates and one of {', '.join(LABELS)}, or chosen and rejected"
     )
 
 
 def _decoded(where: str, row: Row, tokenizer: PreTrainedTokenizerBase | None) -> Row:
-    """A row whose texts are token ids, with the texts beside them."""
+    """A row whose texts are token ids: decode the texts, and keep the ids."""
     if isinstance(row["prompt"], str):
         return row
     if tokenizer is None:
-        raise InputError(f"{where} holds token ids; name the tokenizer that they belong to")
+        raise InputError(
+            f"{where} has token ids instead of text; name the tokenizer that they belong to"
+        )
     try:
         prompt, *candidates = (_tokens(r, tokenizer) for r in (row["prompt"], *row["candidates"]))
         texts = tokenizer.batch_decode([prompt, *candidates])

@@ -1,9 +1,11 @@
-"""Likelihoods of human choices: one flat batch, segment reductions, no padding to the largest K.
+"""Likelihoods of human choices: one flat batch with segment sums, no padding to the largest K.
 
-Every label is made of one thing, the choice of a candidate from a set of contestants: a single
-choice is one set, a ranking one set for each place, pairs are sets of two, and several annotators
-spread the weight of one set over its members. Notation: N comparisons, K_n candidates in
-comparison n, B candidates in all, S sets, C contestants over all sets.
+Every label consists of choices of one candidate from a set of contestants. A single choice is one
+set, a ranking is one set per place, pairs are sets of two, and several annotators spread the weight
+of one set over its members.
+
+Notation: N comparisons, K_n candidates in comparison n, B candidates in all, S sets, C contestants
+over all sets.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,7 @@ class ChoiceSets(NamedTuple):
     Attributes:
         rows: (C,) int64, each contestant's row among the B candidates, set after set.
         targets: (C,) the weight with which each was chosen from its set.
-        sizes: (S,) int64, contestants of each set; C = sizes.sum().
+        sizes: (S,) int64, number of contestants of each set; C = sizes.sum().
         owners: (S,) int64, the comparison that each set belongs to.
         comparisons: N.
     """
@@ -35,7 +37,7 @@ class ChoiceSets(NamedTuple):
 
     @classmethod
     def of(cls, choices: Sequence[Sequence[Choice]], sizes: Sequence[int]) -> "ChoiceSets":
-        """The sets of N comparisons, given each one's choices and its K_n."""
+        """The sets of N comparisons, given the choices and K_n of each."""
         rows: list[int] = []
         targets: list[float] = []
         set_sizes: list[int] = []
@@ -65,16 +67,17 @@ class ChoiceSets(NamedTuple):
 
 
 def choice_log_probs(logits: Tensor, sizes: Tensor) -> Tensor:
-    """Log P(y_i | x_n) of every candidate: softmax over the candidates of its own set.
+    """Log P(y_i | x_n) of every candidate: log-softmax over the candidates of its set.
 
     Args:
         logits: (C,) of all contestants, set after set.
-        sizes: (S,) int64, contestants of each set; C = sizes.sum().
+        sizes: (S,) int64, number of contestants of each set; C = sizes.sum().
 
     Returns:
         (C,) log-probabilities.
     """
     sets = torch.repeat_interleave(sizes)
+    # Subtract each set's largest logit before exp; it cancels, so it needs no gradient.
     peak = torch.full((len(sizes),), -torch.inf, dtype=logits.dtype, device=logits.device)
     peak = peak.scatter_reduce(0, sets, logits.detach(), "amax")
     shifted = logits - peak[sets]
@@ -85,7 +88,7 @@ def choice_log_probs(logits: Tensor, sizes: Tensor) -> Tensor:
 def choice_loss(logits: Tensor, sets: ChoiceSets) -> Tensor:
     """Negative log-likelihood of each comparison's choices: (B,) logits -> (N,) nats.
 
-    With soft targets it is their cross-entropy.
+    With soft targets it is the cross-entropy.
     """
     log_probs = choice_log_probs(logits[sets.rows], sets.sizes)
     weighted = -log_probs * sets.targets.to(logits.dtype)
@@ -94,7 +97,7 @@ def choice_loss(logits: Tensor, sets: ChoiceSets) -> Tensor:
 
 
 def listwise_loss(logits: Tensor, sizes: Tensor, chosen: Tensor) -> Tensor:
-    """−log P(chosen | x_n) of each comparison; its mean is the loss, equal to maximum likelihood.
+    """−log P(chosen | x_n) of each comparison; minimising its mean is maximum likelihood.
 
     With K = 2 it is Bradley–Terry: −log σ(logit_chosen − logit_rejected).
 
@@ -131,9 +134,10 @@ def plackett_luce_loss(
 def ranking_choices(ranking: Sequence[Sequence[int]]) -> list[Choice]:
     """The choices that a ranking consists of: each place is chosen from all that remain.
 
-    Tied candidates are each chosen once from the same set, which still holds all of them
-    (Breslow 1974, for tied survival times). So a tie of two alone costs
-    −log σ(d) − log σ(−d), least at d = 0: being called equal pulls logits together.
+    Tied candidates are each chosen once from the same set, which still contains all of them
+    (Breslow 1974, for tied survival times). A two-way tie costs −log σ(d) − log σ(−d), where d is
+    the difference of the logits. A two-way tie therefore has its lowest loss when both logits are
+    equal.
     """
     choices: list[Choice] = []
     for place, group in enumerate(ranking):

@@ -1,4 +1,4 @@
-"""What a set of comparisons holds, counted before anything is trained on it."""
+"""Counts over a set of comparisons, made before anything is trained on it."""
 
 import json
 import math
@@ -12,22 +12,22 @@ from rlhf_gym.utils.statistics import Figure
 
 
 def survey(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Count what comparisons hold, and what in them speaks against each other.
+    """Count what comparisons contain, and where they contradict each other.
 
     Args:
         comparisons: N comparisons.
 
     Returns:
         comparisons: N.
-        prompts: Different prompts among them.
-        candidates: {K: comparisons of K candidates}.
-        labels: {form of label: comparisons labelled so}.
+        prompts: Number of different prompts.
+        candidates: {K: number of comparisons with K candidates}.
+        labels: {form of label: number of comparisons}.
         ties: Comparisons that call candidates equal (see `has_tie`).
         duplicates: Comparisons that repeat prompt, candidates and label of an earlier one.
         conflicts: Pairs of answers to one prompt that two comparisons order in opposite ways.
-        intransitive: Comparisons whose preferences run in a circle.
-        longer_won: Share of the implied pairs in which the answer of more characters won, pairs of
-            equal length left out. Pairs on one prompt are not independent: the standard error is
+        intransitive: Comparisons whose preferences contain a cycle.
+        longer_won: Share of the implied pairs in which the answer with more characters won, without
+            pairs of equal length. Pairs on one prompt are not independent, so the standard error is
             that of a ratio of sums over prompts. Source: Cochran 1977, chapter 6.
     """
     prompts = [json.dumps(c.prompt, sort_keys=True) for c in comparisons]
@@ -52,8 +52,8 @@ def survey(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 def has_tie(comparison: Comparison) -> bool:
     """Whether a label calls candidates equal.
 
-    That is a shared place of a ranking, two equal scores, an annotator who found a tie, or the most
-    votes for several.
+    That is: a shared place of a ranking, two equal scores, an annotator who found a tie, or several
+    candidates with the most votes.
     """
     c = comparison
     if c.ranking is not None:
@@ -64,7 +64,7 @@ def has_tie(comparison: Comparison) -> bool:
 
 
 def is_intransitive(comparison: Comparison) -> bool:
-    """Whether the preferences of a comparison run in a circle, as only judged pairs can."""
+    """Whether the preferences of a comparison contain a cycle; only judged pairs can."""
     winners: dict[int, set[int]] = defaultdict(set)
     for winner, loser in comparison.preferred:
         winners[loser].add(winner)
@@ -80,7 +80,7 @@ def _conflicts(prompts: Sequence[str], comparisons: Iterable[Comparison]) -> int
     for n, (prompt, c) in enumerate(zip(prompts, comparisons, strict=True)):
         for winner, loser in c.preferred:
             said_by[prompt, c.candidates[winner], c.candidates[loser]].add(n)
-    # One comparison that says both contradicts itself alone: it is intransitive.
+    # A single comparison that orders a pair both ways is intransitive, and counted as that.
     return sum(
         len(said_by[prompt, a, b] | said_by[prompt, b, a]) > 1
         for prompt, a, b in said_by

@@ -18,11 +18,12 @@ def pool(scores: Tensor, pooling: Pooling, uncertainty_weight: float = 1.0) -> T
     """One score of M members' scores: (N, M) -> (N,).
 
     Args:
-        scores: Each member's, on one scale.
-        pooling: "mean"; "min", the most pessimistic member; "uncertainty", the mean less
-            `uncertainty_weight` times the members' variance. Source: Coste et al. 2023,
-            equations 2 to 4 (there: mean, worst-case and uncertainty-weighted optimisation).
-        uncertainty_weight: Score paid for a unit of variance.
+        scores: The members' scores, on one scale.
+        pooling: "mean"; "min", the most pessimistic member; "uncertainty", the mean minus
+            `uncertainty_weight` times the members' variance. Source: Coste et al. 2023 (arXiv
+            2310.02743), equations 2 to 4 (mean, worst-case and uncertainty-weighted
+            optimisation).
+        uncertainty_weight: Score subtracted per unit of variance.
     """
     if pooling == "min":
         return scores.amin(1)
@@ -36,14 +37,14 @@ def check_pooling(pooling: str) -> None:
     """Refuse a pooling that `pool` does not know.
 
     Raises:
-        InputError: It is none.
+        InputError: There is no such pooling.
     """
     if pooling not in get_args(Pooling):
         raise InputError(f"pooling must be one of {get_args(Pooling)}, not {pooling!r}")
 
 
 class RewardEnsemble:
-    """Members that share a tokenizer, each normalised by itself, pooled into one score.
+    """Members that share a tokenizer, each normalised separately, pooled into one score.
 
     Args:
         members: Reward models; a model with M heads counts as M.
@@ -78,15 +79,20 @@ class RewardEnsemble:
 
     @property
     def device(self) -> torch.device:
-        """Where the members lie."""
+        """The members' device."""
         return self.members[0].device
+
+    @property
+    def context(self) -> int | None:
+        """The smallest of the members' contexts, in tokens; None if nothing says."""
+        return min((m.context for m in self.members if m.context is not None), default=None)
 
     def member_scores(self, tokens: Tensor) -> Tensor:
         """Every member's score, no gradient: (B, L) -> (B, M)."""
         return torch.cat([member.member_scores(tokens) for member in self.members], 1)
 
     def pooled(self, scores: Tensor) -> Tensor:
-        """One score of the members': (B, M) -> (B,)."""
+        """Pool the members' scores: (B, M) -> (B,)."""
         return pool(scores, self.pooling, self.uncertainty_weight)
 
     def encode(self, prompt: Prompt, response: str) -> list[int]:

@@ -16,25 +16,34 @@ from rlhf_gym.rewards.reward_model import RewardModel
 TextReward = Callable[[list[str], list[str]], Sequence[float]]
 """A reward as a plain function: (prompts, responses), N texts each, to N finite numbers."""
 
-
 Reward = RewardModel | RewardEnsemble | TextReward
-
 
 Cut = Callable[[Responses], Responses]
 """A pure function of (x, y): the part of each response that is scored."""
 
-
 Shaping = Callable[[Responses, Tensor], Tensor]
 """A pure function of (x, y): (responses, scores so far (N,)) to new scores (N,)."""
 
-
 TokenReward = Callable[[Responses], Tensor]
-"""A reward for each chosen token, (M,). It may depend on the prompt, the tokens up to its own, and
-on `Responses.ended` where it is the last; not on what follows."""
+"""A reward for each chosen token, (M,).
+
+It may depend on the prompt, on the tokens up to its own, and for the last token on
+`Responses.ended`; not on tokens after it, because `step` pays it before they exist.
+"""
+
+MOVED_MODULES = {
+    "rlhf_gym.human": "rlhf_gym.rewards.human",
+    "rlhf_gym.shaping": "rlhf_gym.rewards.shaping",
+}
+"""Former names of modules whose functions a user names, so `config.json` of a run may have them.
+
+Environments store `reward_model`, `gold`, `cuts`, `shaping` and `token_rewards` as
+"module:function", and `rlhf.py` stores `human`. No other module with such functions has moved.
+"""
 
 
 def judged_by(scorer: TextReward, responses: Responses) -> npt.NDArray[np.float64]:
-    """What a function of (prompts, responses) says of each response, (N,).
+    """The scores that a function of (prompts, responses) gives, (N,).
 
     Raises:
         InputError: It returned the wrong number of scores, or a NaN or infinity.
@@ -45,6 +54,14 @@ def judged_by(scorer: TextReward, responses: Responses) -> npt.NDArray[np.float6
 
 
 def check_scores(name: str, scores: npt.NDArray[np.floating[Any]], responses: Responses) -> None:
+    """Refuse scores that are not one finite number for each response.
+
+    A NaN would pass silently through advantages into every weight, so it is refused here, while the
+    response that caused it is still known.
+
+    Raises:
+        InputError: There are too few or too many scores, or a NaN or infinity.
+    """
     n = len(responses.sequences.tokens)
     if scores.shape != (n,):
         raise InputError(
@@ -60,7 +77,7 @@ def check_scores(name: str, scores: npt.NDArray[np.floating[Any]], responses: Re
 
 
 def load_callable(name: str) -> Callable[..., object]:
-    """Resolve "package.module:function".
+    """Resolve "package.module:function"; `MOVED_MODULES` may be named as they were.
 
     Raises:
         InputError: There is no such module or function.
@@ -69,10 +86,10 @@ def load_callable(name: str) -> Callable[..., object]:
     if not attribute:
         raise InputError(f"a callable is named 'package.module:function', not {name!r}")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(MOVED_MODULES.get(module, module)), attribute)
     except ImportError as error:
         raise InputError(
-            f"cannot import {name!r}: {error}; for a file of your own put its folder on the path: "
+            f"cannot import {name!r}: {error}; if it is your own file, put its folder on the path: "
             "PYTHONPATH=. python scripts/…"
         ) from error
     except AttributeError as error:
@@ -83,6 +100,7 @@ def load_callable(name: str) -> Callable[..., object]:
 
 
 def reward_name(reward: Reward) -> str:
+    """What messages call a reward: its models, or the function."""
     if isinstance(reward, RewardEnsemble):
         return " + ".join(map(reward_name, reward.members))
     if isinstance(reward, RewardModel):

@@ -16,10 +16,10 @@ class Responses:
 
     Attributes:
         sequences: Token ids; a row's chosen tokens are its whole response.
-        stopped: (N,) bool, whether the response ended with an EOS (else the budget ended it).
-        ended: (N,) bool, whether the response is whole; False while more tokens may follow.
-        score_std: (N,) standard deviation of an ensemble's members, once they have scored; else
-            None.
+        stopped: (N,) bool, whether the response ended with an EOS (if not, with the budget).
+        ended: (N,) bool, whether the response is complete; False while more tokens may follow.
+        score_std: (N,) standard deviation of an ensemble's members once they have scored; None
+            before, and without an ensemble.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Responses:
 
     @cached_property
     def texts(self) -> list[str]:
-        """N responses as text: what each adds to its prompt's text.
+        """N responses as text: the text that each adds to its prompt's.
 
-        Some tokenizers take a space at the beginning away; alone, the last word of the prompt and
-        the first of the response would run together.
+        Some tokenizers (Llama's) drop a space at the beginning of a text. Decoded alone, a response
+        would lose it, and its first word would join the prompt's last one.
         """
         tokens, starts, lengths = (part.tolist() for part in self.sequences)
         cut = list(zip(tokens, starts, lengths, strict=True))
@@ -65,14 +65,14 @@ class Responses:
 
     @property
     def finish_reasons(self) -> list[str]:
-        """Why each ended: "stop" by an EOS, "length" by the budget."""
+        """Why each ended: "stop" (an EOS) or "length" (the budget)."""
         return ["stop" if stopped else "length" for stopped in self.stopped.tolist()]
 
 
 def observation_sequences(
     tokens: npt.NDArray[np.int64], prompt_lengths: npt.NDArray[np.int64]
 ) -> Sequences:
-    """Observations (N, L) with their prompts' lengths (N,) as sequences of whole responses."""
+    """Observations (N, L) and the lengths of their prompts (N,), as sequences of responses."""
     lengths = (tokens != PAD).sum(1)
     return Sequences(
         torch.from_numpy(tokens),

@@ -1,9 +1,11 @@
-"""Shaping that people expect, as pure functions of (x, y): J* includes it, and so does `play`.
+"""Common reward shaping as pure functions of (x, y), so that J* and `play` include it.
 
-Each function here makes one from the reference and its options. The environments take them by name
-(`shaping=[["length_penalty", {"coef": 0.01}]]`); a name without a module is looked up here. Three
-kinds: a cut chooses the part of a response that is scored, a shaping changes the score, a token
-reward is paid on the way. Notation: N responses, M tokens in all.
+Each function here is a factory: it takes the reference and options, and returns a cut, a shaping or
+a token reward. A cut chooses the part of a response that is scored; a shaping changes the score; a
+token reward is paid after each token. Environments name them, as in
+`shaping=[["length_penalty", {"coef": 0.01}]]`; a name without a module is looked up here.
+
+Notation: N responses, M tokens in all.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +26,7 @@ Named = str | Sequence[Any]
 
 
 def length_penalty(reference: CausalLM, coef: float, free: int = 0) -> Shaping:
-    """Take `coef` off the score for every token beyond the first `free`, the EOS included."""
+    """Subtract `coef` for every token beyond the first `free`, the EOS included."""
 
     def shape(responses: Responses, scores: Tensor) -> Tensor:
         return scores - coef * (responses.sequences.lengths - free).clamp(min=0)
@@ -35,15 +37,15 @@ def length_penalty(reference: CausalLM, coef: float, free: int = 0) -> Shaping:
 def missing_eos(
     reference: CausalLM, *, score: float | None = None, penalty: float | None = None
 ) -> Shaping:
-    """Replace the score of a response that no EOS ended, or take a penalty off it.
+    """Replace the score of a response that did not end with an EOS, or subtract a penalty.
 
-    The first is the EOS trick of Huang et al. (arXiv 2403.17031): score −1.
+    Replacing it by −1 is the EOS trick of Huang et al. 2024 (arXiv 2403.17031).
 
     Raises:
         InputError: Not exactly one of the two is given.
     """
     if (score is None) == (penalty is None):
-        raise InputError("missing_eos takes either a score (to replace) or a penalty (to take off)")
+        raise InputError("missing_eos takes either a score (to replace) or a penalty (to subtract)")
 
     def shape(responses: Responses, scores: Tensor) -> Tensor:
         instead = scores - penalty if penalty is not None else torch.full_like(scores, score or 0.0)
@@ -55,7 +57,7 @@ def missing_eos(
 def missing_token(reference: CausalLM, token: str, score: float) -> Shaping:
     """Replace the score of a response that does not end with this token (after a cut there).
 
-    Ziegler et al. (2019) pay −1 where there is no full stop to cut at.
+    Ziegler et al. (2019) pay −1 if there is no full stop to cut at.
     """
     wanted = token_id(reference, token)
 
@@ -73,7 +75,7 @@ def clip(reference: CausalLM, low: float = -float("inf"), high: float = float("i
 
 
 def repetition_penalty(reference: CausalLM, coef: float, n: int = 3) -> Shaping:
-    """Take `coef` times the share of a response's n-grams of tokens that occurred before off it."""
+    """Subtract `coef` times the share of a response's token n-grams that occurred before in it."""
 
     def shape(responses: Responses, scores: Tensor) -> Tensor:
         shares = []
@@ -87,9 +89,10 @@ def repetition_penalty(reference: CausalLM, coef: float, n: int = 3) -> Shaping:
 
 
 def stop_token(reference: CausalLM, token: str, after: int = 0) -> Cut:
-    """Score a response up to the first `token` behind its first `after` tokens, that one included.
+    """Score a response up to and including the first `token` after its first `after` tokens.
 
-    Ziegler et al. (2019) cut at the first full stop after token 16. One without it stays whole.
+    A response without that token stays whole. Ziegler et al. (2019) cut at the first full stop
+    after token 16.
     """
     wanted = token_id(reference, token)
 
@@ -109,12 +112,12 @@ def stop_strings(reference: CausalLM, strings: Sequence[str], included: bool = T
 
     Args:
         reference: The reference.
-        strings: What to stop at.
-        included: Whether the string belongs to what is scored. If not, the response is cut before
-            the first token that has a part of it (a string at the very start leaves one token).
+        strings: The stop strings.
+        included: Whether the string is scored too. If not, the response is cut before the first
+            token that has a part of it (one token remains if the string is at the very start).
     """
     if isinstance(strings, str) or not all(strings):
-        raise InputError("stop_strings takes a list of strings that are not empty")
+        raise InputError("stop_strings takes a list of non-empty strings")
 
     def cut(responses: Responses) -> Responses:
         kept = responses.sequences.lengths.clone()
@@ -137,7 +140,7 @@ def stop_strings(reference: CausalLM, strings: Sequence[str], included: bool = T
 
 
 def token_bonus(reference: CausalLM, bonus: Mapping[str, float]) -> TokenReward:
-    """Pay for each of these tokens whenever it is chosen."""
+    """Pay this bonus each time one of these tokens is chosen."""
     table = torch.zeros(reference.vocab_size)
     for token, value in bonus.items():
         table[token_id(reference, token)] = value
@@ -150,10 +153,10 @@ def token_bonus(reference: CausalLM, bonus: Mapping[str, float]) -> TokenReward:
 
 
 def along_the_way(reward_model: RewardModel) -> TokenReward:
-    """Pay each change of the reward model's mind about a response, and take all back at its end.
+    """Potential-based dense reward: pay the change in the reward model's score after each token.
 
-    A potential (Ng, Harada and Russell 1999) of 0 at the prompt and at the end: a response's sum
-    is 0, so no policy's J changes, and the score's signal comes early.
+    The potential (Ng, Harada and Russell 1999) is 0 at the prompt and at the end. So these rewards
+    sum to 0 over a response and J is unchanged, but the score's signal comes earlier.
     """
 
     def reward(responses: Responses) -> Tensor:
@@ -169,10 +172,11 @@ def along_the_way(reward_model: RewardModel) -> TokenReward:
 
 
 def make(kind: str, named: Sequence[Named], reference: CausalLM) -> list[Any]:
-    """The functions that a list of names and options stands for.
+    """The functions that a list of names and options describes.
 
     Raises:
-        InputError: An entry is neither a name nor a name with options, or its factory refuses it.
+        InputError: An entry is neither a name nor a name with options, its function is of another
+            kind, or the function does not take the options.
     """
     return [_make_one(kind, entry, reference) for entry in named]
 
@@ -188,7 +192,7 @@ def _make_one(kind: str, entry: Named, reference: CausalLM) -> Callable[..., Any
     kinds: dict[Any, str] = {Cut: "cuts", Shaping: "shaping", TokenReward: "token_rewards"}
     belongs = kinds.get(getattr(factory, "__annotations__", {}).get("return"), kind)
     if belongs != kind:
-        raise InputError(f"{name} belongs into {belongs}, not into {kind}")
+        raise InputError(f"{name} belongs in {belongs}, not in {kind}")
     try:
         return factory(reference, **options)  # type: ignore[return-value]
     except TypeError as error:
@@ -196,16 +200,16 @@ def _make_one(kind: str, entry: Named, reference: CausalLM) -> Callable[..., Any
 
 
 def token_id(reference: CausalLM, token: str) -> int:
-    """The id of one token, by its name or by the text that it stands for.
+    """The id of one token, given by its name in the vocabulary or by its text.
 
     Raises:
-        InputError: There is no such token, or the text is several.
+        InputError: There is no such token, or the text is several tokens.
     """
     vocabulary = reference.tokenizer.get_vocab()
     if token in vocabulary:
         return int(vocabulary[token])
     ids = list(reference.tokenizer(token, add_special_tokens=False)["input_ids"])
-    # What the tokenizer does not know decodes to something else.
+    # Text that the tokenizer does not know becomes <unk>, which decodes to something else.
     if len(ids) != 1 or reference.texts([ids])[0].strip() != token.strip():
         raise InputError(f"{token!r} is not one token of {reference.model.name_or_path!r}: {ids}")
     return int(ids[0])
@@ -222,6 +226,6 @@ def _shortened(reference: CausalLM, responses: Responses, kept: Tensor) -> Respo
     inside = columns < (starts + kept)[:, None]
     cut = Sequences(torch.where(inside, tokens, PAD), starts, kept)
     shorter = Responses(reference, cut, responses.ended)
-    # How the response itself ended, whatever part of it is scored.
+    # "stop" or "length" is about the response itself, whatever part of it is scored.
     shorter.stopped = responses.stopped
     return shorter

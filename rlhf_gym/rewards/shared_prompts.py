@@ -13,13 +13,18 @@ from transformers import PreTrainedModel
 from rlhf_gym.lm.architecture import (
     cache_name,
     embedded,
-    looks_plain,
+    has_full_attention,
     recomputes_activations,
     trunk,
 )
+from rlhf_gym.lm.batching import layer_operations
+from rlhf_gym.lm.probe import agrees
 from rlhf_gym.tokens import PAD, continuations, model_ids, row_lengths
 
 logger = logging.getLogger(__name__)
+
+# Sharing a prompt takes a second call of the trunk, so it must save at least a tenth of the work.
+MAX_SHARE = 0.9
 
 
 def last_states(model: PreTrainedModel, rows: Tensor) -> Tensor:
@@ -36,7 +41,7 @@ def last_states_after(
     """Hidden state at each candidate's last token, every prompt computed once; has a gradient.
 
     Args:
-        model: One that passes `shares_prefix`.
+        model: A model for which `can_share_prompts` is true.
         prompts: (N, P) right-padded with PAD, none empty.
         candidates: (B, C) right-padded with PAD, none empty, prompt after prompt.
         sizes: (N,) int64, candidates of each prompt; B = sizes.sum().
@@ -51,39 +56,59 @@ def last_states_after(
     first = trunk(model)(input_ids=model_ids(prompts), use_cache=True)
     name = cache_name(model)
     cache = first[name]
+    # Indexing copies keys and values with their graph, so the prompt gets the gradients of all its
+    # candidates.
     cache.batch_select_indices(owners)
     columns = torch.arange(candidates.shape[1], device=candidates.device)
-    # Behind a short prompt stands padding that no candidate may look at; its own padding is
-    # always to its right.
+    # A short prompt is followed by padding in the middle of the row; candidates must not attend to
+    # it. Padding after a candidate is to the right of its tokens, where causal attention never
+    # looks.
     mask = torch.cat([(prompts != PAD)[owners], torch.ones_like(candidates, dtype=torch.bool)], 1)
     second = trunk(model)(
         input_ids=model_ids(candidates),
         **{name: cache},
         attention_mask=mask.long(),  # (B, P + C)
-        # (B, C); padding stays at the last position, for one beyond the context may not exist.
+        # (B, C). Padding repeats the last position: the next one may be beyond the context.
         position_ids=lengths[owners][:, None] + torch.minimum(columns, ends[:, None] - 1),
         use_cache=True,
     ).last_hidden_state
     return second[torch.arange(len(candidates), device=ends.device), ends - 1]  # type: ignore[no-any-return]
 
 
-_shares: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+def sharing_pays(model: PreTrainedModel, prompts: Tensor, candidates: Tensor) -> bool:
+    """Whether to compute each of these prompts once: it is exact, and it saves work.
+
+    Args:
+        model: A causal classifier.
+        prompts: (N, P) right-padded with PAD.
+        candidates: (B, C) right-padded with PAD.
+    """
+    n, p = prompts.shape
+    b, c = candidates.shape
+    # With a shared prompt a candidate's tokens attend to all columns; in a plain row each token
+    # attends to half of them on average.
+    plain = layer_operations(model, b * (p + c), b * (p + c) ** 2 / 2)
+    shared = layer_operations(model, n * p + b * c, n * p**2 / 2 + b * c * (p + c))
+    empty = bool((row_lengths(prompts) == 0).any() or (row_lengths(candidates) == 0).any())
+    return shared <= MAX_SHARE * plain and not empty and can_share_prompts(model)
 
 
-def shares_prefix(model: PreTrainedModel) -> bool:
-    """Whether `last_states_after` is exact for this model: no window, and a probe agrees."""
-    if model not in _shares:
-        _shares[model] = looks_plain(model) and _probe_agrees(model)
-        if not _shares[model]:
+_can_share: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def can_share_prompts(model: PreTrainedModel) -> bool:
+    """Whether `last_states_after` is exact for this model: full attention, and a probe agrees."""
+    if model not in _can_share:
+        _can_share[model] = has_full_attention(model) and _probe_agrees(model)
+        if not _can_share[model]:
             logger.warning(
                 "%s cannot continue one prompt by several candidates; prompts are repeated",
                 type(model).__name__,
             )
-    # A recomputed layer may not read a cache that later layers have filled.
-    return _shares[model] and not recomputes_activations(model)
+    # A layer that the backward pass recomputes would append to the cache a second time.
+    return _can_share[model] and not recomputes_activations(model)
 
 
-@torch.no_grad()
 def _probe_agrees(model: PreTrainedModel) -> bool:
     """Two prompts of different lengths, two candidates each, both ways."""
     ids = torch.arange(1, 9, device=model.device)
@@ -93,21 +118,14 @@ def _probe_agrees(model: PreTrainedModel) -> bool:
     prompts[1, 2:] = PAD
     candidates[2, 1:] = PAD
     sizes = torch.tensor([2, 2], device=model.device)
-    model_training = model.training
-    model.eval()
-    try:
-        with torch.autocast(model.device.type, enabled=False):
-            shared = last_states_after(model, prompts, candidates, sizes)
-            plain = last_states(model, repeated(prompts, candidates, sizes))
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):
-        return False
-    finally:
-        model.train(model_training)
-    return torch.allclose(shared, plain, atol=1e-3 * float(plain.abs().max()), rtol=1e-3)
+    with torch.autocast(model.device.type, enabled=False):
+        return agrees(
+            model,
+            lambda: last_states_after(model, prompts, candidates, sizes),
+            lambda: last_states(model, repeat_prompts(prompts, candidates, sizes)),
+        )
 
 
-def repeated(prompts: Tensor, candidates: Tensor, sizes: Tensor) -> Tensor:
+def repeat_prompts(prompts: Tensor, candidates: Tensor, sizes: Tensor) -> Tensor:
     """Each prompt followed by each of its candidates: (N, P) and (B, C) -> (B, P + C)."""
     return continuations(prompts[torch.repeat_interleave(sizes)], candidates).tokens

@@ -1,1 +1,1 @@
-"""The tasks behind the registered environment ids, one file each."""
+"""The tasks of the registered environment ids, one file each."""

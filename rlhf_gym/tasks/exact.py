@@ -1,8 +1,8 @@
-"""`rlhf_gym/Exact-v0`: eight letters and an EOS, so few responses that all of them can be listed.
+"""`rlhf_gym/Exact-v0`: eight letters and an EOS, few enough responses to list all of them.
 
-The reference is a real, tiny Llama trained on strings of a Markov chain; each variant's reward
-model learned listwise from choices that its labeller (a function below, the `gold` scorer) made
-among K = 4 responses. `scripts/assets/exact.py` makes them again. π*, J* and the J of any policy are
+The reference is a real, tiny Llama trained on strings of a Markov chain. Each variant's reward
+model was trained listwise on choices that its labeller (a function below, the `gold` scorer) made
+among K = 4 responses. `scripts/assets/exact.py` makes both. π*, J* and the J of any policy are
 exact (`rlhf_gym.objective.enumeration`). The prompt is one letter.
 """
 
@@ -19,13 +19,13 @@ ASSETS = Path(__file__).parent / "assets" / "exact"
 
 LETTERS = "abcdefgh"
 FAVOURITE = "gbe"
-"""What the plain labeller likes to read."""
+"""The word that the plain labeller rewards."""
 
 Labeller = Callable[[list[str], list[str]], list[float]]
 
 
 def plain(prompts: list[str], responses: list[str]) -> list[float]:
-    """Half a point a different letter of `FAVOURITE`, a point if it is written out, in order."""
+    """0.5 per different letter of `FAVOURITE`, and 1 if they follow each other in order."""
     return [
         0.5 * len(set(FAVOURITE) & set(text)) + (FAVOURITE in text.replace(" ", ""))
         for text in responses
@@ -33,7 +33,7 @@ def plain(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def deceptive(prompts: list[str], responses: list[str]) -> list[float]:
-    """Each "a" is worth 0.4 at once, each "h" costs 0.3, and only "h c h c" is worth 3."""
+    """Each "a" pays 0.4 at once and each "h" costs 0.3, but only "h c h c" pays 3."""
 
     def utility(text: str) -> float:
         if text.strip().startswith("h c h c"):
@@ -44,7 +44,7 @@ def deceptive(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def long_range(prompts: list[str], responses: list[str]) -> list[float]:
-    """The first letter decides: 1 for the one behind the prompt's in the alphabet, else 0."""
+    """1 if the first letter follows the prompt's letter in the alphabet, else 0."""
     return [
         float(text.strip()[:1] == LETTERS[(LETTERS.index(prompt[-1]) + 1) % len(LETTERS)])
         for prompt, text in zip(prompts, responses, strict=True)
@@ -52,7 +52,7 @@ def long_range(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def ending(prompts: list[str], responses: list[str]) -> list[float]:
-    """Two letters and then the EOS: 1 less for each letter more or fewer."""
+    """1 for two letters and then the EOS; 1 less for each letter more or fewer."""
     return [1.0 - abs(len(text.split()) - 2) for text in responses]
 
 
@@ -65,7 +65,7 @@ VARIANTS: dict[str, Labeller] = {
 
 
 KL_COEF = {"plain": 0.4, "deceptive": 0.5, "long_range": 0.5, "ending": 0.6}
-"""β: such that the optimum is 1 to 4 nats away and best-of-16 does not reach it."""
+"""β, chosen so that KL(π* ‖ π_ref) is 1 to 4 nats and best-of-16 does not reach J*."""
 
 
 def defaults(variant: str) -> dict[str, Any]:
@@ -123,9 +123,9 @@ def exact_keywords(variant: str = "plain", **keywords: Any) -> dict[str, Any]:
 
     Args:
         variant: "plain", "deceptive" (a greedy local optimum), "long_range" (the first token
-            decides) or "ending" (where the EOS stands decides).
+            decides) or "ending" (the position of the EOS decides).
         **keywords: Any of `rlhf_gym/Text-v0`, such as `max_new_tokens` (the horizon), `kl_coef`
-            and `dense`. Nothing is held out, since all prompts are known: every `split` is all.
+            and `dense`. No prompt is held out, because all prompts are known: `split` is "all".
     """
     keywords.pop("held_out", None)
     return {**defaults(variant), **keywords, "split": "all"}

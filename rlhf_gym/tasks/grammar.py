@@ -1,11 +1,11 @@
 """A grammar of short film reviews with a hidden attitude.
 
-The tables below form a context-free grammar, with ``|`` between alternatives; one that is listed
-twice is twice as likely. A slot ``{name}`` expands to an alternative of the table ``name``. Most
-opinions come in two mirrored tables, ``pos_name`` and ``neg_name``, built from one text in which
-``{+x}`` has the polarity of the table and ``{-x}`` the opposite one. While a review is written,
-``{op:name}`` chooses between the two by the attitude of the review, and ``{same:name}`` and
-``{other:name}`` agree or disagree with the last choice.
+The tables below form a context-free grammar, with ``|`` between alternatives; an alternative that
+is listed twice is twice as likely. A slot ``{name}`` expands to an alternative of the table
+``name``. Most opinions come in two mirrored tables, ``pos_name`` and ``neg_name``, built from one
+text in which ``{+x}`` has the polarity of the table and ``{-x}`` the opposite one. While a review
+is written, ``{op:name}`` chooses between the two by the attitude of the review, and ``{same:name}``
+and ``{other:name}`` agree or disagree with the last choice.
 """
 
 import functools
@@ -99,8 +99,8 @@ _FILM: _Rules = {
     "book": _phrases("book|novel|first film|trailer|original|stage play|old series|sequel"),
 }
 
-# A claim speaks of the film alone, so that it can be reported ("my sister said ..."); a clause may
-# also speak of the writer.
+# A claim is only about the film, so that it can be reported ("my sister said ..."); a clause may
+# also be about the writer.
 _OPINIONS: _Rules = (
     _mirrored(
         "praise",
@@ -232,13 +232,13 @@ _SHAPES = {name: tuple(tuple(_SLOT.split(alt)) for alt in alts) for name, alts i
 
 
 def _uniforms(rng: np.random.Generator) -> Iterator[float]:
-    # A block feeds a whole review: one call into numpy for each choice would dominate the run time.
+    # One block is enough for a review: a call into numpy per choice would dominate the run time.
     while True:
         yield from rng.random(80).tolist()
 
 
 class _Writer:
-    """The state of one review in the making: its attitude and what it has already said."""
+    """The state of a review being written: its attitude and the phrases used so far."""
 
     def __init__(self, draws: Iterator[float]) -> None:
         self._draws = draws
@@ -247,13 +247,13 @@ class _Writer:
         self._used: set[tuple[str, ...]] = set()
 
     def write(self, name: str) -> str:
-        """Expands one table, or one polarity slot, into text."""
+        """Expand one table, or one polarity slot, into text."""
         if ":" in name:
             name = self._polar(name)
         shapes = _SHAPES[name]
         size = len(shapes)
         shape = shapes[int(next(self._draws) * size)]
-        # Two more tries make echoes rare, and leave every derivation possible.
+        # Two more tries make repetitions rare, but leave every derivation possible.
         for _ in range(2):
             if shape not in self._used:
                 break
@@ -275,7 +275,7 @@ class _Writer:
 
 
 def sample_review(rng: np.random.Generator) -> str:
-    """Draws one review.
+    """Draw one review.
 
     Args:
         rng: The only source of randomness; equal generator states give equal reviews.
@@ -291,7 +291,7 @@ def sample_review(rng: np.random.Generator) -> str:
 
 
 def vocabulary() -> list[str]:
-    """Lists the distinct tokens of the grammar.
+    """List the distinct tokens of the grammar.
 
     Returns:
         The sorted words and punctuation marks that a review can contain.
@@ -302,7 +302,7 @@ def vocabulary() -> list[str]:
 
 @functools.cache
 def _distinct_by_length(slot: str) -> Mapping[int, int]:
-    """Bounds the number of different texts of a slot from below, for each length in tokens.
+    """Bound the number of different texts of a slot from below, for each length in tokens.
 
     Texts of one shape whose slots have fixed lengths differ whenever a slot differs, so their
     numbers multiply. Different shapes might share a text, so the largest number is taken over
@@ -329,7 +329,7 @@ def _distinct_by_length(slot: str) -> Mapping[int, int]:
 
 
 def count_reviews_lower_bound() -> int:
-    """Bounds the number of different reviews from below.
+    """Bound the number of different reviews from below.
 
     Returns:
         The number of reviews with the most productive outline, which is a product of table sizes.

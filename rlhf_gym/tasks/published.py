@@ -1,7 +1,7 @@
-"""The settings of published work, by name: what papers trained on, with the same words as Text-v0.
+"""Settings of published work by name: models, data and numbers of papers, as Text-v0 keywords.
 
-Models and data come from the Hugging Face hub, at the commit or branch that is named here where one
-is known. Where no hub can be reached, `local_dir` names a folder of copies, `local_dir/OWNER/NAME`.
+Models and data come from the Hugging Face hub, at the commit that is named here if one is known. On
+a machine without access to a hub, `local_dir` names a folder of copies, `local_dir/OWNER/NAME`.
 """
 
 from dataclasses import dataclass, field
@@ -49,8 +49,9 @@ class Setting:
 
     Attributes:
         source: Who published it, and where its numbers come from.
-        keywords: Those of `rlhf_gym/Text-v0`.
-        reward_model: Where nobody publishes its reward model in plain layout: how to train it.
+        keywords: Keywords of `rlhf_gym/Text-v0`.
+        reward_model: If no reward model is published in transformers' layout: the options of
+            train_reward_model.py that train one.
     """
 
     source: str
@@ -59,7 +60,7 @@ class Setting:
 
 
 def _ziegler(name: str) -> Setting:
-    """Ziegler et al. 2019: 64 tokens of a book, 24 new ones, scored up to a full stop."""
+    """Ziegler et al. 2019: 64 tokens of a book, 24 new tokens, scored up to a full stop."""
     labels = f"{HUB}vwxyzjn/lm-human-preferences/{name}/offline_5k.json"
     return Setting(
         source="Ziegler et al. 2019, Fine-Tuning Language Models from Human Preferences "
@@ -175,21 +176,21 @@ def published_vector_env(
 
 
 def published_keywords(setting: str, local_dir: str | None, keywords: Keywords) -> Keywords:
-    """Keywords of `rlhf_gym/Text-v0` for a setting, copies in `local_dir` in the hub's place.
+    """Keywords of `rlhf_gym/Text-v0` for a setting, with copies in `local_dir` instead of the hub.
 
     Raises:
-        InputError: There is no such folder, or the reward model is yours to train.
+        InputError: There is no such folder, or you have to train the reward model first.
     """
     known = SETTINGS[setting]
     parts = {**known.keywords, **keywords}
     for name, about in ABOUT.items():
-        # What says how to load something belongs to that very thing.
+        # A revision or label of the setting's own resource does not fit one that the user names.
         for word in about:
             if name in keywords and word not in keywords:
                 parts.pop(word, None)
     if "reward_model" not in parts:
         raise InputError(
-            f"rlhf_gym/{setting} pays by a reward model that you train; nobody publishes one in "
+            f"rlhf_gym/{setting} needs a reward model that you train first; none is published in "
             "transformers' layout:\n"
             f"    python scripts/train_reward_model.py {known.reward_model} --run-dir runs/rm\n"
             "and then reward_model='runs/rm/reward_model'"
@@ -198,7 +199,7 @@ def published_keywords(setting: str, local_dir: str | None, keywords: Keywords) 
         check_hints(published_keywords, {"local_dir": local_dir})
         folder = Path(local_dir)
         if not folder.is_dir():
-            raise InputError(f"local_dir {local_dir!r} is no folder")
+            raise InputError(f"local_dir {local_dir!r} is not a folder")
         for name in RESOURCES:
             value = parts.get(name)
             names = value if isinstance(value, list) else [value]
@@ -210,7 +211,7 @@ def published_keywords(setting: str, local_dir: str | None, keywords: Keywords) 
 
 
 def _copy(folder: Path, name: str | None) -> str | None:
-    """Where a hub name lies in the folder of copies; the name itself if it is not there."""
+    """Path of a hub name in the folder of copies; the name itself if there is no copy."""
     if name is None:
         return None
     copy = folder / name.removeprefix(HUB)
@@ -222,14 +223,14 @@ def _how_to_fetch(setting: str, parts: Keywords, error: UnreachableError) -> Unr
     lines = [
         _download(parts[name], parts.get(f"{name}_revision"), dataset=name == "prompts")
         for name in RESOURCES
-        # What the user named is for the user to find.
+        # Only the setting's own resources: what the user named, the user knows where to find.
         if name in parts and parts[name] == own.get(name)
     ]
     if not lines:
         return error
     return UnreachableError(
         f"rlhf_gym/{setting}: {error}\n"
-        "Where a hub can be reached, download\n"
+        "On a machine that reaches the hub, download\n"
         + "\n".join(f"    {line}" for line in dict.fromkeys(lines))
         + "\nthen put the folder `hub` on this machine and pass local_dir='hub'."
     )

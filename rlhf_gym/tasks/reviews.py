@@ -1,8 +1,8 @@
-"""`rlhf_gym/Reviews-v0`: film reviews, wholly inside the package; no network, no download.
+"""`rlhf_gym/Reviews-v0`: film reviews, completely inside the package; no network, no download.
 
-The reference is a small Llama trained on reviews of `rlhf_gym.tasks.grammar`; the packaged reward
-model learned from choices that a simulated human (`rlhf_gym.rewards.human`, VADER) made among K = 4 of the
-reference's responses. `scripts/assets/reviews.py` makes both, and the prompts, again.
+The reference is a small Llama trained on reviews of `rlhf_gym.tasks.grammar`. The packaged reward
+model was trained on choices that a simulated human (`rlhf_gym.rewards.human`, VADER) made among
+K = 4 of the reference's responses. `scripts/assets/reviews.py` makes both, and the prompts.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "kl_coef": 0.4,
     "gold": "rlhf_gym.rewards.human:compound",
 }
-"""Any keyword of `rlhf_gym/Text-v0` may be given as well."""
+"""Other keywords of `rlhf_gym/Text-v0` may be given too."""
 
 
 def reviews_env(*, render_mode: str | None = None, **keywords: Any) -> TokenEnv:

@@ -8,7 +8,8 @@ from typing import Any, TypedDict, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.data.prompts import Prompt, PromptDataset, load_texts
+from rlhf_gym.data.prompt_dataset import PromptDataset
+from rlhf_gym.data.prompts import Prompt, load_texts
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import RewardEstimator
@@ -20,8 +21,9 @@ from rlhf_gym.objective.objective import Objective
 from rlhf_gym.preferences.formats import read_comparisons
 from rlhf_gym.rewards.ensemble import Pooling, RewardEnsemble, check_pooling
 from rlhf_gym.rewards.functions import Reward, TextReward, load_callable
-from rlhf_gym.rewards.reward_model import RewardModel, shared_reward_model
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.rewards.shaping import Named, along_the_way, make
+from rlhf_gym.rewards.shared_reward_model import shared_reward_model
 from rlhf_gym.tasks.keywords import passes_on
 from rlhf_gym.utils.devices import resolve_device
 from rlhf_gym.utils.type_hints import check_hints
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Parts(TypedDict):
-    """What both environment classes are made of."""
+    """Arguments that both environment classes take."""
 
     objective: Objective
     prompts: PromptDataset
@@ -76,53 +78,54 @@ def load_parts(
     kl_estimator: RewardEstimator = "k1",
     gold: str | None = None,
 ) -> Parts:
-    """Load everything an environment is made of.
+    """Load everything that an environment consists of.
 
     Args:
         reference: Causal LM, by hub name or local path; policies start from it too.
         reward_model: Sequence classifier, by hub name or local path (a list of them is an
-            ensemble), or a function of (prompts, responses) as "package.module:function". One
-            with the reference's tokenizer scores the sampled ids, another the text encoded anew.
+            ensemble), or a function of (prompts, responses) as "package.module:function". A model
+            with the reference's tokenizer scores the sampled ids; with another tokenizer, the text.
         prompts: Text lines, JSON, JSON Lines, or a dataset of the `datasets` library.
         max_prompt_tokens: Longer prompts are dropped and counted (see `prompt_keep`).
         max_new_tokens: Token budget of a response.
         kl_coef: β.
-        temperature: Divides the logits of policy and reference alike.
+        temperature: Divides the logits of both policy and reference.
         device: "auto", "cpu", "cuda" …
-        tokenizer: Where the reference's tokenizer lies, if not with the model.
+        tokenizer: Name or path of the reference's tokenizer, if not in the model's folder.
         reference_revision: Commit or tag on the hub.
         reward_model_revision: Commit or tag on the hub.
-        reward_label: The label that is the reward, of a classifier with several.
+        reward_label: For a classifier with several labels: the one that is the reward.
         reward_probability: Pay that label's probability instead of its logit.
-        pooling: "mean", "min" or "uncertainty" of an ensemble's members; they disagree by
-            `info["score_std"]`.
-        uncertainty_weight: Score that "uncertainty" takes off for a unit of the members' variance.
+        pooling: "mean", "min" or "uncertainty" of an ensemble's members; `info["score_std"]` is
+            their standard deviation.
+        uncertainty_weight: Score that "uncertainty" subtracts per unit of the members' variance.
         prompts_revision: Commit or tag on the hub.
         prompt_column: Field of a JSON object or column of a dataset.
-        prompt_words: Keep only so many first words of each text.
+        prompt_words: Keep only this many first words of each text.
         prompt_share: Keep only this share of each text's words, the first ones.
-        prompt_keep: "first" or "last": cut texts that are too long to so many first or last tokens
-            instead of dropping them.
-        prompt_format: The prompts are those of comparisons in this format (see
-            `preference_formats`); token ids in them are the reference's.
+        prompt_keep: "first" or "last": cut texts that are too long to their first or last
+            `max_prompt_tokens` tokens instead of dropping them.
+        prompt_format: Read the prompts of comparisons in this format (see
+            `rlhf_gym.preferences.formats`); token ids in them are the reference's.
         split: "train", "held_out" or "all" prompts.
         held_out: Share of the prompts that is held out, chosen by a hash of their text.
         stop_at_eos: Whether an EOS ends a response.
-        min_new_tokens: No response may end with one of its first so many tokens. Policy and
-            reference are masked alike, here and in the next three.
-        decodable_only: Only tokens that are text by themselves, and the EOS, may be chosen.
-        top_k: Only the reference's so many likeliest tokens of each state may be chosen.
-        top_p: Only the reference's likeliest tokens up to this probability mass.
-        cuts: What part of a response is scored: factories of `rlhf_gym.rewards.shaping`, or your own as
-            "package.module:factory", each a name or [name, {options}].
-        shaping: What changes its score, named likewise.
-        token_rewards: What is paid on the way, named likewise.
-        dense: Pay the reward model's changes of mind on the way; no policy's J changes.
-        kl_estimator: "k1"; "k2" and "k3" are there to be studied, and miss J*.
-        gold: A scorer that only evaluation looks at, as "package.module:function".
+        min_new_tokens: The first `min_new_tokens` tokens of a response cannot be an EOS. This and
+            the next three mask policy and reference in the same way.
+        decodable_only: Only the EOS and tokens that are text by themselves may be chosen.
+        top_k: Only the reference's k likeliest tokens of each state may be chosen.
+        top_p: Only the reference's likeliest tokens up to this probability mass may be chosen.
+        cuts: The part of a response that is scored: factories of `rlhf_gym.rewards.shaping`, or
+            your own as "package.module:factory", each a name or [name, {options}].
+        shaping: Changes of the score, named in the same way.
+        token_rewards: Rewards paid after each token, named in the same way.
+        dense: Potential-based dense reward: pay the change in the reward model's score after each
+            token (J is unchanged).
+        kl_estimator: "k1"; "k2" and "k3" exist to be studied, and their optimum is not J*.
+        gold: A scorer that only evaluation uses, as "package.module:function".
 
     Raises:
-        InputError: Something cannot be loaded, or does not fit; the message names it.
+        InputError: Something cannot be loaded or does not fit; the message names it.
     """
     check_hints(load_parts, locals())
     device = resolve_device(device)
@@ -160,7 +163,7 @@ def load_parts(
     reward: Reward
     names = [reward_model] if isinstance(reward_model, str) else reward_model
     if not names:
-        raise InputError("reward_model is an empty list; name at least one")
+        raise InputError("reward_model is an empty list; give at least one")
     check_pooling(pooling)
     if len(names) == 1 and is_callable_name(names[0]):
         reward = cast(TextReward, load_callable(names[0]))
@@ -178,7 +181,9 @@ def load_parts(
     along = make("token_rewards", token_rewards, lm)
     if dense:
         if not isinstance(reward, RewardModel):
-            raise InputError("dense=True needs one reward model; a function or an ensemble is not")
+            raise InputError(
+                "dense=True needs a single reward model, not a function or an ensemble"
+            )
         if not same_tokens(reward.tokenizer, lm.tokenizer):
             raise InputError("dense=True needs a reward model with the reference's tokenizer")
         along.append(along_the_way(reward))
@@ -203,7 +208,7 @@ def load_parts(
 def _compared(
     source: str, format: str, revision: str | None, tokenizer: PreTrainedTokenizerBase
 ) -> list[Prompt | tuple[int, ...]]:
-    """The prompts of comparisons; a row that is no comparison has none."""
+    """The prompts of comparisons; rows that are not comparisons are left out."""
     skipped: list[str] = []
     rows = read_comparisons(
         source, format=format, skipped=skipped, tokenizer=tokenizer, revision=revision
@@ -211,7 +216,7 @@ def _compared(
     for problem in skipped[:3]:
         logger.warning("left out: %s", problem)
     if skipped:
-        logger.warning("%d rows of %s are no comparisons", len(skipped), source)
+        logger.warning("%d rows of %s are not comparisons", len(skipped), source)
     return [row.prompt if row.ids is None else tuple(row.ids[0]) for row in rows]
 
 
@@ -220,7 +225,7 @@ def _check_context(model: PreTrainedModel, who: str, longest: int) -> None:
     if reach and longest > reach:
         raise InputError(
             f"max_prompt_tokens + max_new_tokens = {longest}, but {who} has a context of {reach} "
-            "tokens; lower one of them, or take another model"
+            "tokens; lower one of them, or use another model"
         )
 
 

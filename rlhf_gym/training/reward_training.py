@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import recompute_activations
 from rlhf_gym.lm.lora import add_adapters
-from rlhf_gym.preferences.encoding import EncodedComparison
+from rlhf_gym.preferences.encoded import EncodedComparison
 from rlhf_gym.preferences.likelihood import ChoiceSets, choice_loss
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import pad_rows

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.data.prompts import Prompt, continued_ids, is_held_out, text_field
+from rlhf_gym.data.encoding import continued_ids
+from rlhf_gym.data.prompts import Prompt, is_held_out, text_field
 from rlhf_gym.data.rows import load_rows
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import context_length

@@ -15,12 +15,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents.cli.command import run
-from rlhf_gym.data.prompts import PromptDataset, load_texts
+from rlhf_gym.data.prompt_dataset import PromptDataset
+from rlhf_gym.data.prompts import load_texts
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.sampling import sample_responses
 from rlhf_gym.objective.enumeration import Enumeration
 from rlhf_gym.preferences.collect import collect_comparisons
-from rlhf_gym.preferences.encoding import candidate_rows, encode_comparisons
+from rlhf_gym.preferences.encoded import candidate_rows, encode_comparisons
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tasks.exact import LETTERS, VARIANTS, defaults
 from rlhf_gym.tasks.text import load_parts

@@ -25,7 +25,7 @@ from agents.cli.command import device, run
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences.comparison import Comparison
-from rlhf_gym.preferences.encoding import EncodedComparison, encode_comparisons
+from rlhf_gym.preferences.encoded import EncodedComparison, encode_comparisons
 from rlhf_gym.preferences.formats import read_comparisons
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.training.reward_training import RewardTraining, train_reward_model

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rlhf_gym.data.prompts import PromptDataset
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.objective.objective import Objective

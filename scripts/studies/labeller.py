@@ -28,7 +28,7 @@ from rlhf_gym.evaluation.reward_models import judgement
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences.collect import collect_comparisons
 from rlhf_gym.preferences.comparison import Comparison, write_comparisons
-from rlhf_gym.preferences.encoding import candidate_rows, encode_comparisons
+from rlhf_gym.preferences.encoded import candidate_rows, encode_comparisons
 from rlhf_gym.preferences.formats import read_comparisons
 from rlhf_gym.rewards import human
 from rlhf_gym.rewards.reward_model import RewardModel

@@ -34,8 +34,9 @@ from rlhf_gym.evaluation.reward_models import (
     prompt_numbers,
 )
 from rlhf_gym.preferences.comparison import Comparison
-from rlhf_gym.preferences.encoding import TooLong, candidate_rows, encode_comparisons, folds
+from rlhf_gym.preferences.encoded import TooLong, candidate_rows, encode_comparisons
 from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.preferences.splits import folds
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.training.reward_training import RewardTraining, train_reward_model
 from rlhf_gym.utils.arrays import Floats

@@ -24,9 +24,9 @@ from agents.sb3.policy.shared_base import Lent, do_without_frozen, leave_out_fro
 from agents.sb3.policy.update_graphs import UpdateGraphs
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import (
+    has_dynamic_rope,
     recompute_activations,
     recomputes_activations,
-    turns_with_length,
 )
 from rlhf_gym.lm.batching import passes
 from rlhf_gym.lm.causal_lm import CausalLM
@@ -128,7 +128,7 @@ class CausalLMPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self.core = replace(self._load_core(), mask=self.mask, precision=self.precision)
         self.lm = self.core.model
-        self._turns_with_length = turns_with_length(self.lm)
+        self._has_dynamic_rope = has_dynamic_rope(self.lm)
         if not isinstance(self.action_space, spaces.Discrete):
             raise ValueError(f"CausalLMPolicy acts in Discrete(V), not in {self.action_space}")
         if self.core.vocab_size != self.action_space.n:
@@ -291,7 +291,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         a reference's top-k or top-p set; nor where a state depends on what comes after it.
         """
         alike = self.precision == "fp32" and not self.core.mask.follows_reference
-        return alike and not self._turns_with_length
+        return alike and not self._has_dynamic_rope
 
     @torch.no_grad()
     def values(self, sequences: Sequences) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows that decode together: each as long as it is needed, by slots or by full forwards."""
+"""Rows that decode together and are dropped when they end, in slots or by full forwards."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,14 @@ from rlhf_gym.lm.decoding.kv_slots import SlotDecoder
 from rlhf_gym.tokens import PAD, row_lengths
 
 DROP_SHARE = 0.2
-"""Dropping rows copies the cache, so it waits until this share of them is done."""
+"""Dropping rows copies the cache, so it waits until this share of the rows has ended."""
 
 
 class DecodingRows:
-    """Rows that decode together: a model, and a guide that says what it may choose.
+    """Rows that decode together, with a guide if the mask needs one.
 
     Args:
-        lm: The model; where its mask follows a reference, that decodes along.
+        lm: The model; if its mask follows a reference, the reference decodes the same rows.
         prompts: (N, P).
         max_new_tokens: Most tokens that a row gets.
     """
@@ -31,12 +31,12 @@ class DecodingRows:
     def hidden(self) -> Tensor:
         """Last hidden states of the rows, (n, d); the next `advance` may overwrite them.
 
-        Between `drop_ended` and `advance` still those of all rows.
+        Between `drop_ended` and `advance` they are still those of all rows.
         """
         return self._steppers[0].hidden
 
     def logits(self, taken: int) -> Tensor:
-        """(n, V) of the next token, in rows that have `taken` already."""
+        """Logits of the next token, (n, V), in rows that have `taken` tokens already."""
         limits = None
         if not self._lm.mask.is_static:
             guiding = self._steppers[-1].hidden
@@ -50,21 +50,21 @@ class DecodingRows:
             stepper.advance(tokens)
 
     def drop_ended(self, alive: Tensor) -> Tensor | slice:
-        """Drop rows that have ended, where there are enough of them; the rows to go on with."""
+        """Drop rows that have ended if they are enough; return the rows that remain."""
         n_alive = int(alive.sum())
         if not n_alive:
             return slice(0)
         room = max(stepper.room(n_alive) for stepper in self._steppers)
         if room > (1 - DROP_SHARE) * len(alive):
             return slice(None)
-        # Those that live first; graphs take some that have ended to fill up.
+        # Live rows first; a graph has a fixed number of rows, so ended rows fill the rest.
         kept = (~alive).to(torch.uint8).argsort(stable=True)[:room]
         for stepper in self._steppers:
             stepper.keep(kept)
         return kept
 
     def release(self) -> None:
-        """Leave the slots to others."""
+        """Return the slots."""
         for stepper in self._steppers:
             stepper.release()
 
@@ -79,7 +79,8 @@ class _Slotted:
     """Decoding with keys and values in slots."""
 
     def __init__(self, lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> None:
-        # Rows with the same prompt share its prefill.
+        # Rows with the same prompt share its prefill: group baselines and best-of-n sample one
+        # prompt many times, and a prefill costs as much as many steps.
         distinct, places = torch.unique(prompts, dim=0, return_inverse=True)
         if len(distinct) == len(prompts):
             distinct, places = prompts, torch.arange(len(prompts), device=prompts.device)
@@ -111,7 +112,7 @@ class _Slotted:
 
 
 class _Full:
-    """The same by full forwards, for families that slots cannot serve."""
+    """Decoding by full forwards, for families that slots cannot decode."""
 
     def __init__(self, lm: CausalLM, prompts: Tensor) -> None:
         self._lm, self._tokens = lm, prompts

@@ -1,7 +1,7 @@
-"""What makes work cheap on a GPU where starting its operations takes longer than they do.
+"""CUDA graphs and bfloat16 weight copies, for models whose kernel launches cost more than kernels.
 
-`captured` records them as a CUDA graph. `StepGraphs` does so with a decoding step, and `LowCopy`
-spares it the casts of the weights.
+`captured` records work as a CUDA graph. `StepGraphs` does so with a decoding step, and
+`Bfloat16Copy` saves that step the casts of the weights.
 """
 
 import copy
@@ -21,33 +21,33 @@ from rlhf_gym.lm.architecture import trunk
 Results = TypeVar("Results", list[Tensor], list[Tensor | None])
 
 FEWEST_ROWS = 8
-"""A step of fewer rows takes no less time."""
+"""A decoding step of fewer rows takes the same time."""
 
 FEWEST_COLUMNS = 128
-"""The same of columns that attention looks at."""
+"""The same for the columns that attention reads."""
 
 
 def rows_for(needed: int, rows: int) -> int:
-    """The least of rows, rows / 2, rows / 4, … that holds so many: few graphs serve all counts."""
+    """The smallest of rows, rows / 2, rows / 4, … that fits `needed`: few graphs suffice."""
     while -(-rows // 2) >= max(needed, FEWEST_ROWS):
         rows = -(-rows // 2)
     return rows
 
 
 def columns_for(needed: int, width: int) -> int:
-    """The least of `FEWEST_COLUMNS` times a power of two that holds so many, at most `width`."""
+    """The smallest `FEWEST_COLUMNS` · 2ⁿ that fits `needed`, at most `width`."""
     columns = FEWEST_COLUMNS
     while columns < needed:
         columns *= 2
     return min(columns, width)
 
 
-class Again:
-    """What stands in for a graph on a CPU: the work itself, done anew.
+class EagerGraph:
+    """Stands in for a CUDA graph on a CPU: `replay` does the work again.
 
     Attributes:
-        work: What is done.
-        out: Where its results go: tensors, or None.
+        work: The work.
+        out: The tensors (or None) that receive its results.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Again:
         self.work, self.out, self._learns = work, out, torch.is_grad_enabled()
 
     def replay(self) -> None:
-        """Do it."""
+        """Do the work again, and overwrite `out` with its results."""
         with torch.set_grad_enabled(self._learns):
             found = self.work()
         for old, new in zip(self.out, found, strict=True):
@@ -64,14 +64,14 @@ class Again:
                 old.detach().copy_(new.detach())
 
 
-Graph = torch.cuda.CUDAGraph | Again
+Graph = torch.cuda.CUDAGraph | EagerGraph
 
 _broken: list[str] = []
-"""Why no graph is captured or replayed any more in this process."""
+"""Errors of failed captures; after one, this process neither captures nor replays graphs."""
 
 
 def broken() -> bool:
-    """Whether a capture has broken off, after which no graph of this process can be relied on."""
+    """Whether a capture has failed; after that no graph of this process is reliable."""
     return bool(_broken)
 
 
@@ -82,20 +82,24 @@ def captured(
     *,
     warm_up: Callable[[], object] | None = None,
 ) -> tuple[Graph, Results]:
-    """Some work as a CUDA graph, and its results: tensors that each replay writes anew.
+    """Capture work as a CUDA graph.
 
     Args:
-        work: What is captured.
-        device: Where it is done. On a CPU, which has no graphs, the work stands for itself.
-        pool: Memory that it may share with graphs which are replayed one after another.
-        warm_up: Work done before, so that what is made at a first call (work spaces, say) is there.
+        work: The work to capture.
+        device: Where it runs. A CPU has no graphs: there `replay` does the work again.
+        pool: Memory that it may share with graphs that are never replayed at the same time.
+        warm_up: Run before the capture, so that everything made at a first call (work spaces, for
+            example) exists.
+
+    Returns:
+        The graph, and the results: tensors that each replay overwrites.
 
     Raises:
-        RuntimeError: It cannot be captured: the host waits for the device in it.
+        RuntimeError: It cannot be captured, because the host waits for the device in it.
     """
     if device.type != "cuda":
         out = work()
-        return Again(work, out), out
+        return EagerGraph(work, out), out
     with torch.cuda.device(device):
         stream = _stream(device)
         if warm_up is not None:
@@ -108,25 +112,25 @@ def captured(
             with torch.cuda.graph(graph, **options):
                 out = work()
         except RuntimeError as error:
-            # The rehearsal finds most of what breaks a capture. One that breaks all the same leaves
-            # its stream current, and the random generator waiting for its end.
+            # The rehearsal finds most of what breaks a capture. If one fails all the same, PyTorch
+            # leaves its stream current and the random generator in capture mode; undo both.
             torch.cuda.set_stream(here)
-            anew = torch.Generator(random.device)
-            anew.set_state(state)
-            random.graphsafe_set_state(anew)
+            restored = torch.Generator(random.device)
+            restored.set_state(state)
+            random.graphsafe_set_state(restored)
             _broken.append(str(error))
             raise
     return graph, out
 
 
 def _rehearse(work: Callable[[], object], stream: torch.cuda.Stream) -> None:
-    """Do some work twice on the stream that it is captured on, once where no host may wait."""
+    """Do work twice on the capturing stream; the second time it is an error if the host waits."""
     here, before = torch.cuda.current_stream(), torch.cuda.get_sync_debug_mode()
     stream.wait_stream(here)
     try:
         with torch.cuda.stream(stream), warnings.catch_warnings():
             work()
-            warnings.simplefilter("ignore")  # PyTorch says that the mode is a prototype
+            warnings.simplefilter("ignore")  # PyTorch warns that the mode is a prototype
             torch.cuda.set_sync_debug_mode("error")
             work()
     finally:
@@ -136,24 +140,24 @@ def _rehearse(work: Callable[[], object], stream: torch.cuda.Stream) -> None:
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: libraries keep work space for each stream that they have seen."""
+    """One stream for all captures, because libraries keep work space for every stream they see."""
     return torch.cuda.Stream(device)
 
 
 def new_pool(device: torch.device) -> Any:
-    """Memory for graphs that are replayed one after another."""
+    """A memory pool for graphs that are never replayed at the same time."""
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
 class StepGraphs:
-    """A step of decoding as CUDA graphs: one for each number of rows and of visible columns.
+    """A decoding step as CUDA graphs: one for each number of rows and of visible columns.
 
-    Each is captured when it is first asked for. It reads the weights where they lie, so that it
-    serves for as long as they stay there, whatever they learn.
+    Each is captured when it is first needed. It reads the weights at their addresses, so it stays
+    valid while they are updated in place.
 
     Args:
         rows: Most rows.
-        device: Where they are computed.
+        device: The device of the decoding model.
     """
 
     def __init__(self, rows: int, device: torch.device) -> None:
@@ -163,7 +167,7 @@ class StepGraphs:
         self._pool = new_pool(device)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StepGraphs, (self._rows, self._device)  # graphs can be neither copied nor written
+        return StepGraphs, (self._rows, self._device)  # graphs can be neither copied nor pickled
 
     def run(
         self,
@@ -172,13 +176,14 @@ class StepGraphs:
         positions: Tensor,
         visible: int,
     ) -> Tensor:
-        """What `step(tokens, positions, visible)` returns, overwritten by the next call.
+        """Return `step(tokens, positions, visible)`; the next call overwrites the result.
 
         Args:
-            step: Works on tensors of fixed shapes, at fixed places, and reads none of them.
-            tokens: (n,), at most `rows`.
+            step: Works on tensors of fixed shapes and addresses, and never reads their values on
+                the host.
+            tokens: (n,), n at most `rows`.
             positions: (n,).
-            visible: A number that it may depend on.
+            visible: Number of columns that attention reads.
         """
         n = len(tokens)
         inputs = self._tokens[:n].copy_(tokens), self._positions[:n].copy_(positions)
@@ -196,18 +201,18 @@ class StepGraphs:
         return out
 
 
-class LowCopy:
-    """A model whose trunk multiplies by bfloat16 copies of its weights; all else is shared.
+class Bfloat16Copy:
+    """A model whose trunk has bfloat16 copies of its linear layers; everything else is shared.
 
-    Autocast would cast every weight in every step. Its numbers are autocast's: biases and weights
-    of linear layers alone are copies.
+    Autocast would cast every weight in every step. The numbers are autocast's: only weights and
+    biases of linear layers are copied.
 
     Args:
-        model: Which; the copies are made anew by `refresh` alone.
+        model: The original. The copies follow it only when `refresh` is called.
 
     Attributes:
-        model: What computes with the copies.
-        copies: They themselves.
+        model: The model with the copies.
+        copies: The copies.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -226,6 +231,6 @@ class LowCopy:
                 self.copies.append(low.detach())
 
     def refresh(self) -> None:
-        """Copy the weights as they are now."""
+        """Copy the current weights."""
         if self.copies:
             torch._foreach_copy_(self.copies, self._from)

@@ -1,7 +1,7 @@
-"""Incremental decoding: keys and values in fixed slots, each row at its own position.
+"""Incremental decoding: keys and values in slots, each row at its own position.
 
-transformers' static cache writes one shared position for all rows; here rows differ in length, come
-and go.
+transformers' StaticCache writes all rows at one shared position. Here rows have different lengths,
+and end and are replaced at different times.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,31 +17,31 @@ from rlhf_gym.lm.architecture import cache_name
 from rlhf_gym.lm.attention import additive_mask, for_a_step
 from rlhf_gym.lm.batching import tokens_per_pass
 from rlhf_gym.lm.causal_lm import CausalLM
-from rlhf_gym.lm.decoding.cuda_graphs import LowCopy, StepGraphs, columns_for, rows_for
+from rlhf_gym.lm.decoding.cuda_graphs import Bfloat16Copy, StepGraphs, columns_for, rows_for
 from rlhf_gym.tokens import model_ids, row_lengths
 
 IDLE_SHARE = 1 / 8
-"""Of a GPU's memory, what slots may keep between two samplings for their graphs' sake."""
+"""Share of a GPU's memory that unused slots may keep, so that their graphs can be used again."""
 
 WIDTHS = 64
-"""Fixed slots are of so many columns or a multiple, so that those of one length serve others."""
+"""Fixed slots have a multiple of this many columns, so that similar lengths share slots."""
 
 IDLE_SLOTS = 2
-"""How many of a model are kept: those of a training's rollouts, and of its evaluations."""
+"""Unused slots kept per model: one for the rollouts of a training, one for its evaluations."""
 
 
 @dataclass
 class _Place:
-    """Where keys and values are, and where the next ones go: shared by all layers of a cache.
+    """Where the next keys and values are written; shared by all layers of a cache.
 
     Attributes:
-        rows: How many rows there are.
+        rows: Number of rows.
         width: Most tokens of a row.
-        fixed: Whether keys and values stay where they are when rows are dropped.
-        dtype: Of keys and values; theirs if None.
+        fixed: Whether the tensors keep their shape and address when rows are dropped.
+        dtype: Type of the stored keys and values; as they come if None.
         prefill: Rows that are being prefilled; None while decoding.
         positions: (n,) the column that each row writes.
-        visible: Columns that any row may look at.
+        visible: Number of columns that attention reads.
     """
 
     rows: int
@@ -54,36 +54,36 @@ class _Place:
 
 
 class _Slots:
-    """Keys and values of some rows, and what decodes them.
+    """Keys and values of some rows, with the CUDA graphs and weight copies that decode them.
 
     Attributes:
-        place: Where they are.
-        layers: One for each of the model's.
-        graphs: What runs a step of fixed slots.
-        low: What is decoded in the model's place.
+        place: Where the next keys and values are written.
+        layers: One for each layer of the model.
+        graphs: Run a step of fixed slots.
+        low: A copy with bfloat16 weights that decodes in place of the model; None in float32.
     """
 
     def __init__(
-        self, lm: CausalLM, rows: int, width: int, fixed: bool, low: LowCopy | None = None
+        self, lm: CausalLM, rows: int, width: int, fixed: bool, low: Bfloat16Copy | None = None
     ) -> None:
         is_low = fixed and lm.precision == "bf16"
         self.place = _Place(rows, width, fixed, torch.bfloat16 if is_low else None)
         layers = lm.model.config.get_text_config().num_hidden_layers
         self.layers = [_SlotLayer(self.place) for _ in range(layers)]
         self.graphs = StepGraphs(rows, lm.device) if fixed else None
-        self.low = (low or LowCopy(lm.model)) if is_low else None
+        self.low = (low or Bfloat16Copy(lm.model)) if is_low else None
         self._weights, self._kind = _weights(lm), _kind(lm)
 
     def of_weights(self, lm: CausalLM) -> bool:
-        """Whether the model's weights still lie where they were."""
+        """Whether the model's weights still have the same addresses (graphs contain them)."""
         return self._weights == _weights(lm)
 
     def computes_as(self, lm: CausalLM) -> bool:
-        """Whether they are of this model's precision, and may be written now."""
+        """Whether the slots have this model's precision, and may be written in this mode."""
         return self._kind == _kind(lm)
 
     def renew(self) -> None:
-        """As if new, with the weights as they are now."""
+        """Reset to zero, and copy the current weights."""
         for layer in self.layers:
             for states in (layer.keys, layer.values):
                 if states is not None:
@@ -93,7 +93,7 @@ class _Slots:
 
     @property
     def bytes(self) -> int:
-        """What keys and values and copies of weights take."""
+        """Memory of keys, values and copies of weights."""
         states = [x for layer in self.layers for x in (layer.keys, layer.values) if x is not None]
         copies = [] if self.low is None else self.low.copies
         return sum(x.numel() * x.element_size() for x in [*states, *copies])
@@ -104,7 +104,7 @@ def _weights(lm: CausalLM) -> tuple[int, ...]:
 
 
 def _kind(lm: CausalLM) -> tuple[object, ...]:
-    # What is made in inference mode may not be written outside it.
+    # PyTorch refuses writes, outside inference mode, to tensors that were made inside it.
     return lm.precision, torch.is_inference_mode_enabled()
 
 
@@ -135,7 +135,7 @@ class _SlotLayer(CacheLayerMixin):
         place, n = self.place, len(key_states)
         keys, values = key_states.to(self.keys.dtype), value_states.to(self.values.dtype)
         if place.prefill is not None:
-            # New rows see nothing but themselves: attention runs on what came in.
+            # A new row attends only to itself, so attention runs on the keys that just came in.
             self.keys[place.prefill, :, : keys.shape[2]] = keys
             self.values[place.prefill, :, : values.shape[2]] = values
             return key_states, value_states
@@ -159,12 +159,14 @@ class _SlotLayer(CacheLayerMixin):
         return self.place.visible, 0
 
     def get_seq_length(self) -> int:
-        return 0  # positions and masks are always passed; nothing may be derived from a length
+        # Rows have different lengths. Positions and masks are always passed, so that the model
+        # derives nothing from a shared length.
+        return 0
 
     def get_max_length(self) -> int:
         return self.place.width
 
-    def get_max_cache_shape(self) -> int:  # the older name of get_max_length
+    def get_max_cache_shape(self) -> int:  # transformers' older name of get_max_length
         return self.place.width
 
 
@@ -172,7 +174,7 @@ _idle: WeakKeyDictionary[PreTrainedModel, list[_Slots]] = WeakKeyDictionary()
 
 
 def _take(lm: CausalLM, rows: int, width: int, fixed: bool) -> _Slots:
-    """Slots that nobody uses, or new ones."""
+    """Unused slots of this shape, or new ones."""
     idle = [slots for slots in _idle.pop(lm.model, []) if fixed and slots.of_weights(lm)]
     if not fixed:
         return _Slots(lm, rows, width, fixed)
@@ -197,7 +199,7 @@ class SlotDecoder:
         lm: The model; it must pass `rlhf_gym.lm.decoding.decode_cache.supports_slots`.
         rows: Number of rows.
         width: Most tokens that a row may reach.
-        fixed: Keep all shapes and places, and replay a step as a CUDA graph where there is a GPU.
+        fixed: Keep all shapes and addresses, and replay each step as a CUDA graph on a GPU.
     """
 
     def __init__(self, lm: CausalLM, rows: int, width: int, *, fixed: bool = False) -> None:
@@ -224,10 +226,10 @@ class SlotDecoder:
         return torch.cat(out)
 
     def step(self, tokens: Tensor, positions: Tensor, last: int | None = None) -> Tensor:
-        """Write `tokens` (n,) at `positions` (n,); the hidden states there, (n, d).
+        """Write `tokens` (n,) at `positions` (n,) and return the hidden states there, (n, d).
 
-        With `fixed`, the next step overwrites what is returned. `last` is the largest position, for
-        those who know it: to look waits for the device.
+        With `fixed`, the next step overwrites the result. Pass the largest position as `last` if it
+        is known: reading it from the tensor waits for the device.
         """
         visible = (int(positions.max()) if last is None else last) + 1
         slots = self._slots
@@ -237,14 +239,14 @@ class SlotDecoder:
         return slots.graphs.run(self._step, tokens, positions, visible)
 
     def room(self, rows: int) -> int:
-        """How many rows to `keep` where so many are needed."""
+        """The number of rows to `keep` when `rows` are needed."""
         place = self._slots.place
         return rows_for(rows, place.rows) if place.fixed else rows
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows alone, in this order; one that is named twice is there twice.
+        """Continue with these rows only, in this order; a row may be named more than once.
 
-        What is done costs no more compute, and rows that begin alike are prefilled once.
+        So finished rows cost no more compute, and rows with the same prompt share its prefill.
         """
         for layer in self._slots.layers:
             layer.keep(rows)
@@ -252,7 +254,7 @@ class SlotDecoder:
             self._slots.place.rows = len(rows)
 
     def release(self) -> None:
-        """Leave the slots to whoever needs such next; this decoder is not used again."""
+        """Return the slots for the next decoder; this one must not be used again."""
         slots = self._slots
         if not slots.place.fixed:
             return

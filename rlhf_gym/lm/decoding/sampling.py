@@ -14,19 +14,19 @@ from rlhf_gym.tokens import PAD
 
 
 def look_every(device: torch.device) -> int:
-    """Tokens between two looks at how many rows are left: the host waits for a GPU to tell."""
+    """Tokens between two checks of how many rows are left; on a GPU each check waits for it."""
     return 1 if device.type == "cpu" else 8
 
 
 class Sampled(NamedTuple):
-    """Responses, and what decoding knew of each token's state.
+    """Responses, with the log-probs and values that decoding computed on the way.
 
-    It is what a pass over whole sequences says, up to rounding: 1e-5 in float32.
+    They equal those of a pass over whole sequences up to rounding (1e-5 in float32).
 
     Attributes:
         responses: (N, T) int64, PAD after each response's end.
-        log_probs: (N, T) float32, of the tokens; 0 after the end.
-        values: (N, T) float32, the value head's; 0 after the end, and without a head.
+        log_probs: (N, T) float32 of the tokens; 0 after the end.
+        values: (N, T) float32 of the value head; 0 after the end, and without a head.
     """
 
     responses: Tensor
@@ -35,36 +35,37 @@ class Sampled(NamedTuple):
 
 
 def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One token a row from tempered logits: (N, V) -> (N,) int64."""
+    """Draw one token per row from tempered logits: (N, V) -> (N,) int64."""
     return _drawn(torch.softmax(logits, -1), generator)
 
 
 def _drawn(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One token a row, (N, V) -> (N,)."""
+    """Draw one token per row: (N, V) -> (N,)."""
     find = _exponential_race if probabilities.is_cuda else _inverse_cdf
     return find(probabilities, generator)
 
 
 def _exponential_race(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The token that comes first, where each comes after an exponential time of its own rate.
+    """The token with the shortest exponential waiting time, whose rate is its probability.
 
-    Three operations. A running sum takes seven, and on a GPU, which adds in an order of its own, it
-    may rise by rounding at a token of probability 0.
+    Three operations. The inverse CDF takes seven; and a GPU's parallel sum is not monotone: by
+    rounding it may rise at a token of probability 0, which could then be drawn.
     """
-    # In float32 the shortest waits are rounded to 2⁻²⁴, and what is as rare would hardly be drawn.
+    # In float32 the shortest waits would be rounded to 2⁻²⁴, and tokens as rare as that would
+    # hardly ever be drawn.
     waits = torch.empty_like(probabilities, dtype=torch.float64).exponential_(generator=generator)
     return torch.div(probabilities.detach(), waits, out=waits).argmax(-1)
 
 
 def _inverse_cdf(probabilities: Tensor, generator: torch.Generator | None) -> Tensor:
-    """The token in whose part of the running sum a uniform point lies.
+    """The token whose interval of the cumulative sum contains a uniform point.
 
-    One random number a row; V exponential ones would cost a CPU a third of a decoding step.
+    One random number per row; V exponential ones would cost a CPU a third of a decoding step.
     """
     edges = probabilities.cumsum(-1)
     uniform = torch.rand(len(edges), 1, generator=generator, device=edges.device)
-    # The first token whose right edge lies beyond the point, so none of probability 0; rounding
-    # must not carry the point to the end itself.
+    # Take the first token whose right edge is beyond the point: never one of probability 0. The
+    # point is kept below the end, where rounding could put it and no edge is beyond.
     end = edges[:, -1:]
     point = torch.minimum(uniform * end, torch.nextafter(end, torch.zeros_like(end)))
     return torch.searchsorted(edges, point, right=True).squeeze(-1)
@@ -79,7 +80,7 @@ def sample_responses(
     deterministic: bool = False,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw one response a row: the responses of `sample_with_log_probs` alone, (N, T)."""
+    """Draw one response per row: only the responses of `sample_with_log_probs`, (N, T)."""
     return sample_with_log_probs(
         lm,
         prompts,
@@ -101,20 +102,19 @@ def sample_with_log_probs(
     generator: torch.Generator | None = None,
     value_head: Callable[[Tensor], Tensor] | None = None,
 ) -> Sampled:
-    """Draw one response a row, and keep the log-prob and the value of each token.
+    """Draw one response per row, and keep the log-prob and the value of each token.
 
     Args:
         lm: Model and temperature.
-        prompts: (N, P) int64, right-padded; on the model's device.
+        prompts: (N, P) int64, right-padded, on the model's device.
         max_new_tokens: T, the token budget.
-        stop_at_eos: Whether an EOS id ends a response (it is part of it).
+        stop_at_eos: Whether an EOS id ends a response (the EOS is part of the response).
         deterministic: Take the likeliest token instead of drawing one.
         generator: Source of randomness on the model's device; torch's global one if None.
-        value_head: From last hidden states (N, d) to values (N, 1) in a tensor of their own, to be
-            kept too.
+        value_head: From last hidden states (N, d) to values (N, 1), in a new tensor.
 
     Returns:
-        The responses, (N, T) int64 with PAD after each one's end, their log-probs and values.
+        The responses, (N, T) int64 with PAD after each end, their log-probs and values.
     """
     with casts_kept(lm.device, lm.precision):
         lm = replace(lm, reuse_casts=True)
@@ -135,13 +135,17 @@ def _sample(
     out = torch.full((len(prompts), max_new_tokens), PAD, device=prompts.device)
     chosen_with, values = torch.zeros(2, *out.shape, device=prompts.device)
     eos = torch.tensor(lm.eos_ids if stop_at_eos else [], dtype=torch.int64, device=prompts.device)
-    tokens = rows = torch.arange(len(prompts), device=prompts.device)  # where a live slot writes to
+    tokens = rows = torch.arange(
+        len(prompts), device=prompts.device
+    )  # the output row of each live slot
     alive = torch.ones(len(prompts), dtype=torch.bool, device=prompts.device)
     decoding = DecodingRows(lm, prompts, max_new_tokens)
     every = look_every(prompts.device) if stop_at_eos else max(max_new_tokens, 1)
     for begin in range(0, max_new_tokens, every):
         end = min(begin + every, max_new_tokens)
-        steps = []  # until the next look; the fewer operations a step has, the less a GPU waits
+        # Results are written to the grids once per block: the fewer operations a step has, the less
+        # a GPU waits for the host.
+        steps = []
         for t in range(begin, end):
             if t > 0:
                 decoding.advance(tokens)
@@ -152,7 +156,7 @@ def _sample(
             if value_head is not None:
                 found.append(value_head(decoding.hidden).squeeze(-1))
             steps.append(found)
-        # Without a value head there are two parts.
+        # Without a value head there are two parts, so not strict.
         for grid, part in zip((out, chosen_with, values), zip(*steps, strict=True), strict=False):
             grid[rows, begin:end] = torch.stack(part, 1).to(grid.dtype)
         if end < max_new_tokens:
@@ -162,7 +166,7 @@ def _sample(
             if not len(rows):
                 break
     decoding.release()
-    # Rows that ended went on until they were dropped.
+    # Rows that ended were decoded on until they were dropped: remove what comes after their EOS.
     ends = torch.isin(out, eos)
     unused = out.masked_fill_(ends.cumsum(1) > ends.long(), PAD) == PAD
     log_probs = chosen_with.log().masked_fill_(unused, 0.0)

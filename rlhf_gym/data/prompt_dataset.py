@@ -1,0 +1,127 @@
+"""Prompts as token ids: tokenised once, too long ones dropped or cut, held-out ones kept apart."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rlhf_gym.data.encoding import many_prompt_ids
+from rlhf_gym.data.prompts import Prompt, is_held_out
+from rlhf_gym.errors import InputError
+
+SPLITS = ("all", "train", "held_out")
+
+
+@dataclass(frozen=True)
+class PromptDataset:
+    """Tokenised prompts.
+
+    Attributes:
+        ids: Token ids of each prompt.
+        max_tokens: The most tokens that any of them has room for.
+        dropped: How many were longer than that; a prompt is cut only if the caller asks for it.
+        chats: For prompts that were chat messages: the messages, by their ids.
+    """
+
+    ids: tuple[tuple[int, ...], ...]
+    max_tokens: int
+    dropped: int = 0
+    chats: dict[tuple[int, ...], Prompt] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def from_texts(
+        cls,
+        prompts: Sequence[Prompt | tuple[int, ...]],
+        tokenizer: PreTrainedTokenizerBase,
+        eos_ids: Sequence[int],
+        max_tokens: int,
+        *,
+        max_words: int | None = None,
+        share: float | None = None,
+        keep: str | None = None,
+        split: str = "all",
+        held_out: float = 0.1,
+    ) -> "PromptDataset":
+        """Tokenise prompts, drop the ones that are too long, keep one split.
+
+        Args:
+            prompts: Texts, chat messages, or token ids of the tokenizer.
+            tokenizer: The policy's tokenizer.
+            eos_ids: The ids that end a response.
+            max_tokens: Longest prompt that is kept.
+            max_words: Keep only this many first words of a text (to make prompts of whole texts).
+            share: Keep only this share of a text's words, the first ones.
+            keep: "first" or "last": cut a text or ids that are too long to their first or last
+                `max_tokens` tokens instead of dropping them. Chat messages are always dropped.
+            split: "all", "train" or "held_out"; equal prompts are always in the same split.
+            held_out: Share of prompts that is held out.
+
+        Raises:
+            InputError: No prompt is left, or an option is out of range.
+        """
+        if split not in SPLITS:
+            raise InputError(f"split must be one of {SPLITS}, not {split!r}")
+        prompts = _shortened(prompts, max_words, share)
+        if keep not in (None, "first", "last"):
+            raise InputError(f"prompt_keep must be first, last or None, not {keep!r}")
+        if keep is not None:
+            # Cut before splitting: two texts that are equal after the cut must be in one split.
+            rows = many_prompt_ids(prompts, tokenizer, eos_ids)
+            bos = tokenizer.bos_token_id
+            prompts = [
+                p if isinstance(p, list) else _cut(row, max_tokens, keep, bos)
+                for p, row in zip(prompts, rows, strict=True)
+            ]
+        unique = list({json.dumps(p): p for p in prompts}.values())
+        if split != "all":
+            unique = [p for p in unique if is_held_out(p, held_out) == (split == "held_out")]
+        rows = many_prompt_ids(unique, tokenizer, eos_ids)
+        kept = tuple(tuple(row) for row in rows if 0 < len(row) <= max_tokens)
+        if not kept:
+            shortest = min(map(len, rows), default=0)
+            raise InputError(
+                f"no prompt is left of {len(unique)} in split {split!r}: max_prompt_tokens is "
+                f"{max_tokens}, the shortest has {shortest}; raise max_prompt_tokens, or give more "
+                "prompts"
+            )
+        chats: dict[tuple[int, ...], Prompt] = {
+            tuple(row): p for row, p in zip(rows, unique, strict=True) if isinstance(p, list)
+        }
+        return cls(kept, max_tokens, len(rows) - len(kept), chats)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """One prompt at random."""
+        return self.ids[int(rng.integers(len(self.ids)))]
+
+
+def _shortened(
+    prompts: Sequence[Prompt | tuple[int, ...]], max_words: int | None, share: float | None
+) -> Sequence[Prompt | tuple[int, ...]]:
+    """The texts among prompts, cut to their first words and then to their first share of words."""
+    if max_words is not None:
+        if max_words < 1:
+            raise InputError(f"prompt_words must be at least 1, not {max_words}")
+        prompts = [" ".join(p.split()[:max_words]) if isinstance(p, str) else p for p in prompts]
+    if share is not None:
+        if not 0 < share <= 1:
+            raise InputError(f"prompt_share must be above 0 and at most 1, not {share}")
+        prompts = [_first_part(p, share) if isinstance(p, str) else p for p in prompts]
+    return prompts
+
+
+def _first_part(text: str, share: float) -> str:
+    words = text.split(" ")
+    return " ".join(words[: max(1, int(len(words) * share))])
+
+
+def _cut(row: list[int], max_tokens: int, keep: str, bos: int | None) -> tuple[int, ...]:
+    """The first or last tokens of a row; a BOS at its start stays there."""
+    if len(row) <= max_tokens or keep == "first":
+        return tuple(row[:max_tokens])
+    opening = row[:1] if row[0] == bos else []
+    return (*opening, *row[len(row) - max_tokens + len(opening) :])
