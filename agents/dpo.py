@@ -107,7 +107,7 @@ class OfflineDPO(GroupLearner):
         _, log_probs = self.policy.score(sequences)
         ref_log_probs = env.objective.reference.log_probs(sequences)
         scores = np.zeros(actions.shape)
-        scores[::2, 0] = 1.0  # every token bears the sum: the preferred one's is 1
+        scores[::2, 0] = 1.0  # every token gets the sum: the preferred one's is 1
         ours, theirs = (
             unflatten(flat, sequences.lengths, env.max_new_tokens).cpu().numpy()
             for flat in (log_probs, ref_log_probs)

@@ -1,8 +1,8 @@
 """NLPO: PPO that may only choose what a lagged copy of itself finds likely. ``--algorithm nlpo``.
 
 Ramamurthy et al. 2023, "Is Reinforcement Learning (Not) for Natural Language Processing?". The mask
-is the top-p set of a copy of the policy, which is renewed every so many updates. It restricts what
-is sampled in training and every log-prob there; the policy that is saved has no mask.
+is the top-p set of a copy of the policy, which is replaced every `mask_every` updates. It restricts
+sampling and every log-prob during training; the saved policy has no mask.
 """
 
 from dataclasses import dataclass, replace

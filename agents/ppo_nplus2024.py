@@ -1,6 +1,6 @@
 """The flagship as the N+ details have it. ``--algorithm ppo_nplus2024``.
 
-Huang et al. (2024): 512 episodes an update with the usual 256 rows; the critic starts from the
+Huang et al. (2024): 512 episodes per update with the usual 256 rows; the critic starts from the
 reward model. The environment has the rest: β = 0.05, temperature 0.7, the EOS trick. What differs:
 the critic has the reward model's trunk but a head of zeros, where theirs has its head too.
 """

@@ -35,7 +35,7 @@ class Config(ppo.Config):
     max_grad_norm: float = 0.5
     kl_coef: float | None = 0.1
     kl_control: KLControl = "adaptive"
-    kl_target: float = 24.0  # 0.5 nats a token, 48 tokens
+    kl_target: float = 24.0  # 0.5 nats per token, 48 tokens
     kl_horizon: float = 270.0  # the weight moves by 2 % an update of 27 episodes at most
     adam_eps: float = 1e-8
     normalize_advantage: bool = True

@@ -1,7 +1,7 @@
 """The flagship with the plain loss of the idea it grew from. ``--algorithm ppo_seed``.
 
 Clipped surrogate − `kl_old_coef` · KL(π_old ‖ π_θ) − `vf_coef` · (V − R)², means per token; nothing
-is whitened and one learning rate serves all.
+is whitened and one learning rate is used for all weights.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The flagship as Ziegler et al. (2019) trained. ``--algorithm ppo_ziegler2019``.
 
-Their published numbers; 512 episodes an update with the usual 256 rows. The environment has the
+Their published numbers; 512 episodes per update with the usual 256 rows. The environment has the
 rest: temperature 0.7, the cut at a full stop, score −1 without one.
 """
 

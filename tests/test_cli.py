@@ -277,7 +277,7 @@ class Options:
 
 
 def parsed(*arguments: object, **options: Any) -> Any:
-    from agents.cli.options import parse
+    from agents.cli.parsing import parse
 
     return parse(Options, None, list(map(str, arguments)), "rlhf-gym x", **options)
 
@@ -371,7 +371,7 @@ def test_a_run_folder_is_gone_on_with_only_as_it_was(tmp_path):
 
 def algorithm_options(*arguments: object) -> Any:
     from agents.cli import train_policy
-    from agents.cli.options import parse
+    from agents.cli.parsing import parse
 
     return parse(train_policy.Config, None, list(map(str, arguments)), "p", with_algorithm=True)
 
@@ -433,7 +433,7 @@ def test_the_next_commands_of_a_policy_run(policy_run, command):
 
 def test_the_next_commands_of_other_trainings_parse(tmp_path):
     from agents.cli import rlhf, train_reward_model, train_sft
-    from agents.cli.options import parse
+    from agents.cli.parsing import parse
 
     rows = tmp_path / "my rows.jsonl"
     sft = train_sft.next_steps(train_sft.Config("m", str(rows), tmp_path / "sft"))

@@ -73,7 +73,8 @@ FLOORS: dict[str, list[str]] = {
         "loss",
         "response_algorithm",
         "build groups response_ppo",
-        "run stock",
+        "run",
+        "stock",
     ],
     "agents/sb3/policy": [
         "critic distribution last_actions shared_base update_graphs",
@@ -88,7 +89,7 @@ FLOORS: dict[str, list[str]] = {
     "agents/cli": [
         "arguments run_folder subcommands config_file",
         "env_help",
-        "options",
+        "parsing",
         "command",
         "compare convert_preferences doctor evaluate evaluate_reward_model report "
         "train_policy train_reward_model train_sft",

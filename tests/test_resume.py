@@ -125,7 +125,7 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_stands(make_vector_env, 
     fresh = learner_on(make_vector_env(4))
     with (
         TrainingRun(tmp_path, TOTAL, "test") as run,
-        pytest.raises(InputError, match="cannot go on from") as raised,
+        pytest.raises(InputError, match="cannot resume from") as raised,
     ):
         fresh.learn(TOTAL, run)
     assert second.name in str(raised.value)

@@ -8,7 +8,7 @@ from typing import NoReturn, TypeVar
 
 import agents
 import rlhf_gym  # noqa: F401 (registers the environments)
-from agents.cli.options import parse
+from agents.cli.parsing import parse
 from agents.cli.subcommands import called_as
 from rlhf_gym.errors import InputError
 from rlhf_gym.utils.devices import resolve_device

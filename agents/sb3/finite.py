@@ -17,9 +17,9 @@ class NonFiniteError(ArithmeticError):
     """A NaN or an infinity, found before it reached the weights.
 
     Attributes:
-        what: The quantity that is not finite.
+        what: Name of the quantity that is not finite.
         sequences: The responses in question.
-        quantities: What is known of their tokens, (M,) each.
+        quantities: Known quantities of their tokens, (M,) each.
     """
 
     def __init__(self, what: str, sequences: Sequences, quantities: Mapping[str, Tensor]) -> None:
@@ -52,13 +52,13 @@ class NonFiniteError(ArithmeticError):
 
 
 def check_finite(what: str, checked: Tensor, sequences: Sequences, /, **quantities: Tensor) -> None:
-    """Raise where a quantity of a batch is not finite.
+    """Raise if a quantity of a batch is not finite.
 
     Args:
         what: Its name.
         checked: The quantity, of any shape.
         sequences: The batch.
-        **quantities: What is known of its M tokens, for the dump.
+        **quantities: Known quantities of its M tokens, for the dump.
 
     Raises:
         NonFiniteError: It holds a NaN or an infinity.

@@ -1,4 +1,4 @@
-"""Learning from whole responses, some to each prompt, by a loss of their log-probs.
+"""Learning from groups of responses to one prompt, by a loss of their log-probs.
 
 Notation: G prompts, k responses to each; a response's log-prob is the sum over its tokens, nats.
 """
@@ -38,7 +38,7 @@ class Groups(NamedTuple):
 
 
 class GroupLearner(ResponseAlgorithm):
-    """Learns by a loss of whole responses, and without a critic; a subclass says what `loss` is.
+    """Learns by a loss of whole responses, without a critic; a subclass defines `loss`.
 
     The gradient of a minibatch does not depend on how it is cut into passes: where it takes
     several, its log-probs are computed once without and once with gradients.
@@ -60,7 +60,7 @@ class GroupLearner(ResponseAlgorithm):
 
     @abstractmethod
     def loss(self, groups: Groups) -> Tensor:
-        """What is minimised, a mean over the minibatch."""
+        """The loss to minimise, a mean over the minibatch."""
 
     def _estimate(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
         if rows_per_prompt < 2:
@@ -68,7 +68,7 @@ class GroupLearner(ResponseAlgorithm):
                 f"{type(self).__name__} compares responses to one prompt: make the environment "
                 f"with rows_per_prompt of at least 2, or give samples_per_prompt"
             )
-        # Every token bears its whole response's score.
+        # Every token gets the score of its whole response.
         by_wave = buffer.rewards.reshape(self.options.n_waves, -1, self.n_envs)
         whole = np.broadcast_to(by_wave.sum(1, keepdims=True), by_wave.shape)
         taken = buffer.actions >= 0
@@ -81,13 +81,14 @@ class GroupLearner(ResponseAlgorithm):
         return self._token_env.rows_per_prompt
 
     def _gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
-        """The gradient of `loss` on one minibatch, and what its tokens' ratios are."""
+        """Leave the gradient of `loss` on one minibatch; statistics of its tokens' ratios."""
         sequences, core = minibatch.observations, self.policy.core
         lengths = sequences.lengths
         self.policy.optimizer.zero_grad()
         at_most = self._microbatch_tokens()
         parts = list(passes(core.model, sequences, at_most))
-        # What fits at once keeps its graph; else it is computed once more for the gradient.
+        # A minibatch that fits in one go keeps its autograd graph. A larger one is computed twice:
+        # without gradients for the loss, then pass by pass with them.
         kept: list[Tensor] | None = None
         if len(parts) == 1 or sum(len(p.lengths) * p.width for p, _ in parts) <= at_most:
             kept = [self._log_probs(minibatch.rows(*part), len(parts) == 1) for part in parts]
@@ -117,7 +118,7 @@ class GroupLearner(ResponseAlgorithm):
     def _log_probs(self, rows: SequenceSamples, alone: bool) -> Tensor:
         """Log π_θ of each chosen token, (M,), with gradients.
 
-        `alone` says that their backward pass comes before any others' forward pass.
+        `alone`: the backward pass of these rows comes before any other forward pass.
         """
         core, sequences = self.policy.core, rows.observations
         hidden = self.policy.learning_states(sequences, core) if alone else core.states(sequences)

@@ -8,7 +8,7 @@ from rlhf_gym.errors import InputError
 
 
 class KLController(Protocol):
-    """Chooses the weight of an agent's KL penalty from what its episodes cost.
+    """Chooses the weight of an agent's KL penalty from the KL of its episodes.
 
     Attributes:
         kl_coef: The weight now.
@@ -17,7 +17,7 @@ class KLController(Protocol):
     kl_coef: float
 
     def update(self, kl: float, episodes: int) -> None:
-        """Take in the mean KL(π ‖ π_ref), in nats a sequence, of so many episodes."""
+        """Use the mean KL(π ‖ π_ref), in nats per sequence, of some episodes."""
         ...
 
 
@@ -49,7 +49,7 @@ class AdaptiveKL:
 
     Args:
         kl_coef: The first weight.
-        target: Nats a sequence.
+        target: Nats per sequence.
         horizon: Episodes in which the weight may change by a fifth.
 
     Raises:
@@ -74,8 +74,8 @@ class LagrangianKL:
 
     Args:
         kl_coef: The first weight, above 0.
-        target: Nats a sequence.
-        rate: Step of log β for a nat.
+        target: Nats per sequence.
+        rate: Step of log β per nat.
 
     Raises:
         InputError: The first weight is not positive.

@@ -17,8 +17,8 @@ from rlhf_gym.training.sft_data import as_sequences, load_examples, prepare
 class PretrainingMix:
     """Adds `coef` · mean log-likelihood of a text's tokens to what an update maximises.
 
-    It holds a policy near a text's language, at a price in J: the penalty against the reference
-    counts as before.
+    This keeps a policy near the language of the texts, at a cost in J: the penalty against the
+    reference counts as before.
 
     Args:
         texts: The texts; their chosen tokens are learnt.
@@ -44,7 +44,7 @@ class PretrainingMix:
             max_tokens: Most tokens, padding included, in one pass.
 
         Returns:
-            Their mean negative log-likelihood, nats a token.
+            Their mean negative log-likelihood, nats per token.
         """
         lm = replace(lm, mask=NO_MASK, guide=None)  # a text may hold what an agent may not choose
         texts = self.draw(n_tokens).to(lm.device)

@@ -1,4 +1,4 @@
-"""Adam as TensorFlow 1 wrote it, whose ε is not corrected for the bias of the second moment."""
+"""Adam as TensorFlow 1 has it: ε is not corrected for the bias of the second moment."""
 
 from collections.abc import Callable
 from typing import Any

@@ -111,7 +111,7 @@ def _row(infos: dict[str, Any], i: int) -> dict[str, Any]:
 
 
 def policy_kwargs(env: TokenVectorEnv) -> dict[str, Any]:
-    """What a `CausalLMPolicy` must share with its environment: model, temperature, mask."""
+    """Keywords of a `CausalLMPolicy` that must match its environment: model, temperature, mask."""
     reference = env.objective.reference
     model, tokenizer = reference.model.name_or_path, reference.tokenizer.name_or_path
     return {

@@ -1,7 +1,7 @@
 """A causal LM with a value head as a Stable-Baselines3 actor-critic policy.
 
-Wherever SB3 passes observations, a tensor means one row a state (SB3's contract) and `Sequences`
-means whole sequences, one row of output a chosen token. Notation: N rows, L columns, M chosen
+Wherever SB3 passes observations, a tensor has one row per state (SB3's contract), and `Sequences`
+are whole sequences with one row of output per chosen token. Notation: N rows, L columns, M chosen
 tokens, d the trunk's width, V usable tokens.
 """
 
@@ -57,7 +57,7 @@ class Evaluation(NamedTuple):
 
 
 class CausalLMPolicy(ActorCriticPolicy):
-    """The language model is the actor; a linear value head, on its trunk or another, the critic.
+    """The language model is the actor; a linear value head is the critic (`Critic`).
 
     Args:
         observation_space: The environment's `Box` of token ids.
@@ -65,24 +65,24 @@ class CausalLMPolicy(ActorCriticPolicy):
         lr_schedule: Learning rate as a function of the remaining progress.
         model: Hub name or local path of the causal LM to start from; the policy loads its own.
         revision: Commit or tag on the hub.
-        tokenizer: Where its tokenizer lies, if not with the model.
+        tokenizer: Where its tokenizer is, if not with the model.
         temperature: The environment's; it divides the logits everywhere.
         entropy: Whether `evaluate_actions` computes entropies. False saves the work where
             `ent_coef` is 0; algorithms then log an estimate.
         attn_implementation: "eager" for algorithms that need second derivatives (TRPO).
-        value_lr_scale: The value head's learning rate is so many times the policy's, in
-            algorithms that scale by parameter group (the flagship); the others use one rate.
+        value_lr_scale: Learning rate of the value head, relative to the policy's. Only algorithms that
+            scale by parameter group (`ResponseAlgorithm`) use it; the others have one rate.
         critic: Hub name or local path of the model (a causal LM or a reward model with the same
-            tokenizer) whose trunk bears the value head; None shares the policy's trunk.
-        critic_lr_scale: The same for the critic's own trunk.
-        mask: The environment's, which `follow` renews; it is kept when the policy is saved.
+            tokenizer) on whose trunk the value head is; None shares the policy's trunk.
+        critic_lr_scale: Learning rate of the critic's own trunk, relative to the policy's.
+        mask: The environment's. `follow` replaces it; saving the policy keeps it.
         precision: "bf16" multiplies matrices in bfloat16, in sampling, scoring and the update
             alike; weights, log-probs and the value head stay float32.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
         lora_rank: Train adapters of this rank and the value head; 0 trains every weight.
         lora_alpha: Scale of the adapters, times `lora_rank`; twice the rank if None.
-        base: A frozen model whose weights serve below the adapters; the policy loads its own if
-            None. `build` lends the environment's reference.
+        base: A frozen model that the adapters are added to; the policy loads its own if None.
+            `build` passes the environment's reference.
         **kwargs: As in `ActorCriticPolicy` (`optimizer_class`, `optimizer_kwargs`).
     """
 
@@ -114,7 +114,7 @@ class CausalLMPolicy(ActorCriticPolicy):
             raise InputError(f"precision must be one of {get_args(Precision)}, not {precision!r}")
         if lora_rank and critic is not None:
             raise InputError(
-                "a critic of its own is a second model to train; with lora_rank take critic=shared"
+                "a separate critic is a second model to train; with lora_rank take critic=shared"
             )
         self.model_name, self.revision, self.tokenizer = model, revision, tokenizer
         self.temperature, self.entropy = temperature, entropy
@@ -153,7 +153,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         options = dict(self.optimizer_kwargs)
         others = any(options.get(name) for name in ("foreach", "differentiable"))
         if issubclass(self.optimizer_class, torch.optim.Adam) and not others:
-            options.setdefault("fused", True)  # the same step in a quarter of the time
+            # The same step in a quarter of the time: one kernel for all tensors.
+            options.setdefault("fused", True)
         self.optimizer = self.optimizer_class(
             [*groups, {"params": head, "lr_scale": self.value_lr_scale}],
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -287,8 +288,8 @@ class CausalLMPolicy(ActorCriticPolicy):
     def decoding_scores(self) -> bool:
         """Whether decoding's log-probs are those of a pass over whole sequences, to 1e-5.
 
-        Not in bfloat16, which rounds otherwise in the update; nor where rounding moves the edge of
-        a reference's top-k or top-p set; nor where a state depends on what comes after it.
+        Not in bfloat16, which rounds differently in the update. Not where rounding moves the edge of
+        a reference's top-k or top-p set. Not where a state depends on later tokens.
         """
         alike = self.precision == "fp32" and not self.core.mask.follows_reference
         return alike and not self._has_dynamic_rope
@@ -318,7 +319,7 @@ class CausalLMPolicy(ActorCriticPolicy):
     def log_prob(
         self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """Log π of actions: what `forward` just computed where it did, else computed now."""
+        """Log π of actions: from the last `forward` where it chose them, else computed now."""
         found, known = (
             self._last.look_up(observations, actions)
             if self._last is not None
@@ -333,17 +334,17 @@ class CausalLMPolicy(ActorCriticPolicy):
         return found
 
     def snapshot(self) -> CausalLM:
-        """A copy of the language model as it is now; weights that do not learn are shared."""
+        """A copy of the language model as it is now; frozen weights are shared, not copied."""
         frozen = {id(p): p for p in self.lm.parameters() if not p.requires_grad}
         model = copy.deepcopy(self.lm, frozen).eval().requires_grad_(False)
         return replace(self.core, model=model)
 
     def plain(self) -> CausalLM:
-        """The language model without adapters: itself, or a copy that they are merged into."""
+        """The language model without adapters: itself, or a copy with the adapters merged."""
         return replace(self.core, model=merged(self.lm)) if self.lora_rank else self.core
 
     def set_training_mode(self, mode: bool) -> None:
-        """Switch between acting (keys and values remembered) and training (never)."""
+        """Switch between acting, which caches keys and values, and training, which never does."""
         if mode:
             self._cache.clear()
             self.critic.clear()
@@ -351,7 +352,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         super().set_training_mode(mode)
 
     def follow(self, reference: CausalLM) -> None:
-        """Take on the temperature, ends and mask of the environment's reference."""
+        """Adopt the temperature, end ids and mask of the environment's reference."""
         self.core = self.core.following(reference)
         self._guide_cache = None if self.core.guide is None else DecodeCache(self.core.guide)
 
@@ -380,7 +381,7 @@ class CausalLMPolicy(ActorCriticPolicy):
     def _limits(
         self, obs: Observations, hidden: Tensor, chosen: Tensor | None = None
     ) -> Limits | None:
-        """What may be chosen in each state, where that is not the same everywhere."""
+        """Which tokens may be chosen in each state; None where the mask is the same everywhere."""
         if self.core.mask.is_static:
             return None
         self._check_guide()
@@ -389,8 +390,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         if self.core.mask.min_new_tokens:
             raise InputError(
                 "min_new_tokens needs an agent that knows where a prompt ends, and an observation "
-                "does not say: use the flagship (--algorithm ppo), or step by a loop of your own "
-                "with the environment's action_masks(), and bind no actor or one that knows"
+                "does not say: use --algorithm ppo, or write a loop of your own with the "
+                "environment's action_masks(), and bind no actor or one that knows"
             )
         assert self.core.guide is not None
         assert self._guide_cache is not None

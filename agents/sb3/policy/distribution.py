@@ -1,4 +1,4 @@
-"""The next-token distribution as Stable-Baselines3 asks for distributions."""
+"""The next-token distribution behind Stable-Baselines3's `Distribution` interface."""
 
 from typing import Any
 
@@ -15,11 +15,13 @@ class TokenDistribution(Distribution):
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__()
+        # Not torch's Categorical, which checks that 50,000 float32 probabilities sum to 1 and keeps
+        # a second copy of the logits.
         self.log_p = F.log_softmax(logits, -1)
 
     @property
     def distribution(self) -> Categorical:
-        """As PyTorch's own, for algorithms that ask for a divergence."""
+        """The same as a PyTorch `Categorical`, for algorithms that need a divergence (TRPO)."""
         return Categorical(logits=self.log_p, validate_args=False)
 
     @distribution.setter

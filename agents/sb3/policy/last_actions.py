@@ -1,4 +1,4 @@
-"""What the last forward pass chose, for an environment that asks at what probability."""
+"""The actions of the last forward pass and their log-probs, looked up by observation."""
 
 import numpy as np
 import numpy.typing as npt
@@ -6,7 +6,17 @@ from torch import Tensor
 
 
 class LastActions:
-    """What the last forward pass chose, found again by the content of a row."""
+    """What the last forward pass chose.
+
+    The environment needs log π of each action for the KL penalty. The pass that chose the action
+    has computed it; looking it up by the row's content costs no second pass, and works whichever
+    rows the environment asks for.
+
+    Args:
+        observations: (N, L) int64.
+        actions: (N,) int64.
+        log_probs: (N,) float32.
+    """
 
     def __init__(self, observations: Tensor, actions: Tensor, log_probs: Tensor) -> None:
         self._observations = observations.detach().cpu().numpy()

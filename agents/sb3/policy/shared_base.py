@@ -1,4 +1,4 @@
-"""A policy of adapters on weights that are somebody else's: what is saved is its own alone."""
+"""Adapters on a frozen model that the policy shares: only the policy's own weights are saved."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from rlhf_gym.lm.causal_lm import CausalLM
 
 
 class Lent:
-    """A model that a policy is to share with its owner: never copied, and left out of pickles.
+    """A model that a policy shares with its owner: never copied, and left out of pickles.
 
     Args:
         lm: The model, frozen.
@@ -24,19 +24,19 @@ class Lent:
 def leave_out_frozen(
     policy: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object
 ) -> None:
-    """A hook of `state_dict`: only what learns is in it."""
+    """state_dict hook: leave out frozen base weights."""
     for name in _frozen(policy):
         state.pop(prefix + name, None)
 
 
 def do_without_frozen(policy: nn.Module, keys: Any) -> None:
-    """A hook of `load_state_dict`: nothing else is missed."""
+    """load_state_dict hook: do not report frozen base weights as missing."""
     frozen = _frozen(policy)
     keys.missing_keys[:] = [name for name in keys.missing_keys if name not in frozen]
 
 
 def _frozen(policy: nn.Module) -> set[str]:
-    """Names of what does not learn."""
+    """Names of frozen parameters, and of buffers."""
     every = policy.named_parameters(remove_duplicate=False)
     names = {name for name, parameter in every if not parameter.requires_grad}
     return names | {name for name, _ in policy.named_buffers(remove_duplicate=False)}

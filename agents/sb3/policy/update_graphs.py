@@ -1,7 +1,7 @@
 """The trunk's forward and backward pass of an update as CUDA graphs.
 
-For a small model on a GPU the operations of a pass take less time than their start; a graph starts
-them at once. Notation: N rows, L columns, M chosen tokens, d the trunk's width.
+For a small model on a GPU, launching the kernels of a pass takes longer than running them; a graph
+launches all of them at once. Notation: N rows, L columns, M chosen tokens, d the trunk's width.
 """
 
 import logging
@@ -23,14 +23,14 @@ from rlhf_gym.tokens import Sequences, model_ids
 logger = logging.getLogger(__name__)
 
 OPERATIONS = 2e11
-"""What a GPU computes while a layer's operations of a pass are started: a millisecond's worth."""
+"""Operations that a GPU computes while one layer's kernels are launched, about a millisecond."""
 
 MEMORY_SHARE = 1 / 8
-"""Of a GPU's memory, what the gradients and states of all graphs of a model may take."""
+"""Share of a GPU's memory for the gradients and states of all graphs of a model."""
 
 
 def size_for(n: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, … that is at least n: few sizes serve all."""
+    """The least of 1, 2, 3, 4, 6, 8, 12, 16, … that is at least n, so that few sizes are captured."""
     power = 1 << max(n - 1, 0).bit_length()
     return 3 * power // 4 if power >= 4 and 3 * power // 4 >= n else power
 
@@ -57,12 +57,12 @@ class _Pair:
 
 
 class UpdateGraphs:
-    """Last hidden states of whole sequences, whose gradient reaches the trunk's parameters.
+    """Last hidden states of whole sequences, with gradients for the trunk's parameters.
 
-    A pair of graphs is captured for each size of batch, into which smaller ones are padded. What
-    takes long to compute, or more memory than is well spent, is computed without.
+    A pair of graphs is captured for each batch size; smaller batches are padded to it. Batches that
+    take long to compute, or whose graphs would take too much memory, are computed without graphs.
 
-    A forward pass must be followed by its backward pass before the next one.
+    The backward pass of a call must come before the next call, which overwrites its activations.
 
     Args:
         lm: Model and precision; it must pass `rlhf_gym.lm.decoding.decode_cache.takes_graphs`.
@@ -82,14 +82,17 @@ class UpdateGraphs:
         return UpdateGraphs, (self._lm,)  # graphs can be neither copied nor written
 
     def _forget(self) -> None:
-        """Drop what was captured, for the parameters as they lie now."""
+        """Drop all graphs; the next ones are captured for the parameters at their present addresses."""
         self._parameters = list(trunk(self._lm.model).parameters())
         self._captured_of = self._laid()
         self._pairs: dict[tuple[int, int], _Pair] = {}
         self._pool = new_pool(self._lm.device)
 
     def _laid(self) -> list[tuple[int, bool]]:
-        """Where every parameter of the trunk lies, and whether it learns."""
+        """Address of every parameter of the trunk, and whether it is trained.
+
+        A graph reads fixed addresses: weights that moved must be captured again.
+        """
         parameters = trunk(self._lm.model).parameters()
         return [(p.data_ptr(), p.requires_grad) for p in parameters]
 
@@ -107,7 +110,7 @@ class UpdateGraphs:
         return hidden[rows, columns - 1]
 
     def _size(self, ids: Tensor) -> tuple[int, int] | None:
-        """The size of the batch that these are padded to; None where a graph does not pay."""
+        """Rows and columns to pad a batch to; None where a graph would not be faster."""
         rows, columns = map(size_for, ids.shape)
         if self._most_columns is not None:
             columns = max(min(columns, self._most_columns), ids.shape[1])
@@ -139,7 +142,7 @@ class UpdateGraphs:
         return [p for p in self._parameters if p.requires_grad]
 
     def _has_room(self, ids: Tensor) -> bool:
-        """Whether one more pair keeps within the memory that they may take."""
+        """Whether one more pair fits the memory set aside for graphs."""
         if ids.device.type != "cuda":
             return True
         gradients = sum(p.numel() * p.element_size() for p in self._learning())
@@ -150,9 +153,9 @@ class UpdateGraphs:
     def _capture(self, ids: Tensor) -> _Pair:
         ids = ids.clone()
         outputs: list[Tensor] = []
-        # What accumulates a parameter's gradient belongs to the stream of the first loss that asked
-        # for it, as long as a loss lives; a capture must not wait for that stream. These lie where
-        # the parameters do, and no loss has seen them.
+        # Autograd's node that accumulates a parameter's gradient belongs to the stream of the first
+        # loss that needed it, for as long as that loss is alive. A capture must not wait for that
+        # stream, so it uses stand-ins: tensors at the same addresses that no loss has seen.
         module = _Whole(self)
         learning = {
             name: p.detach().requires_grad_()
@@ -188,10 +191,10 @@ class UpdateGraphs:
         return _Pair(ids, hidden, gradient, gradients, first, second)
 
     def whole(self, ids: Tensor) -> Tensor:
-        """Hidden states of ids (N, L), all of them: (N, L, d).
+        """Hidden states of all ids (N, L): (N, L, d).
 
-        Mask and positions are given: left to itself, a model looks whether several texts share a
-        row, which the host would have to wait for.
+        Mask and positions are passed in. Without them transformers checks whether several texts
+        share a row, and the host would wait for the answer.
         """
         rows, columns = ids.shape
         later = torch.ones(columns, columns, dtype=torch.bool, device=ids.device).triu(1)
@@ -206,7 +209,7 @@ class UpdateGraphs:
 
 
 class _Whole(nn.Module):
-    """`UpdateGraphs.whole` as a module: `functional_call` gives it other parameters for a while."""
+    """`UpdateGraphs.whole` as a module, so that `functional_call` can replace its parameters."""
 
     def __init__(self, graphs: UpdateGraphs) -> None:
         super().__init__()
@@ -218,7 +221,7 @@ class _Whole(nn.Module):
 
 
 class _Replay(torch.autograd.Function):
-    """A pair's forward pass, and its backward pass as the gradient."""
+    """Replay a pair's forward graph; its backward graph is the gradient."""
 
     @staticmethod
     def forward(
@@ -236,13 +239,13 @@ class _Replay(torch.autograd.Function):
         graphs, pair = ctx.graphs, ctx.pair
         if ctx.turn != graphs.turn:
             raise RuntimeError(
-                "another pass came before this backward pass, whose activations are gone; use "
+                "another forward pass has overwritten the activations of this backward pass; use "
                 "CausalLM.states for both"
             )
         graphs.turn += 1
         pair.gradient.copy_(gradient)
         pair.backward.replay()
-        # Copies: the next replay writes over what it wrote, and autograd keeps what it is given.
+        # Copies: the next replay overwrites these buffers, and autograd keeps what it is given.
         there = [x for x in pair.gradients if x is not None]
         copies = iter(torch._foreach_mul(there, 1.0))
         return None, None, None, *(None if x is None else next(copies) for x in pair.gradients)

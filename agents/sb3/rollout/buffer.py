@@ -1,4 +1,4 @@
-"""A rollout buffer that hands out whole sequences: one forward an episode, not one a token."""
+"""A rollout buffer of whole sequences: one forward pass per episode, not one per token."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor
 from rlhf_gym.tokens import PAD, Sequences, pad_rows
 
 QUANTITIES = ("values", "log_probs", "advantages", "returns", "ref_log_probs")
-"""What is kept of each token and handed out, in the order of `SequenceSamples`."""
+"""What the buffer stores for each token, in the order of `SequenceSamples`."""
 
 
 class SequenceSamples(NamedTuple):
@@ -37,7 +37,7 @@ class SequenceSamples(NamedTuple):
     ref_log_prob: Tensor
 
     def rows(self, part: Sequences, places: Tensor) -> "SequenceSamples":
-        """The part of it that some of its sequences are.
+        """The samples of some of its sequences.
 
         Args:
             part: Some of the sequences.
@@ -122,7 +122,7 @@ class SequenceRolloutBuffer(RolloutBuffer):
         self.full = self.pos == self.buffer_size
 
     def prompt(self, step: int, env: int) -> list[int]:
-        """The tokens that the segment which begins there starts from."""
+        """The tokens before the first action of the segment that starts there."""
         tokens: list[int] = self._prefixes[step, env].tolist()
         return tokens
 
@@ -131,8 +131,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
         Args:
             batch_size: Tokens; None takes all at once.
-            together: Segments of so many environments in turn that start at the same step stay in
-                one minibatch, one after the other.
+            together: Segments of this many consecutive environments that start at the same step stay
+                in one minibatch, one after the other.
         """
         assert self.full, "the buffer is not full yet"
         starts, environments, lengths, sequences = self._segments()

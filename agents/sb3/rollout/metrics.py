@@ -1,4 +1,4 @@
-"""What is known of a rollout of whole responses: the figures that its log shows."""
+"""Metrics of a rollout of whole responses, as the log shows them."""
 
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -9,7 +9,7 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.objective.enumeration import Enumeration, listable
 
 LEAST_GAIN = 1e-6
-"""What J* − J_ref may be by rounding alone."""
+"""A smaller J* − J_ref than this may be rounding alone."""
 
 
 class Scale(NamedTuple):
@@ -28,9 +28,9 @@ _scales: WeakKeyDictionary[TokenVectorEnv, Scale | None] = WeakKeyDictionary()
 
 
 def known_scale(env: TokenVectorEnv) -> Scale | None:
-    """The scale where all responses can be listed, computed once an environment; else None.
+    """J of the reference and J*, where all responses can be enumerated; else None.
 
-    None too where no policy is better than the reference.
+    Computed once per environment. Also None where no policy is better than the reference.
     """
     if env not in _scales:
         _scales[env] = _listed(env)
@@ -59,7 +59,7 @@ def rollout_metrics(
     Args:
         waves: The infos of each wave, with `length` (N,) and `log_prob_mean`.
         kl_coef: The environment's β, at which J is reported.
-        scale: The ends of optimality, where they are known.
+        scale: The ends of optimality; None where they are unknown.
     """
 
     def gathered(key: str) -> Any:

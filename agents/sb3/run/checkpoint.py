@@ -1,7 +1,8 @@
 """Checkpoints of a `ResponseAlgorithm` between two updates: safetensors and JSON, never a pickle.
 
 A checkpoint is written under a temporary name, synced and renamed, so that a run stopped at any
-moment leaves the last whole one. Resumed from it, a run on CPU goes on as if never stopped.
+moment leaves the last complete one. A run on a CPU that resumes from it ends with the same bits
+as a run that was never stopped.
 """
 
 import base64
@@ -33,8 +34,8 @@ class CheckpointCallback(BaseCallback):
 
     Args:
         folder: Where checkpoints go.
-        seconds: Least time between two.
-        stop: Once it has been asked for, a checkpoint is written and the training ends.
+        seconds: Least time between two checkpoints.
+        stop: Once it is asked for, a checkpoint is written and the training ends.
     """
 
     def __init__(self, folder: Path, seconds: float, stop: StopRequest) -> None:
@@ -62,7 +63,7 @@ class CheckpointCallback(BaseCallback):
 
 
 def save_checkpoint(model: ResponseAlgorithm, folder: Path) -> Path:
-    """Write everything that the next update depends on; keep the newest few."""
+    """Write everything that the next update depends on; keep the newest checkpoints."""
     name = f"tokens_{model.num_timesteps:012d}"
     try:
         with whole_folder(folder / name) as partial:
@@ -73,10 +74,10 @@ def save_checkpoint(model: ResponseAlgorithm, folder: Path) -> Path:
             write_json(partial / "state.json", _state(model))
     except (OSError, SafetensorError) as error:
         older = sorted(path.name for path in folder.glob("tokens_*"))
-        kept = f"{older[-1]} stands" if older else "there was none before it"
+        kept = f"the last one, {older[-1]}, is unharmed" if older else "there is no earlier one"
         raise InputError(
-            f"cannot write the checkpoint {folder / name}: {error}\nThe last one, {kept}; make "
-            "room on the disk and go on with --resume"
+            f"cannot write the checkpoint {folder / name}: {error}\n{kept}; free space on the disk "
+            "and continue with --resume"
         ) from error
     for old in sorted(folder.glob("tokens_*"))[:-KEEP]:
         shutil.rmtree(old)
@@ -96,8 +97,8 @@ def restore_latest(model: ResponseAlgorithm, run: TrainingRun) -> bool:
         _restore(model, found[-1])
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"cannot go on from {found[-1]}: {error}\nDelete that folder to go on from the one "
-            "before it, or start in another run folder"
+            f"cannot resume from {found[-1]}: {error}\nDelete that folder to resume from the "
+            "checkpoint before it, or start in another run folder"
         ) from error
     run.rewind(model.num_timesteps)
     return True

@@ -36,7 +36,7 @@ class SB3Learner:
 
     Args:
         algorithm: As `agents.sb3.build` returns it.
-        checkpoint_seconds: At least so long between checkpoints, which a `ResponseAlgorithm` has.
+        checkpoint_seconds: Least time between two checkpoints; only a `ResponseAlgorithm` has any.
         sample_every: Updates between two records of its sample responses; 0 records none.
     """
 
@@ -55,7 +55,7 @@ class SB3Learner:
     def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
         """Sample about `total_tokens` tokens in all and learn from them.
 
-        A `ResponseAlgorithm` writes checkpoints into ``run.checkpoints`` and goes on from the last.
+        A `ResponseAlgorithm` writes checkpoints to ``run.checkpoints`` and resumes from the last.
         """
         if run is None:
             self.algorithm.learn(total_tokens, log_interval=1)
@@ -87,13 +87,13 @@ class SB3Learner:
                 folder = error.dump(run.run_dir / "broken_batch", self.policy.core)
                 raise InputError(
                     f"{error}: stopped before the update. {folder} has the batch and its texts "
-                    f"(rows {error.rows()[:8]} first). A reward: look at its function or model. "
-                    "Log-probs, loss or gradient: lower the learning rate, or max_grad_norm, and "
-                    "go on from the last checkpoint with --resume"
+                    f"(rows {error.rows()[:8]} first). If it is a reward, look at its function or model. "
+                    "If it is a log-prob, loss or gradient, lower the learning rate or "
+                    "max_grad_norm and continue from the last checkpoint with --resume"
                 ) from error
 
     def start_from(self, directory: Path) -> None:
-        """Take over the language model and the critic that `save` wrote."""
+        """Load the language model and the critic that `save` wrote."""
         policy = self.policy
         if policy.lora_rank:
             _load_adapters(policy, directory / ADAPTERS)
@@ -106,7 +106,7 @@ class SB3Learner:
             self.algorithm.critic_is_trained = True
 
     def save(self, directory: Path) -> None:
-        """Write the language model (adapters merged into it) and tokenizer, the critic beside."""
+        """Write the language model (adapters merged), the tokenizer and the critic."""
         save_policy(self.policy, directory)
 
 
@@ -165,7 +165,7 @@ def stock_learner(
 
 
 def save_policy(policy: CausalLMPolicy, directory: Path) -> None:
-    """Save for transformers' `from_pretrained`; `directory` is there whole or not at all."""
+    """Save for transformers' `from_pretrained`; `directory` is complete or absent."""
     with whole_folder(directory) as partial:
         policy.plain().save_pretrained(partial)
         if policy.lora_rank:
@@ -184,7 +184,7 @@ def _load_adapters(policy: CausalLMPolicy, file: Path) -> None:
         raise InputError(f"there is no {file}: the policy that was saved there had no adapters")
     saved, ours = load_file(file), _adapters(policy)
     if {name: p.shape for name, p in saved.items()} != {name: p.shape for name, p in ours.items()}:
-        raise InputError(f"the adapters in {file} are of another model or rank")
+        raise InputError(f"the adapters in {file} have the shapes of another model or rank")
     with torch.no_grad():
         for name, parameter in ours.items():
             parameter.copy_(saved[name])
@@ -202,7 +202,7 @@ class RunFormat(KVWriter):
         key_excluded: dict[str, tuple[str, ...]],
         step: int = 0,
     ) -> None:
-        """Add a row of what are numbers."""
+        """Add a row with the values that are numbers."""
         numbers = {k: float(v) for k, v in key_values.items() if isinstance(v, int | float)}
         self._run.record(step, numbers)
 

@@ -1,4 +1,4 @@
-"""What stops a training before it spoils its weights, and stops it gently when it is asked to."""
+"""Stop a training after its current update when SIGTERM or Ctrl-C asks for it."""
 
 import signal
 import sys
@@ -22,7 +22,7 @@ class StopRequest:
 def stop_when_asked() -> Iterator[StopRequest]:
     """Let SIGTERM and Ctrl-C ask for a stop; a second one stops at once.
 
-    Signals are the main thread's alone; in another thread nothing is ever asked.
+    Python delivers signals to the main thread only; in another thread nothing is ever asked.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""Responses of a training, token by token, as its run folder and its report show them."""
+"""Sample responses of a training, token by token, for the run folder and the report."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ DECIMALS = 5
 
 
 class SampleCallback(BaseCallback):
-    """Records a few responses of the first update, of every n-th from there, and of the last.
+    """Records a few responses of the first update, of every n-th one after it, and of the last.
 
-    Which rows they come from is fixed, so recording draws no random number.
+    The rows are fixed, so recording draws no random number and changes no result.
 
     Args:
         run: Where they go.
@@ -48,7 +48,7 @@ class SampleCallback(BaseCallback):
             self._run.add_samples([self._sample(row, self._wave, done + 1) for row in rows])
 
     def _sample(self, row: int, wave: dict[str, Any], update: int) -> dict[str, Any]:
-        """One row's response of the first wave, its prompt and its figures."""
+        """The response of one row in the first wave, with its prompt and metrics."""
         assert isinstance(self.model, ResponseAlgorithm)
         buffer = self.model.rollout_buffer
         budget = wave["kl"].shape[1]
@@ -78,15 +78,15 @@ class SampleCallback(BaseCallback):
 
 
 def _rounded(values: npt.ArrayLike) -> Any:
-    """As a number or a list of numbers for JSON, without digits that mean nothing."""
+    """A number or a list of numbers for JSON, rounded."""
     return np.asarray(values, dtype=np.float64).round(DECIMALS).tolist()
 
 
 def token_texts(lm: CausalLM, prompt: list[int], response: list[int]) -> list[str]:
-    """What each token of a response adds to the text; a special token, its name.
+    """The text that each token of a response adds; for a special token, its name.
 
-    A token that ends within a character adds nothing, and the one that completes it the whole.
-    Joined, and the special tokens left out, they are the response.
+    A token that ends inside a character adds nothing; the token that completes the character adds
+    all of it. Without the special tokens, the pieces join to the response.
     """
     special = set(lm.tokenizer.all_special_ids)
     # What a token decodes to depends on those before it.
