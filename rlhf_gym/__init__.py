@@ -1,4 +1,4 @@
-"""RLHF as a standard RL benchmark: a causal LM acts in a Gymnasium environment, a token a step."""
+"""RLHF as a standard RL benchmark: a causal LM acts in a Gymnasium environment, token by token."""
 
 from gymnasium.envs.registration import register
 
