@@ -148,7 +148,7 @@ class _Clock:
 
 
 def peak(rows: int) -> dict[str, int]:
-    """Measure the peak memory of `play` on top of the models: rows of 16 + 48 tokens, V = 50,257."""
+    """Measure the memory that `play` adds at its peak: rows of 16 + 48 tokens, V = 50,257."""
     # The operating system records the peak of a whole process, so each measurement needs a new one.
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, fresh, initializer=prepare_process) as pool:
