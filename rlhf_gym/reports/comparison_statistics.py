@@ -33,7 +33,7 @@ def statistics(rows: Rows, env: str, algorithm: str, rate: float) -> dict[str, A
 
 
 def matrix(rows: Rows, envs: Iterable[str], algorithms: Iterable[str]) -> dict[str, Floats]:
-    """Return optimality (seeds, environments) of each algorithm, for seeds run on all of them."""
+    """Return optimality (seeds, environments) per algorithm; seeds must be in all environments."""
     out = {}
     for algorithm in algorithms:
         columns = [
