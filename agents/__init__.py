@@ -1,1 +1,1 @@
-"""The agents of rlhf_gym: who acts. The package openai-agents has the same import name."""
+"""Learners for the environments of rlhf_gym. The package openai-agents has the same import name."""

@@ -1,7 +1,8 @@
 """RLlib's PPO through its public interface. ``--algorithm rllib_ppo``.
 
 Needs ``pip install 'rlhf-gym[rllib]'``. RLlib's runner steps the batched environment in this
-process, a token a step. The module that acts is bound as its actor, so the rewards are whole.
+process, one token per step. The module that acts is bound as the environment's actor, so the
+rewards include the full KL penalty.
 """
 
 import itertools
@@ -32,7 +33,7 @@ except ImportError as error:
     raise InputError(f"rllib_ppo needs RLlib ({error}): pip install 'rlhf-gym[rllib]'") from error
 
 _live: dict[int, TokenVectorEnv] = {}
-"""Environments of this process by number: RLlib's configuration may only hold plain values."""
+"""Environments of this process by number, because RLlib's configuration only takes plain values."""
 _numbers = itertools.count()
 
 
@@ -42,15 +43,17 @@ class Config(ppo_options.Config):
 
 
 class TokenModule(TorchRLModule, ValueFunctionAPI):
-    """A causal LM as policy and a trunk of its own as critic."""
+    """A causal LM as policy, and a critic with a separate trunk."""
 
     def setup(self) -> None:
-        """Copy both from the reference of an environment of this process."""
+        """Copy policy and critic from the reference of the environment."""
         reference = _live[self.model_config["number"]].objective.reference
         self.core = reference.trainable()
         self.lm, self.critic = self.core.model, ppo_options.Critic(reference)
         self._cache = DecodeCache(self.core)
-        self._log_p: dict[bytes, Tensor] = {}  # of the last states acted in
+        self._log_p: dict[
+            bytes, Tensor
+        ] = {}  # log π (V,) of the states of the last sampling pass, by token ids
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         tokens = batch[Columns.OBS].long()
@@ -63,7 +66,7 @@ class TokenModule(TorchRLModule, ValueFunctionAPI):
         return {Columns.ACTION_DIST_INPUTS: logits}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        """Values (N,) of the states."""
+        """Return values (N,) of the states."""
         values: Tensor = self.critic(batch[Columns.OBS].long())
         return values[:, 0]
 
@@ -71,7 +74,7 @@ class TokenModule(TorchRLModule, ValueFunctionAPI):
     def log_prob(
         self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """Log π of actions (N,): from the pass that chose them, or computed now."""
+        """Return log π of actions (N,), from the pass that chose them if it is still known."""
         if any(row.tobytes() not in self._log_p for row in observations):
             self._forward({Columns.OBS: torch.as_tensor(observations)})
         found = [
@@ -82,21 +85,21 @@ class TokenModule(TorchRLModule, ValueFunctionAPI):
 
 
 class Seen:
-    """What the rows have seen: tokens in all, and (score, KL) of the episodes since last asked."""
+    """Counter of sampled tokens, and (score, KL) of the episodes since it was last read."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self.finished: list[tuple[float, float]] = []
 
     def __deepcopy__(self, memo: Any) -> "Seen":
-        return self  # one for all, whoever copies a configuration
+        return self  # RLlib copies its configuration; all copies must share one counter
 
 
 class LiveEnv(VectorWrapper):
-    """The objective and prompts of an environment of this process, reset as RLlib's runner does.
+    """A copy of an environment, with the autoreset mode that RLlib needs.
 
     Args:
-        config: Number of the environment, and a `Seen` for what comes of its rows.
+        config: `number` of the given environment in `_live`, and `seen`, a `Seen` to count into.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -115,9 +118,9 @@ class LiveEnv(VectorWrapper):
         self._ended = np.zeros(given.num_envs, dtype=np.bool_)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One token in every row; they are counted, and what episodes came to is noted."""
+        """Append one token in every row; count the tokens and record the finished episodes."""
         observations, rewards, ended, cut, infos = self.env.step(np.asarray(actions))
-        # A row that had ended began anew, whatever its action was.
+        # With autoreset "NextStep" this step resets a row that had ended, and ignores its action.
         self.seen.tokens += int((~self._ended).sum())
         self.seen.finished += [
             (infos["score"][i], infos["kl_sum"][i]) for i in np.flatnonzero(ended).tolist()
@@ -126,7 +129,7 @@ class LiveEnv(VectorWrapper):
         return observations, rewards, ended, cut, {}
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
-        """All rows anew."""
+        """Reset all rows."""
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
         return self.env.reset(**options)
 
@@ -142,9 +145,11 @@ class RLlibLearner:
     def __init__(self, config: Config, env: TokenVectorEnv) -> None:
         reference = env.objective.reference
         if reference.mask:
-            raise InputError("rllib_ppo knows no masks; take an environment without one")
+            raise InputError("rllib_ppo does not support masks; use an environment without one")
         if reference.device.type != "cpu":
-            raise InputError("rllib_ppo runs on the CPU here; make the environment with device cpu")
+            raise InputError(
+                "rllib_ppo runs only on the CPU; make the environment with device='cpu'"
+            )
         per_update = config.n_steps * env.num_envs
         self.env, self.seen = env, Seen()
         number = next(_numbers)
@@ -191,11 +196,11 @@ class RLlibLearner:
 
     @property
     def policy(self) -> CausalLM:
-        """The language model that acts."""
+        """The language model that is trained."""
         return self.module.core
 
     def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
-        """Sample about `total_tokens` tokens and learn from them."""
+        """Sample about `total_tokens` tokens and train on them."""
         self.seen.tokens = 0
         while self.seen.tokens < total_tokens:
             self.algorithm.train()
@@ -207,7 +212,7 @@ class RLlibLearner:
                 run.record(self.seen.tokens, figures)
 
     def save(self, directory: Path) -> None:
-        """Write the policy for transformers' `from_pretrained`."""
+        """Save the policy in the format of transformers' `from_pretrained`."""
         learned = self.algorithm.get_module()
         learned.core.save_pretrained(directory)
 

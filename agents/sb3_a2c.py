@@ -1,4 +1,4 @@
-"""Stable-Baselines3's own A2C, token by token, on whole sequences. ``--algorithm sb3_a2c``."""
+"""Stable-Baselines3's A2C, unmodified, on whole sequences. ``--algorithm sb3_a2c``."""
 
 from dataclasses import dataclass
 
@@ -13,19 +13,19 @@ class Config:
     """Options of Stable-Baselines3's A2C."""
 
     learning_rate: float = 3e-4
-    """Learning rate, annealed linearly to 0."""
+    """Initial learning rate; it decays linearly to 0."""
     n_steps: int = 8
     """Tokens that each row samples between updates."""
     gae_lambda: float = 0.95
-    """λ of generalised advantage estimation."""
+    """λ of generalised advantage estimation (GAE)."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     max_grad_norm: float = 1.0
-    """Clip of the gradient's norm."""
+    """Maximum norm of the gradient; larger gradients are scaled down."""
     use_rms_prop: bool = False
-    """RMSprop instead of Adam."""
+    """Use RMSprop instead of Adam."""
 
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:

@@ -1,8 +1,8 @@
-"""Stable-Baselines3's DQN on a causal LM as Q-network. ``--algorithm sb3_dqn``.
+"""Stable-Baselines3's DQN with a causal LM as Q-network. ``--algorithm sb3_dqn``.
 
-Its policy is deterministic, so the best it can reach is the best deterministic J, not J*. It
-explores as the library does: now and then all rows take tokens drawn at random from the whole
-vocabulary, which in language leads nowhere; the shares below are small for that reason.
+Its policy is deterministic, so it can reach only the best deterministic J, not J*. It explores as
+the library does: in some steps every row takes a random token of the whole vocabulary. Random
+tokens make no sensible text, so the default probabilities below are small.
 """
 
 from dataclasses import dataclass
@@ -20,27 +20,27 @@ class Config:
     learning_rate: float = 3e-4
     """Learning rate."""
     buffer_size: int = 100_000
-    """Transitions that the replay buffer holds."""
+    """Size of the replay buffer, in transitions."""
     learning_starts: int = 5_000
-    """Tokens to sample first."""
+    """Tokens to sample before the first update."""
     batch_size: int = 256
-    """Transitions of an optimiser step."""
+    """Transitions per optimiser step."""
     train_freq: int = 1
-    """Tokens of each row between updates."""
+    """Tokens that each row samples between updates."""
     gradient_steps: int = 1
-    """Optimiser steps an update."""
+    """Optimiser steps per update."""
     tau: float = 1.0
-    """Share of the network that the target network takes over each time."""
+    """Polyak coefficient of the target update: target ← τ · network + (1 − τ) · target."""
     target_update_interval: int = 5_000
     """Tokens between two updates of the target network."""
     exploration_fraction: float = 0.5
-    """Share of the training in which exploration falls to its end."""
+    """Fraction of the training over which exploration falls to its final value."""
     exploration_initial_eps: float = 0.2
-    """Chance of a random token at the start."""
+    """Probability of a random token at the start."""
     exploration_final_eps: float = 0.02
-    """And at the end."""
+    """Probability of a random token after that fraction."""
     max_grad_norm: float = 1.0
-    """Clip of the gradient's norm."""
+    """Maximum norm of the gradient; larger gradients are scaled down."""
 
 
 def make(config: Config, env: TokenVectorEnv) -> QLearner:

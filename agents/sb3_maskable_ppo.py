@@ -1,7 +1,7 @@
-"""sb3-contrib's MaskablePPO, unedited, on whole sequences. ``--algorithm sb3_maskable_ppo``.
+"""sb3-contrib's MaskablePPO, unmodified, on whole sequences. ``--algorithm sb3_maskable_ppo``.
 
-It asks the environment at every step what each row may choose, so it serves masks that differ from
-state to state (`min_new_tokens`, `top_k`, `top_p`) in a loop that takes one token at a time.
+It asks the environment at every step which tokens each row may choose. So it supports masks that
+depend on the state (`min_new_tokens`, `top_k`, `top_p`) in a loop with one token per step.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Config(sb3_ppo.Config):
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:
     """Build the learner on `env`."""
     algorithm = contrib().MaskablePPO
-    # Needs sb3-contrib, so it is imported after the check.
+    # This module imports sb3-contrib, so contrib() must check for it first.
     from agents.sb3.stock.maskable import MaskableCausalLMPolicy, MaskableSequenceRolloutBuffer
 
     return stock_learner(

@@ -1,4 +1,4 @@
-"""Stable-Baselines3's own PPO, token by token, on whole sequences. ``--algorithm sb3_ppo``."""
+"""Stable-Baselines3's PPO, unmodified, on whole sequences. ``--algorithm sb3_ppo``."""
 
 from dataclasses import dataclass
 
@@ -13,23 +13,23 @@ class Config:
     """Options of Stable-Baselines3's PPO."""
 
     learning_rate: float = 3e-4
-    """Learning rate, annealed linearly to 0."""
+    """Initial learning rate; it decays linearly to 0."""
     n_steps: int = 64
     """Tokens that each row samples between updates."""
     batch_size: int = 1024
-    """Tokens of a minibatch, about; it holds whole sequences."""
+    """Tokens per minibatch. The actual number varies, because sequences are not split."""
     n_epochs: int = 1
-    """Passes over the tokens of an update."""
+    """Passes over the tokens of each update."""
     gae_lambda: float = 0.95
-    """λ of generalised advantage estimation."""
+    """λ of generalised advantage estimation (GAE)."""
     clip_range: float = 0.2
-    """ε of the ratio's clip."""
+    """Clip range ε of the probability ratio."""
     vf_coef: float = 0.1
     """Weight of the value loss."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     max_grad_norm: float = 1.0
-    """Clip of the gradient's norm."""
+    """Maximum norm of the gradient; larger gradients are scaled down."""
 
 
 def make(config: Config, env: TokenVectorEnv) -> SB3Learner:

@@ -1,7 +1,7 @@
-"""sb3-contrib's QRDQN on a causal LM. ``--algorithm sb3_qrdqn``.
+"""sb3-contrib's QRDQN with a causal LM as Q-network. ``--algorithm sb3_qrdqn``.
 
-Quantiles of every token's value take a head of n_quantiles × V rows: for small vocabularies.
-Otherwise as sb3_dqn.
+The quantiles of all tokens need a head with n_quantiles × V rows, so it suits small vocabularies.
+Everything else is as in sb3_dqn.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ def make(config: Config, env: TokenVectorEnv) -> QLearner:
     if config.n_quantiles < 1:
         raise InputError(f"n_quantiles must be at least 1, not {config.n_quantiles}")
     algorithm = contrib().QRDQN
-    # Needs sb3-contrib, so it is imported after the check.
+    # This module imports sb3-contrib, so contrib() must check for it first.
     from agents.sb3.stock.quantiles import CausalLMQRDQNPolicy
 
     shared = sb3_dqn.Config(**{k: v for k, v in vars(config).items() if k != "n_quantiles"})

@@ -1,8 +1,9 @@
 """Tianshou's PPO through its public interface. ``--algorithm tianshou_ppo``.
 
-Needs ``pip install 'rlhf-gym[tianshou]'``. Tianshou's collector steps the batched environment as
-its own kind of vector environment, one token a step; its buffer keeps a row a token. The policy is
-bound as the environment's actor, so the rewards are whole.
+Needs ``pip install 'rlhf-gym[tianshou]'``. Tianshou's collector steps the batched environment
+through an adapter to its own vector environments, one token per step; its buffer has one row per
+token. The policy is bound as the environment's actor, so the rewards include the full KL
+penalty.
 """
 
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Config(ppo_options.Config):
 
 
 class Actor(nn.Module):
-    """Next-token logits of a causal LM, as Tianshou asks for them and as the environment does."""
+    """A causal LM with the interface of Tianshou's actors and of the environment's actor."""
 
     def __init__(self, core: CausalLM) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class Actor(nn.Module):
         self._last: tuple[npt.NDArray[np.int64], Tensor] | None = None
 
     def forward(self, obs: Any, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:
-        """Logits (N, V) of observations (N, L)."""
+        """Return next-token logits (N, V) for observations (N, L)."""
         tokens = torch.as_tensor(obs, device=self.core.device).long()
         if torch.is_grad_enabled():
             return self.core.logits(last_hidden(self.core, tokens)), state
@@ -62,7 +63,7 @@ class Actor(nn.Module):
     def log_prob(
         self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """Log π of actions (N,), from the pass that chose them where it is the last one."""
+        """Return log π of actions (N,), from the pass that chose them if it was the last one."""
         known = self._last is not None and np.array_equal(self._last[0], observations)
         logits = self._last[1] if known else self(observations)[0]  # type: ignore[index]
         log_p = torch.log_softmax(logits, -1)
@@ -72,18 +73,18 @@ class Actor(nn.Module):
 
 
 class Critic(ppo_options.Critic):
-    """Called as Tianshou calls a critic."""
+    """The critic with the call signature that Tianshou uses."""
 
     def forward(self, obs: Any, **_: Any) -> Tensor:  # type: ignore[override]
-        """Values (N, 1) of observations (N, L)."""
+        """Return values (N, 1) of observations (N, L)."""
         return super().forward(torch.as_tensor(obs, device=self.head.weight.device).long())
 
 
 class TianshouVectorEnv(BaseVectorEnv):
-    """The batched environment as Tianshou's kind of vector environment, without workers.
+    """Adapter from the batched environment to Tianshou's vector environments, without workers.
 
     Args:
-        env: With autoreset_mode "Disabled": Tianshou resets the rows itself.
+        env: An environment with autoreset_mode "Disabled", because Tianshou resets the rows itself.
     """
 
     def __init__(self, env: TokenVectorEnv) -> None:
@@ -92,15 +93,17 @@ class TianshouVectorEnv(BaseVectorEnv):
         self.workers: list[Any] = []
         self.waiting_id: list[int] = []
         self.ready_id = list(range(env.num_envs))
-        self.finished: list[dict[str, Any]] = []  # infos of episodes since they were last taken
+        self.finished: list[
+            dict[str, Any]
+        ] = []  # score and KL of the episodes since they were last read
 
     def get_env_attr(self, key: str, id: Any = None) -> list[Any]:
-        """An attribute of each row; spaces are those of a single one."""
+        """Return an attribute for each row; a space is that of a single row."""
         name = f"single_{key}" if key in ("action_space", "observation_space") else key
         return [getattr(self._env, name)] * len(self._wrap_id(id))
 
     def reset(self, env_id: Any = None, **kwargs: Any) -> tuple[Any, Any]:
-        """New prompts in some rows."""
+        """Reset some rows to new prompts."""
         rows = np.asarray(self._wrap_id(env_id))
         mask = np.zeros(self.env_num, dtype=np.bool_)
         mask[rows] = True
@@ -108,9 +111,11 @@ class TianshouVectorEnv(BaseVectorEnv):
         return observations[rows], np.array([{} for _ in rows], dtype=object)
 
     def step(self, action: Any, id: Any = None) -> tuple[Any, Any, Any, Any, Any]:
-        """One token in every row."""
+        """Append one token in every row."""
         if len(self._wrap_id(id)) != self.env_num:
-            raise InputError("all rows step together: collect by steps, not by episodes")
+            raise InputError(
+                "all rows must step together; let the collector count steps, not episodes"
+            )
         observations, rewards, ended, cut, infos = self._env.step(np.asarray(action))
         rows = [{"env_id": i} for i in range(self.env_num)]
         self.finished += [
@@ -125,11 +130,11 @@ class TianshouVectorEnv(BaseVectorEnv):
         return self._env.episodes
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Mark the environment as closed; there is nothing to release."""
         self.is_closed = True
 
     def seed(self, seed: Any = None) -> list[Any]:
-        """Seeded already, with the environment that this one is made of."""
+        """Do nothing: the wrapped environment is already seeded."""
         return [None] * self.env_num
 
 
@@ -138,13 +143,14 @@ class TianshouLearner:
 
     Args:
         config: The options.
-        env: The environment; its objective and prompts are played in one that resets by request.
+        env: The environment. Training runs in a second one with its objective and prompts, whose
+            rows reset only on request.
     """
 
     def __init__(self, config: Config, env: TokenVectorEnv) -> None:
         reference = env.objective.reference
         if not reference.mask.is_static:
-            raise InputError("tianshou_ppo knows only masks that are the same in every state")
+            raise InputError("tianshou_ppo supports only masks that are the same in every state")
         self.config, self._given = config, env
         self.policy = reference.trainable()
         self.actor = Actor(self.policy)
@@ -180,7 +186,7 @@ class TianshouLearner:
         )
 
     def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
-        """Sample about `total_tokens` tokens and learn from them."""
+        """Sample about `total_tokens` tokens and train on them."""
         per_update = self.config.n_steps * self.env.env_num
         buffer = VectorReplayBuffer(per_update, self.env.env_num)
 
@@ -209,7 +215,7 @@ class TianshouLearner:
         self._given.episodes += self.env.episodes
 
     def save(self, directory: Path) -> None:
-        """Write the policy for transformers' `from_pretrained`."""
+        """Save the policy in the format of transformers' `from_pretrained`."""
         self.policy.save_pretrained(directory)
 
 

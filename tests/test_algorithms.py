@@ -348,7 +348,7 @@ def test_grpo_is_a_mean_over_responses_of_means_over_their_tokens(judged):
     (-means.mean()).backward()
     for a, p in zip(ours, learner.policy.lm.parameters(), strict=True):
         torch.testing.assert_close(a, p.grad, rtol=1e-4, atol=1e-6)
-    # And one advantage a response: its score against its group's, by their standard deviation.
+    # And one advantage per response: its score minus the group's mean, divided by their deviation.
     scores = learner.rollout_buffer.rewards.sum(0).reshape(-1, 4)
     centred = scores - scores.mean(1, keepdims=True)
     expected = centred / (scores.std(1, ddof=1, keepdims=True) + 1e-4)

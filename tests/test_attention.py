@@ -129,8 +129,8 @@ def test_in_bfloat16_padding_is_not_seen(load_lm):
     lm = replace(load_lm("llama"), precision="bf16")
     alone = lm.hidden_states(PROMPTS[:1], use_cache=False)
     padded = torch.tensor([[2, 5, 6, 0]])
-    beside = lm.hidden_states(padded, use_cache=False, attention_mask=torch.tensor([[1, 1, 1, 0]]))
-    torch.testing.assert_close(beside[:, :3], alone, atol=1e-2, rtol=1e-2)
+    right = lm.hidden_states(padded, use_cache=False, attention_mask=torch.tensor([[1, 1, 1, 0]]))
+    torch.testing.assert_close(right[:, :3], alone, atol=1e-2, rtol=1e-2)
     left = lm.hidden_states(
         padded.roll(1),
         use_cache=False,

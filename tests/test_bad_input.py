@@ -1,4 +1,4 @@
-"""Bad input gets a clear error that names the file, the row and the mend."""
+"""Bad input gets a clear error that names the file, the row and the fix."""
 
 import gzip
 import json

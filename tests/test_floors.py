@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# The lowest floor first; what stands on one floor does not import each other. A name is a module or
+# The lowest floor first; modules on the same floor do not import each other. A name is a module or
 # a folder. "algorithms" are the files at the top of agents/, which build on each other.
 FLOORS: dict[str, list[str]] = {
     "rlhf_gym": [
@@ -150,7 +150,7 @@ def test_imports_go_down(folder):
     for here, there, file, name in arrows(folder):
         where = f"{file.relative_to(ROOT)} imports {name}"
         assert there != "__init__", f"{where}: inside a package import the module, not its face"
-        assert floor[there] < floor[here], f"{where}, which does not stand below it"
+        assert floor[there] < floor[here], f"{where}, which is not below it"
 
 
 def test_every_folder_has_its_order():

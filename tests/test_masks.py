@@ -127,7 +127,7 @@ def test_play_is_step(make_vector_env, load_lm, rule, bound):
     told = Told()
     env.bind_actor(told if bound else None)
     stepped = np.zeros(actions.shape)
-    # A row that has ended begins anew: it waits a step and then plays along, unlooked at.
+    # A row that has ended resets: it waits one step and then continues, and nothing checks it.
     env.reset(seed=0)
     for t in range(actions.shape[1]):
         allowed = env.action_masks().argmax(1)

@@ -198,7 +198,7 @@ def test_at_the_last_iterate_the_exact_divergence_has_no_gradient(make_ppo):
 
 
 def test_an_update_holds_to_the_iterate_it_began_with(make_ppo):
-    """The penalty grows over the steps of an update, and starts anew with the next one."""
+    """The penalty grows over the steps of an update, and restarts at 0 in the next one."""
     learner = make_ppo(kl_old="exact", kl_old_coef=0.1, moved=False, n_epochs=3, learning_rate=0.01)
     for _ in range(2):
         seen = []

@@ -143,7 +143,7 @@ def test_ratios_are_those_of_every_token_of_the_update(make_vector_env, monkeypa
     monkeypatch.setattr(Loss, "terms", spied)
     learner.learn(1)
     logged, every = learner.logger.name_to_value, torch.cat(ratios)
-    assert len(ratios) > 4, "several parts a minibatch, or nothing is tested"
+    assert len(ratios) > 4, "without several parts per minibatch, nothing is tested"
     assert logged["train/ratio_max"] == pytest.approx(float(every.max()))
     assert logged["train/ratio_min"] == pytest.approx(float(every.min()))
     assert logged["train/ratio_min"] < 0.99 < 1.01 < logged["train/ratio_max"]
@@ -216,7 +216,7 @@ def test_tensorboard_gets_the_texts(learn, tmp_path):
 
 
 class Bytes:
-    """Speaks a token a byte, so that a character may take several."""
+    """A tokenizer with one token per byte, so that a character may take several."""
 
     def __init__(self) -> None:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -304,7 +304,9 @@ def test_wandb_gets_the_rows_and_one_id_for_a_resumed_run(tmp_path, monkeypatch)
     assert first == second
     assert first["config"] == {"seed": 3}
     assert first["resume"] == "allow"
-    assert first["name"] == tmp_path.name, "a run is called by its folder, wherever that lies"
+    assert first["name"] == tmp_path.name, (
+        "a run has the name of its folder, wherever the folder is"
+    )
 
 
 def test_wandb_that_is_not_installed_is_an_input_error(monkeypatch):

@@ -135,7 +135,7 @@ def test_an_ess_too_small_is_not_reported(world):
     assert figures["optimality"] is None
     assert figures["objective_optimum"] is None
     assert figures["optimum"]["ess"]["value"] < 20
-    # Twenty is what is asked for; so many samples would have it, if the ESS grew with them.
+    # An ESS of 20 is required; `needed` samples reach it if the ESS grows in proportion to them.
     needed = figures["optimum"]["samples_needed"]
     assert needed > 16
     assert needed == pytest.approx(16 * 20 / figures["optimum"]["ess"]["value"], abs=1)

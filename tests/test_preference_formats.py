@@ -207,7 +207,7 @@ SAMPLES = [
             "rejected": [*TURNS, message("assistant", "b")],
         },
         [Comparison(TURNS, ("a", "b"), best=0)],
-        id="pair of dialogues beside the first turn",
+        id="pair of dialogues and the first turn",
     ),
     pytest.param(
         "pair",

@@ -57,7 +57,7 @@ def say(code: str, **variables: str) -> str:
     ids=["plain", "another variable", "limit", "tunable"],
 )
 def test_freed_memory_is_used_again(variables, kept):
-    """Five rounds of 160 MiB map no page anew, unless the user has set limits."""
+    """Five rounds of 160 MiB map no page again, unless the user has set limits."""
     faults, pages = json.loads(say(FAULTS, **variables))
     if kept:
         assert faults < pages / 100

@@ -1,4 +1,4 @@
-"""The published settings run on stand-ins that lie as the hub's own files do."""
+"""The published settings run on stand-ins that have the layout of the hub's files."""
 
 import gzip
 import json

@@ -117,7 +117,7 @@ def test_models_with_more_than_plain_attention_repeat_their_prompts(save_lm, fam
     ],
 )
 def test_shared_prompts_never_step_beyond_the_context(save_lm, tmp_path, family, rope):
-    """A long prompt with short answers beside a short prompt with long ones, context 64."""
+    """A long prompt with short answers next to a short prompt with long ones, context 64."""
     path = shutil.copytree(save_lm(family), tmp_path / "model")
     if rope:
         config = json.loads((path / "config.json").read_text())
@@ -268,7 +268,7 @@ def test_a_resumed_run_has_no_more_patience_than_one_never_stopped(save_lm, tmp_
 
 @contextmanager
 def stopping(model: RewardModel, after: int) -> Iterator[None]:
-    """Interrupt what is going on at so many forward passes of the head."""
+    """Interrupt the training after `after` forward passes of the head."""
     left = after
 
     def count(*_) -> None:

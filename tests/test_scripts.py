@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def load_script(path: str) -> ModuleType:
-    """A script as a module of this process; those beside it are on the path while it loads."""
+    """Load a script as a module; the scripts next to it are on the path while it loads."""
     file = SCRIPTS / path
     sys.path.insert(0, str(file.parent))
     try:

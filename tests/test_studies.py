@@ -198,7 +198,7 @@ def test_a_job_that_fails_takes_no_other_with_it(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="one is odd"):
         run_jobs(range(40), odd_job, file, ("n",), workers=2)
     done = [int(row["n"]) for row in read_rows(file)]
-    # The one beside it is written; most of the others were not begun.
+    # The one that ran next to it is written; most of the others did not start.
     assert 0 in done
     assert len(done) < 30
 

@@ -1,1 +1,1 @@
-"""What the adapters to other RL libraries share."""
+"""Shared code of the adapters to other RL libraries."""

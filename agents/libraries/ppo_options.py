@@ -1,4 +1,4 @@
-"""What the adapters to other libraries' PPO share: options, and a critic as a plain module."""
+"""Options and critic that the adapters to other libraries' PPO share."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -13,31 +13,31 @@ from rlhf_gym.lm.decoding.decode_cache import last_hidden
 
 @dataclass(frozen=True)
 class Config:
-    """Options of a library's PPO, token by token."""
+    """Options of a library's PPO. A token is one step."""
 
     learning_rate: float = 3e-4
     """Learning rate of policy and critic."""
     n_steps: int = 8
     """Tokens that each row samples between updates."""
     batch_size: int = 256
-    """Tokens of a minibatch."""
+    """Tokens per minibatch."""
     n_epochs: int = 1
-    """Passes over the tokens of an update."""
+    """Passes over the tokens of each update."""
     gae_lambda: float = 0.95
-    """λ of generalised advantage estimation."""
+    """λ of generalised advantage estimation (GAE)."""
     clip_range: float = 0.2
-    """ε of the ratio's clip."""
+    """Clip range ε of the probability ratio."""
     vf_coef: float = 0.5
     """Weight of the value loss."""
     max_grad_norm: float = 1.0
-    """Clip of the gradient's norm."""
+    """Maximum norm of the gradient; larger gradients are scaled down."""
 
 
 class Critic(nn.Module):
-    """A trunk that starts as the reference's, under a linear head that starts at 0.
+    """A copy of the reference's trunk with a linear value head that starts at 0.
 
     Args:
-        reference: The environment's.
+        reference: The reference model of the environment.
     """
 
     def __init__(self, reference: CausalLM) -> None:
@@ -50,6 +50,6 @@ class Critic(nn.Module):
         self._lm = replace(reference, model=body)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Values (N, 1) of the states in rows of tokens (N, L)."""
+        """Return values (N, 1) of the states that rows of tokens (N, L) describe."""
         values: Tensor = self.head(last_hidden(self._lm, tokens))
         return values

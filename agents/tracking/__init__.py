@@ -1,1 +1,1 @@
-"""Where a run writes its metrics."""
+"""Recording of a run's metrics."""

@@ -1,4 +1,4 @@
-"""Where a learner writes what it measures: metrics.csv, TensorBoard, W&B and a progress bar."""
+"""Recording of training metrics: metrics.csv, TensorBoard, W&B and a progress bar."""
 
 import csv
 import json
@@ -21,15 +21,15 @@ from rlhf_gym.utils.progress import time_bar
 class TrainingRun:
     """The record of one training in its run folder.
 
-    Use as a context manager. Rows are keyed by the tokens sampled so far; `rewind` cuts the record
-    back to a restored checkpoint, so a resumed run's file is that of one never stopped. What an
-    attempt without checkpoints left behind is forgotten on entering.
+    Use as a context manager. The key of a row is the number of tokens sampled so far. `rewind` cuts
+    the record back to a restored checkpoint, so the file of a resumed run equals that of an
+    uninterrupted one. Entering deletes the record of an earlier attempt without checkpoints.
 
     Args:
         run_dir: The run folder.
-        total_tokens: What the progress bar counts to.
-        label: What is shown beside it.
-        wandb: Whether Weights & Biases gets the measurements too.
+        total_tokens: Tokens at which the progress bar is full.
+        label: Text next to the progress bar.
+        wandb: If True, log the metrics to Weights & Biases too.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TrainingRun:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, those before a resume included."""
+        """Seconds of training so far, including those before a resume."""
         return self._earlier_seconds + time.monotonic() - self._begun
 
     @property
@@ -81,11 +81,11 @@ class TrainingRun:
 
     @property
     def updates(self) -> int:
-        """Updates recorded so far, a row each."""
+        """Updates recorded so far; each is one row."""
         return len(self._rows)
 
     def rewind(self, tokens: int) -> None:
-        """Forget every row and every sample after `tokens`."""
+        """Delete every row and every sample after `tokens`."""
         self._rows = [row for row in self._rows if int(row["tokens"]) <= tokens]
         self._earlier_seconds = float(self._rows[-1]["seconds"]) if self._rows else 0.0
         self._write_all()
@@ -94,7 +94,7 @@ class TrainingRun:
             write_text(self._samples, "".join(f"{line}\n" for line in kept))
 
     def record(self, tokens: int, metrics: Mapping[str, float]) -> None:
-        """Add a row: what was measured when `tokens` had been sampled."""
+        """Add a row of metrics, measured when `tokens` tokens had been sampled."""
         row = {"tokens": str(tokens), "seconds": f"{self.seconds:.3f}"}
         row.update({name: repr(float(value)) for name, value in metrics.items()})
         known = self._columns()
@@ -102,9 +102,9 @@ class TrainingRun:
         if self._columns() == known:
             with self._file.open("a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, known).writerow(row)
-        else:  # a new column: the header changes
+        else:  # a new column changes the header
             self._write_all()
-        assert self._tensorboard is not None, "record inside `with TrainingRun(…)`"
+        assert self._tensorboard is not None, "call record inside `with TrainingRun(…)`"
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, float(value), tokens)
         if self._wandb is not None:
@@ -115,12 +115,12 @@ class TrainingRun:
         """Add responses to training_samples.jsonl, and their texts to TensorBoard.
 
         Args:
-            samples: JSON objects; each says in `tokens` how many had been sampled by then, and has
-                a `prompt`, a `response`, a `score` and a `kl`.
+            samples: JSON objects with the keys `tokens` (sampled so far), `prompt`, `response`,
+                `score` and `kl`.
         """
         with self._samples.open("a", encoding="utf-8") as file:
             file.writelines(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
-        assert self._tensorboard is not None, "add_samples inside `with TrainingRun(…)`"
+        assert self._tensorboard is not None, "call add_samples inside `with TrainingRun(…)`"
         for i, sample in enumerate(samples):
             said = textwrap.indent(f"{sample['prompt']} ⟶ {sample['response']}", "    ")
             text = f"score {sample['score']:.3f} at {sample['kl']:.3f} nats\n\n{said}"

@@ -1,4 +1,4 @@
-"""Weights & Biases, where it is installed and asked for."""
+"""Logging to Weights & Biases, an optional package."""
 
 import secrets
 from pathlib import Path
@@ -9,20 +9,20 @@ from rlhf_gym.utils.optional import require
 
 
 def require_wandb() -> Any:
-    """The module `wandb`.
+    """Return the module `wandb`.
 
     Raises:
         InputError: It is not installed.
     """
-    need, mend = "--wandb needs the package wandb", "pip install wandb, or leave --wandb out"
-    return require("wandb", need, mend)
+    need, fix = "--wandb needs the package wandb", "pip install wandb, or leave --wandb out"
+    return require("wandb", need, fix)
 
 
 def begin_wandb(run_dir: Path) -> Any:
-    """Begin the run of a folder, or go on with it; the folder's config.json goes along.
+    """Start or resume the W&B run of a run folder, with config.json as its configuration.
 
-    Steps are tokens sampled, and W&B ignores those that it has already: what a resumed run
-    measures again does not show twice.
+    The step is the number of sampled tokens. W&B ignores a step that it already has, so metrics
+    that a resumed run measures again do not appear twice.
     """
     wandb = require_wandb()
     id_file, config = run_dir / "wandb_id.txt", run_dir / "config.json"

@@ -1,4 +1,4 @@
-"""Charts, drawn by matplotlib into the page."""
+"""Charts as PNG images, drawn by matplotlib and embedded in the pages."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ DPI = 160
 
 @dataclass(frozen=True)
 class Chart:
-    """A PNG and what it shows."""
+    """A PNG image and its alternative text."""
 
     png: bytes
     alt: str
@@ -35,7 +35,7 @@ class Chart:
 
 
 def dress(axes: Axes, title: str, x_label: str) -> None:
-    """Title, label, grid and legend, as on every chart."""
+    """Add the title, label, grid and legend that all charts share."""
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel(x_label, fontsize=9)
     axes.tick_params(labelsize=9)
@@ -43,21 +43,21 @@ def dress(axes: Axes, title: str, x_label: str) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[0]:
-        # Below the chart, where no curve can run through it.
+        # Below the chart, where no curve can cross it.
         axes.legend(
             fontsize=8, ncols=3, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.19)
         )
 
 
 def chart(draw: Draw, alt: str, width: float = 4.6, height: float = 3.2) -> Chart:
-    """A chart for a page; sizes in inches."""
+    """Draw a chart for a page; sizes in inches."""
     return Chart(png(pixels(draw, width, height)), alt)
 
 
 def pixels(draw: Draw, width: float = 4.6, height: float = 3.2) -> Pixels:
-    """Draw on white, (height, width, RGBA); sizes in inches."""
-    # No pyplot: it keeps every figure in a global list until someone closes it, may open a window,
-    # and would change which figure is current in the caller's own plotting.
+    """Draw on a white ground; sizes in inches. Return the pixels (height, width, RGBA)."""
+    # Not pyplot: it keeps every figure in a global list until it is closed, may open a window, and
+    # would change the current figure of the caller's own plots.
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)
     draw(figure.add_subplot())
@@ -73,7 +73,7 @@ def png(pixels: Pixels) -> bytes:
 
 
 def tiled(charts: list[Pixels]) -> Pixels:
-    """Charts of one size, three abreast."""
+    """Tile charts of one size, three per row."""
     blank = np.full_like(charts[0], 255)
     columns = min(len(charts), 3)
     charts = charts + [blank] * (-len(charts) % columns)

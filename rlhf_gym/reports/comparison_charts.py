@@ -1,4 +1,4 @@
-"""The plots of a comparison of algorithms."""
+"""Plots of a comparison of algorithms."""
 
 import io
 from typing import Any
@@ -14,11 +14,11 @@ from rlhf_gym.reports.display import minus
 from rlhf_gym.utils.arrays import Floats
 
 LEAST_SHOWN = -0.2
-"""Optimality below which a plot gives a number in place of a point."""
+"""Below this optimality a plot shows a number instead of a point."""
 
 
 def plots(found: dict[str, Any], scores: dict[str, Floats]) -> Chart:
-    """IQM with intervals, performance profiles, probability of improvement."""
+    """Plot IQM with intervals, performance profiles and probability of improvement."""
     figure = Figure(figsize=(12, 1.6 + 0.28 * max(len(scores), 6)), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     left, middle, right = figure.subplots(1, 3)
@@ -39,7 +39,7 @@ def plots(found: dict[str, Any], scores: dict[str, Floats]) -> Chart:
 
 def _bars(axes: Axes, rows: list[tuple[str, float, list[float]]]) -> None:
     for at, (_, value, (low, high)) in enumerate(rows):
-        if value < LEAST_SHOWN:  # its point would stretch the axis until the others overlap
+        if value < LEAST_SHOWN:  # a point would stretch the axis until the others overlap
             edge = axes.get_yaxis_transform()
             axes.text(
                 0.02, at, f"◂ {minus(f'{value:.3f}')}", transform=edge, va="center", fontsize=8

@@ -1,4 +1,4 @@
-"""What a comparison of algorithms comes to: compare.json, tables in Markdown, plots, one page."""
+"""Results of a comparison of algorithms: compare.json, tables in Markdown, plots, one page."""
 
 import sys
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from rlhf_gym.utils.files import write_json, write_text
 
 @dataclass(frozen=True)
 class EnvSection:
-    """One environment on the page: its table, and what its figures are compared with."""
+    """One environment on the page: its table, and a note with its reference points."""
 
     name: str
     head: list[str]
@@ -35,12 +35,12 @@ def write_report(
     """Write compare.json, .md, .png and .html.
 
     Args:
-        folder: Where to.
+        folder: Folder to write to.
         config: Options of the comparison.
-        rows: Rows of results.csv, the trials of tuning left out.
-        scales: For each environment, what its figures are compared with.
-        rates: For each environment and algorithm, the multiple of its learning rate, or of what
-            `config["tuned"]` names.
+        rows: Rows of results.csv, without the tuning trials.
+        scales: For each environment, its reference points: J of the reference, J*, best-of-n.
+        rates: For each environment and algorithm, the tuned multiple of its learning rate, or of
+            the option that `config["tuned"]` names.
     """
     envs, algorithms = config["envs"], config["algorithms"]
     found = {
@@ -68,7 +68,7 @@ def page(found: dict[str, Any], chart: Chart) -> str:
     """Return the page.
 
     Args:
-        found: What compare.json holds.
+        found: The content of compare.json.
         chart: The plots.
     """
     head, rows = overall_table(found)
@@ -88,7 +88,7 @@ def page(found: dict[str, Any], chart: Chart) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The tables as Markdown."""
+    """Return the tables as Markdown."""
     lines = []
     for env, scale in found["environments"].items():
         head, body = env_table(found, env)
@@ -105,11 +105,11 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def env_table(found: dict[str, Any], env: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of one environment's table, the best first."""
+    """Return head and rows of one environment's table, best algorithm first."""
     head = ["algorithm", "optimality (IQM)", "mean", "lowest", "score", "KL, nats"]
     head += ["tokens/s", "learning rate ×", "seeds"]
     rows = [row for row in found["rows"] if row["env"] == env]
-    tuned = found["config"]["tuned"]  # what was multiplied where not the learning rate
+    tuned = found["config"]["tuned"]  # by algorithm, the tuned option if not the learning rate
     with_gold = any("gold" in row for row in rows)
     if with_gold:
         head.insert(6, "gold")
@@ -135,7 +135,7 @@ def env_table(found: dict[str, Any], env: str) -> tuple[list[str], list[list[str
 
 
 def overall_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table over all environments, the best first."""
+    """Return head and rows of the table over all environments, best algorithm first."""
     first = found["over_environments"][0]["algorithm"]
     head = ["algorithm", "optimality (IQM)", "mean", f"P(better than {first})"]
     body = [
@@ -153,7 +153,7 @@ def overall_table(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def note(scale: dict[str, Any]) -> str:
-    """What an environment's figures are compared with, in a sentence."""
+    """Return a sentence with an environment's reference points."""
     parts = [f"J of the reference {_number(scale['objective_reference'])}"]
     parts.append(f"J* {_number(scale['objective_optimum'])}")
     parts += [

@@ -1,4 +1,4 @@
-"""Statistics of a comparison of algorithms, by rliable: means, IQM, intervals over seeds."""
+"""Statistics of a comparison of algorithms, with rliable: means, IQM, intervals over seeds."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,16 +10,16 @@ from rlhf_gym.utils.arrays import Floats
 from rlhf_gym.utils.statistics import interval
 
 Rows = list[dict[str, str]]
-"""Rows of results.csv, the trials of tuning left out."""
+"""Rows of results.csv, without the tuning trials."""
 
 REPETITIONS = 2000
-"""Samples of the bootstrap."""
+"""Bootstrap samples."""
 
 MEASURES = ("optimality", "score", "kl", "gold", "tokens", "seconds")
 
 
 def statistics(rows: Rows, env: str, algorithm: str, rate: float) -> dict[str, Any]:
-    """Means over seeds with 95 % t intervals, and the IQM of optimality with a bootstrap's."""
+    """Return means over seeds with 95 % t intervals, and the IQM with a bootstrap interval."""
     ours = [r for r in rows if (r["env"], r["algorithm"]) == (env, algorithm)]
     out: dict[str, Any] = {"env": env, "algorithm": algorithm, "rate": rate, "seeds": len(ours)}
     for name in MEASURES:
@@ -33,7 +33,7 @@ def statistics(rows: Rows, env: str, algorithm: str, rate: float) -> dict[str, A
 
 
 def matrix(rows: Rows, envs: Iterable[str], algorithms: Iterable[str]) -> dict[str, Floats]:
-    """Optimality of each algorithm as (seeds, environments)."""
+    """Return optimality (seeds, environments) per algorithm; seeds must be in all environments."""
     out = {}
     for algorithm in algorithms:
         columns = [
@@ -50,7 +50,7 @@ def matrix(rows: Rows, envs: Iterable[str], algorithms: Iterable[str]) -> dict[s
 
 
 def overall(rows: Rows, envs: list[str], algorithms: list[str]) -> list[dict[str, Any]]:
-    """IQM over all environments, and the probability of improvement over the first algorithm."""
+    """Return the IQM over all environments, and P(better than the first algorithm)."""
     scores = matrix(rows, envs, algorithms)
     iqm, mean = _bootstrap(scores, "aggregate_iqm"), _bootstrap(scores, "aggregate_mean")
     first = algorithms[0]
@@ -68,7 +68,7 @@ def overall(rows: Rows, envs: list[str], algorithms: list[str]) -> list[dict[str
 
 
 def _bootstrap(scores: dict[str, Any], measure: str) -> dict[str, tuple[float, list[float]]]:
-    """A measure of rliable and its 95 % interval by stratified bootstrap over seeds."""
+    """Return a measure of rliable and its 95 % interval by stratified bootstrap over seeds."""
     library, metrics = rliable()
     work: Callable[..., Any] = getattr(metrics, measure)
     points, ends = library.get_interval_estimates(

@@ -1,4 +1,4 @@
-"""Numbers and texts in the form in which a page or a terminal shows them. No HTML."""
+"""Format numbers and texts for a page or a terminal. No HTML."""
 
 import json
 import math
@@ -22,7 +22,7 @@ UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def clean(text: object) -> str:
-    """Return a text with every character that neither a page nor a terminal should get as �.
+    """Return a text with � in place of each character that is unsafe on a page or a terminal.
 
     Marks of writing direction (bidi) stay, because right-to-left text needs them. On a page their
     effect ends with the paragraph or table cell that shows the text.
@@ -47,7 +47,7 @@ def _show_figure(figure: Figure) -> str:
         return UNKNOWN
     if se is None or not math.isfinite(se) or se <= 0:
         return show(float(value))
-    # Two digits of the standard error say how many digits of the value mean anything.
+    # Digits of the value below the second digit of the standard error mean nothing.
     decimals = min(max(1 - math.floor(math.log10(se)), 0), 6)
     return minus(f"{value:,.{decimals}f} ±\N{NO-BREAK SPACE}{se:,.{decimals}f}")
 
@@ -58,7 +58,7 @@ def minus(text: str) -> str:
 
 
 def between(figure: Figure) -> str:
-    """Return the 95 % interval of a figure, or nothing where it has none."""
+    """Return the 95 % interval of a figure; empty if it has none."""
     if figure.get("low") is None:
         return ""
     return minus(f"{figure['low']:.3f} to {figure['high']:.3f}")
@@ -89,12 +89,12 @@ def scores(sample: Mapping[str, Any], who: str) -> str:
 
 @dataclass(frozen=True)
 class Passage:
-    """A text of a model or of the data.
+    """A text from a model or from the data.
 
     Attributes:
         text: The whole text.
-        opening: Its first characters if it is too long to be shown at once; else empty.
-        size: How long the whole text is, in words.
+        opening: Its first characters if it is too long to show at once; else empty.
+        size: The length of the whole text, as shown to the reader.
     """
 
     text: str
@@ -110,7 +110,7 @@ class Passage:
 
 
 def setting_rows(*groups: dict[str, Any] | None) -> list[tuple[str, str]]:
-    """Return names and JSON values of nested settings; the names of a path are joined by dots."""
+    """Return names and JSON values of nested settings; dots join the names of a path."""
     return [row for group in groups for row in _flat(group or {}, "")]
 
 

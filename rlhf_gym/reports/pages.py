@@ -22,15 +22,15 @@ def _written(value: object) -> object:
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("rlhf_gym.reports"),
-    # Prompts, responses and settings may contain anything, also HTML. This is the only protection
-    # from it, so no template uses `safe`, and charts (base64) and colours need no exception.
+    # Prompts, responses and settings may contain anything, also HTML. Escaping is the only
+    # protection, so no template uses `safe`. Charts (base64) and colours need no exception.
     autoescape=True,
     # Unlike `autoescape`, this applies to each expression before it is escaped.
     finalize=_written,
     # By default a name that Python forgot to pass renders as nothing, and a section would silently
     # be missing from the page. Here it is an error.
     undefined=StrictUndefined,
-    # Lines with only a block tag leave no trace in the page.
+    # Lines with only a block tag leave no blank line in the page.
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
@@ -42,8 +42,8 @@ def render(template: str, context: dict[str, Any]) -> str:
 
     Args:
         template: Name of a file in templates/ that extends base.html.
-        context: What the template names, `title` included. Texts go in as they are: the
-            environment cleans and escapes them.
+        context: A value for each name in the template, including `title`. Pass texts as they
+            are: the environment cleans and escapes them.
 
     Raises:
         jinja2.UndefinedError: The template uses a name that `context` lacks.

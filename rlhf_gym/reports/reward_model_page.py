@@ -1,4 +1,4 @@
-"""What an evaluation of a reward model comes to: lines for the terminal, and a page."""
+"""Results of a reward model's evaluation: a table for the terminal, and a page."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,23 +23,23 @@ RULES = {
 }
 
 COUNTS = {
-    "whole": "read as they are",
-    "cut": "cut by whole turns to fit the model's context",
-    "dropped": "dropped as too long for it",
-    "skipped": "rows of the data skipped as no comparison",
-    "skipped_train": "rows skipped in what the bag of words is fitted to",
+    "whole": "read in full",
+    "cut": "shortened by whole turns to fit the model's context",
+    "dropped": "dropped because they do not fit it",
+    "skipped": "rows of the data that are not a comparison (skipped)",
+    "skipped_train": "rows skipped in the training data of the bag of words",
 }
-"""What became of comparisons, and what the page calls it."""
+"""Counts of the evaluation, and their names on the page."""
 
 MEASURED = ["95 % interval", "n"]
-"""Columns after each figure."""
+"""Names of the columns after each figure."""
 
 SLICE_HEAD = ["top-1", *MEASURED, "chance"]
 
 
 @dataclass(frozen=True)
 class Text:
-    """A text under its heading, and the model's probability that it is the best, or none."""
+    """A text under its heading. For a candidate, also P(best) by the model; else empty."""
 
     heading: str
     passage: Passage
@@ -48,7 +48,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A comparison that the model judges wrongly: prompt, candidates, likelihood."""
+    """A comparison that the model gets wrong: prompt, candidates, negative log-likelihood."""
 
     turns: list[Text]
     candidates: list[Text]
@@ -56,16 +56,16 @@ class Mistake:
 
 
 def summary(figures: dict[str, Any]) -> str:
-    """Return one line: likelihood and calibration."""
+    """Return one line with likelihood and calibration."""
     return (
-        f"NLL {show(figures['nll'])} nats, of a uniform guess "
-        f"{show(figures['nll_uniform']['value'])}; expected calibration error "
+        f"NLL {show(figures['nll'])} nats (uniform guess: "
+        f"{show(figures['nll_uniform']['value'])}); expected calibration error "
         f"{show(figures['ece'])}"
     )
 
 
 def terminal_table(figures: dict[str, Any]) -> Table:
-    """Return model and rules as a table for the terminal."""
+    """Return a table for the terminal: the model, and the simple rules."""
     out = Table(title="accuracy, ± standard error and 95 % interval over prompts")
     out.add_column("")
     for heading in ("top-1", "pairwise", "model's lead", "n"):
@@ -83,7 +83,7 @@ def page(figures: dict[str, Any]) -> str:
     """Return the page; a section without content is left out.
 
     Args:
-        figures: What reward_evaluation.json holds.
+        figures: The content of reward_evaluation.json.
     """
     config, accuracy, rules = figures["config"], figures["accuracy"], figures["rules"]
     curve, shared = figures["reliability"], figures["annotator_agreement"]
@@ -94,7 +94,7 @@ def page(figures: dict[str, Any]) -> str:
         "accuracy_n": show(accuracy["n"]),
         "facts": [
             ("NLL, nats", show(figures["nll"])),
-            ("of a uniform guess", show(figures["nll_uniform"]["value"])),
+            ("NLL of a uniform guess", show(figures["nll_uniform"]["value"])),
             ("calibration error", show(figures["ece"])),
             ("comparisons", show(figures["comparisons"])),
             ("prompts", show(figures["prompts"])),
@@ -125,33 +125,33 @@ def page(figures: dict[str, Any]) -> str:
 
 
 def _accuracy_row(name: str, row: dict[str, Any]) -> list[str]:
-    """Both accuracies of a model or a rule."""
+    """Return the cells with both accuracies of a model or a rule."""
     return [name, *_with_interval(row["accuracy"]), *_with_interval(row["accuracy_pairwise"])]
 
 
 def _with_interval(figure: Figure) -> list[str]:
-    """Three cells: a figure, its interval, and how many values it is the mean of."""
+    """Return three cells: a figure, its interval, and the number of values in its mean."""
     return [show(figure), between(figure), show(figure["n"])]
 
 
 def _about_bag_of_words(figures: dict[str, Any]) -> str:
-    """What the bag of words was fitted to, or why there is none."""
+    """Say what the bag of words was fitted to, or why it is missing."""
     learnt = figures["bag_of_words_learnt_from"]
     if "bag_of_words" in figures["rules"]:
         return (
-            f"The bag of words, a Bradley–Terry model on the words of the candidates alone, is "
-            f"fitted to {show(learnt)} other comparisons."
+            f"The bag of words is a Bradley–Terry model that sees only the words of the "
+            f"candidates. It is fitted to {show(learnt)} other comparisons."
         )
     if learnt:
-        return "The bag of words is left out: too few preferences were given to fit it to."
+        return "The bag of words is left out: there are too few preferences to fit it to."
     return (
-        "The bag of words is left out: it must be fitted to other comparisons; --held-out or "
-        "--train-data gives it some."
+        "The bag of words is left out: it must be fitted to other comparisons; use --held-out or "
+        "--train-data."
     )
 
 
 def _reliability(curve: list[dict[str, Any]]) -> Chart:
-    """How often candidates were preferred, against the probability that the model gave them."""
+    """Plot how often candidates were preferred against the model's probability of it."""
     title = "Reliability of P(best)"
 
     def draw(axes: Axes) -> None:
@@ -161,20 +161,20 @@ def _reliability(curve: list[dict[str, Any]]) -> Chart:
         axes.scatter(said, was, s=12 + 120 * n / n.max(), color=BLUE, alpha=0.7, label="model")
         axes.set_xlim(-0.03, 1.03)
         axes.set_ylim(-0.03, 1.03)
-        dress(axes, title, "mean P(best) that the model gives")
-        axes.set_ylabel("share that people preferred", fontsize=9)
+        dress(axes, title, "mean P(best) by the model")
+        axes.set_ylabel("share preferred by people", fontsize=9)
 
     return chart(draw, f"{title}: {len(curve)} bins")
 
 
 def _quarters(rows: list[dict[str, Any]], digits: Callable[[float], str]) -> Iterator[list[str]]:
-    """Rows of slices that are quarters of a range, its ends formatted by `digits`."""
+    """Yield the rows of quartile slices; `digits` formats the ends of each range."""
     for row in rows:
         yield [f"{digits(row['from'])} to {digits(row['to'])}", *_slice_cells(row)]
 
 
 def _slice_cells(row: dict[str, Any]) -> list[str]:
-    """Cells of a slice, after its name."""
+    """Return the cells of a slice, after its name."""
     return [*_with_interval(row["accuracy"]), show(row["chance"])]
 
 
@@ -191,15 +191,15 @@ def _mistake(one: dict[str, Any]) -> Mistake:
 
 
 def _turns(prompt: str | list[dict[str, Any]]) -> list[Text]:
-    """A prompt as text, or message by message."""
+    """Return a prompt as one text, or as one text per message."""
     if isinstance(prompt, str):
         return [Text("prompt", Passage.of(prompt.strip()))]
     return [Text(turn["role"], Passage.of(str(turn["content"]).strip())) for turn in prompt]
 
 
 def _judged_rows(figures: dict[str, Any]) -> list[list[str]]:
-    """What of the data was judged, and what was left out."""
+    """Return the counts of judged, shortened and skipped comparisons."""
     counts = figures["counts"]
     rows = [[name, show(counts[key])] for key, name in COUNTS.items() if key in counts]
     none = show(figures["without_preference"])
-    return [*rows, ["judged that prefer no candidate, and count for NLL alone", none]]
+    return [*rows, ["judged without a preference (they count only for NLL)", none]]

@@ -1,4 +1,4 @@
-"""The charts of a run: learning curves, curves of the update itself, and the bar of optimality."""
+"""Charts of a run: learning curves, diagnostics of the update, and the optimality bar."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,12 @@ from rlhf_gym.reports.run_files import Run
 from rlhf_gym.utils.arrays import Floats
 
 BAR_LIMITS = (-1.0, 1.5)
-"""Optimality beyond these is drawn at the edge, so that the rest stays readable."""
+"""Optimality outside these limits is drawn at the edge, so that the rest stays readable."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A learning curve: a column of metrics.csv, its title, and its figure on held-out prompts."""
+    """A learning curve: column of metrics.csv, title, and name of the held-out figure (if any)."""
 
     column: str
     title: str
@@ -28,27 +28,27 @@ class Panel:
 CURVES = (
     Panel("rollout/objective", "Objective (score − kl_coef · KL)", "objective"),
     Panel("rollout/score", "Score", "score"),
-    Panel("rollout/kl_per_sequence", "KL to the reference (nats a sequence)", "kl"),
+    Panel("rollout/kl_per_sequence", "KL to the reference (nats per sequence)", "kl"),
     Panel("rollout/length", "Response length (tokens)", "length"),
-    Panel("rollout/stopped", "Share of responses that an EOS ends", "stopped"),
+    Panel("rollout/stopped", "Share of responses that end with an EOS", "stopped"),
     Panel("rollout/optimality", "Optimality", "optimality"),
 )
 
 
 DIAGNOSTICS = (
-    Panel("rollout/entropy_estimate", "Entropy, estimated (nats a token)"),
+    Panel("rollout/entropy_estimate", "Entropy, estimated (nats per token)"),
     Panel("train/clip_fraction", "Share of clipped ratios"),
     Panel("train/ratio_max", "Largest ratio to the policy before the update"),
     Panel("train/ratio_min", "Smallest ratio to the policy before the update"),
     Panel("train/kl_old", "KL to the policy before the update (nats)"),
     Panel("train/explained_variance", "Explained variance of the values"),
     Panel("train/learning_rate", "Learning rate"),
-    Panel("time/tokens_per_second", "Tokens a second, whole iterations"),
+    Panel("time/tokens_per_second", "Tokens per second, whole iterations"),
 )
 
 
 def curves(run: Run) -> list[tuple[str, Draw]]:
-    """Return the learning curves that the metrics allow: title, and how to draw each."""
+    """Return title and drawing function of each learning curve that the metrics have data for."""
     drawn = [(panel.title, _curve(run, panel)) for panel in CURVES if _has(run, panel.column)]
     if _has(run, "rollout/score") and _has(run, "rollout/kl_per_sequence"):
         title = "Score against KL"
@@ -57,7 +57,7 @@ def curves(run: Run) -> list[tuple[str, Draw]]:
 
 
 def diagnostics(run: Run) -> list[Chart]:
-    """Draw the curves of the update itself that the metrics allow."""
+    """Draw the update diagnostics that the metrics have data for."""
     known = [panel for panel in DIAGNOSTICS if _has(run, panel.column)]
     return [chart(_curve(run, panel), panel.title) for panel in known]
 
@@ -93,7 +93,7 @@ def _held_out_marks(run: Run, name: str, axes: Axes, end: float) -> None:
 
 
 def _point(axes: Axes, x: float, figure: dict[str, float], **style: Any) -> None:
-    """A measured figure with its standard error, unless that is unknown."""
+    """Draw a measured figure, with its standard error if that is known."""
     style |= {"linestyle": "none", "markersize": 5.5, "capsize": 2.5, "zorder": 3}
     axes.errorbar([x], [figure["value"]], yerr=[[_error(figure)], [_error(figure)]], **style)
 
@@ -114,12 +114,12 @@ def _score_against_kl(run: Run, axes: Axes, title: str) -> None:
     for x, y, (label, color, marker) in places:
         if x and y:
             _point(axes, x["value"], y, xerr=_error(x), label=label, color=color, marker=marker)
-    dress(axes, title, "KL to the reference (nats a sequence)")
+    dress(axes, title, "KL to the reference (nats per sequence)")
     axes.set_ylabel("score", fontsize=9)
 
 
 def _running_mean(values: Floats) -> Floats:
-    """Mean over a twentieth of the curve around each point."""
+    """Return the mean over a window of a twentieth of the curve around each point."""
     kernel = np.ones(max(len(values) // 20, 1))
     if not len(values):
         return values
@@ -128,7 +128,7 @@ def _running_mean(values: Floats) -> Floats:
 
 
 def bar(run: Run) -> Chart | None:
-    """Draw optimality between the reference, 0, and the optimum, 1; None where it is unknown."""
+    """Draw optimality between the reference (0) and the optimum (1); None if it is unknown."""
     found = run.optimality
     if not found:
         return None

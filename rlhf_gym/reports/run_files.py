@@ -1,4 +1,4 @@
-"""What a run folder holds, read for a report."""
+"""Read the files of a run folder for a report."""
 
 import csv
 import io
@@ -16,21 +16,21 @@ from rlhf_gym.utils.files import read_json
 from rlhf_gym.utils.statistics import Figure
 
 RESULTS = ("summary.json", "evaluation.json", "metrics.csv")
-"""Files that a report can be made of, each by itself."""
+"""Each of these files is enough for a report."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds; a file that is not there is empty here.
+    """The contents of a run folder; a missing file is empty here.
 
     Attributes:
-        summary: summary.json, and what of it config.json and policy.json know.
+        summary: summary.json; if it is missing, the same facts from config.json and policy.json.
         evaluation: evaluation.json.
         reward_model: reward_model.json.
         config: config.json.
         samples: Rows of samples.jsonl.
         metrics: Columns of metrics.csv, one value per update, NaN where a cell is empty.
-        rounds: round.json of each earlier round of labelling, in turn.
+        rounds: round.json of each earlier round of labelling, oldest first.
         training_samples: Rows of training_samples.jsonl.
     """
 
@@ -44,7 +44,7 @@ class Run:
     training_samples: list[dict[str, Any]]
 
     def held_out(self, name: str) -> tuple[Figure | None, Figure | None, Figure | None]:
-        """A figure of the reference, of the policy and of the optimum; None where unknown."""
+        """Return a figure of the reference, the policy and the optimum; None where unknown."""
         figures = {**self.evaluation, **self.summary}
         before, after = figures.get(f"{name}_before"), figures.get(f"{name}_after")
         if name == "optimality" and self.optimality:
@@ -52,19 +52,21 @@ class Run:
         if name == "kl" and figures.get("kl"):
             before, after = {"value": 0.0, "se": 0.0}, figures["kl"]
         optimum = figures.get("objective_optimum")
-        if name != "objective" and optimum:  # too few samples for J* are too few for these
+        if (
+            name != "objective" and optimum
+        ):  # if there are too few samples for J*, there are too few for these
             optimum = self.evaluation.get("optimum", {}).get(name)
         return before, after, optimum
 
     @property
     def optimality(self) -> Figure | None:
-        """Optimality; None where it is unknown."""
+        """Optimality; None if it is unknown."""
         found = {**self.evaluation, **self.summary}.get("optimality")
         return found if found and math.isfinite(found["value"]) else None
 
     @property
     def name(self) -> str:
-        """What was run, on one line."""
+        """Environment, algorithm and seed, on one line."""
         parts = [self.summary.get("env_id"), self.summary.get("algorithm")]
         return " · ".join([*(str(p) for p in parts if p), f"seed {self.summary.get('seed')}"])
 
@@ -77,11 +79,11 @@ def read_run(run_dir: Path) -> Run:
     """
     if not any((run_dir / name).exists() for name in RESULTS):
         raise InputError(
-            f"{run_dir} has none of {', '.join(RESULTS)}; --run-dir is the folder of a run"
+            f"{run_dir} has none of {', '.join(RESULTS)}; --run-dir must be the folder of a run"
         )
     config = _read_json(run_dir / "config.json") or _read_json(run_dir / "evaluation_config.json")
     return Run(
-        # What rlhf.py sums up other scripts leave in other files.
+        # Only rlhf.py writes summary.json; other scripts leave the same facts in other files.
         summary={
             "env_id": config.get("env"),
             "algorithm": config.get("algorithm"),
@@ -127,12 +129,12 @@ def read_json_lines(file: Path) -> list[dict[str, Any]]:
 
 def _object(where: object, values: object) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise InputError(f"{where} holds no JSON object; delete the file to make it anew")
+        raise InputError(f"{where} is not a JSON object; delete the file to create it again")
     return values
 
 
 def _read_text(file: Path) -> str:
-    """The text of a file, or nothing where it is not there."""
+    """Return the text of a file; empty if it is missing."""
     try:
         return file.read_text(encoding="utf-8") if file.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
@@ -150,7 +152,7 @@ def _read_metrics(file: Path) -> dict[str, Floats]:
 
 
 def _number(cell: str | None) -> float:
-    """A cell as a number; NaN where it is empty, cut off, infinite or a text."""
+    """Return a cell as a number; NaN if it is empty, cut off, infinite or a text."""
     try:
         value = float(cell or "nan")
     except ValueError:

@@ -1,4 +1,4 @@
-"""The page on a run: report.html, made from what is in its folder."""
+"""The page of a run, report.html, from the files in its folder."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,28 +21,28 @@ FIGURES = (
     ("objective", "objective J"),
     ("score", "score"),
     ("gold", "gold score"),
-    ("kl", "KL to the reference, nats a sequence"),
+    ("kl", "KL to the reference, nats per sequence"),
     ("length", "response length, tokens"),
-    ("stopped", "share of responses that an EOS ends"),
-    ("ref_perplexity", "perplexity to the reference"),
-    ("ref_nll_per_token", "surprise to the reference, nats a token"),
-    ("distinct_1", "distinct tokens of a prompt's responses, share"),
-    ("distinct_2", "distinct token pairs of a prompt's responses, share"),
+    ("stopped", "share of responses that end with an EOS"),
+    ("ref_perplexity", "perplexity under the reference"),
+    ("ref_nll_per_token", "negative log-likelihood under the reference, nats per token"),
+    ("distinct_1", "share of distinct tokens in a prompt's responses"),
+    ("distinct_2", "share of distinct token pairs in a prompt's responses"),
 )
-"""Figures of reference and policy, and what the page calls them."""
+"""Figures of reference and policy, and their names on the page."""
 
 AGAINST_REFERENCE = (
-    ("kl_per_token", "KL to the reference, nats a token"),
+    ("kl_per_token", "KL to the reference, nats per token"),
     ("win_rate_score", "win rate over the reference, by score"),
     ("win_rate_gold", "win rate over the reference, by gold score"),
 )
-"""Figures of the policy alone."""
+"""Figures that only the policy has."""
 
 REWARD_MODEL = (
     ("accuracy", "accuracy of the reward model"),
     ("accuracy_longest", "accuracy of preferring the longest response"),
-    ("accuracy_chance", "accuracy of chance"),
-    ("nll", "negative log likelihood of the reward model, nats a comparison"),
+    ("accuracy_chance", "accuracy of a random guess"),
+    ("nll", "negative log-likelihood of the reward model, nats per comparison"),
 )
 
 ROUND = (
@@ -57,7 +57,7 @@ ROUND = (
 
 @dataclass(frozen=True)
 class Response:
-    """A response to a prompt: who wrote it, its text (None where unknown), and its scores."""
+    """A response to a prompt: its author, its text (None if unknown) and its scores."""
 
     who: str
     text: object
@@ -73,7 +73,7 @@ class Sample:
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write report.html, and curves.png where there are metrics, into a run folder.
+    """Write report.html into a run folder, and curves.png if there are metrics.
 
     Args:
         run_dir: Folder of a run.
@@ -98,8 +98,8 @@ def page(run: Run, optimality_bar: Chart | None, learning_curves: Sequence[Chart
 
     Args:
         run: The run.
-        optimality_bar: Optimality between reference and optimum; None where it is unknown.
-        learning_curves: Charts of the training.
+        optimality_bar: Optimality between reference and optimum; None if it is unknown.
+        learning_curves: Charts of the learning curves.
     """
     found = run.optimality
     context = {
@@ -146,15 +146,15 @@ def _interval(found: Figure) -> str:
 
 
 def _why_unknown(run: Run) -> str:
-    """Why a run has no optimality."""
+    """Say why the optimality of a run is unknown."""
     if not run.evaluation and "optimality" not in run.summary:
         return "Nothing was measured on held-out prompts; scripts/evaluate.py measures the policy."
     ess = run.evaluation.get("optimum", {}).get("ess")
     if ess is None:
         return "The best possible objective of this run is not known, so neither is its optimality."
     return (
-        f"The best possible objective could not be estimated: {show(ess)} effective samples a "
-        "prompt are too few. A larger kl_coef or more evaluation samples would help."
+        f"The best possible objective could not be estimated: {show(ess)} effective samples "
+        "per prompt are too few. A larger kl_coef or more evaluation samples would help."
     )
 
 
@@ -163,7 +163,7 @@ def _best_of(found: dict[str, Figure]) -> str:
 
 
 def _run_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Size and time of the training; empty if the folder has none, or one that has not ended."""
+    """Return size and time of the training; empty if there is none or it has not finished."""
     if summary.get("tokens") is None:
         return []
     return [
@@ -175,9 +175,9 @@ def _run_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _figure_rows(run: Run) -> list[list[str]]:
-    """Label, reference, policy, optimum of each figure that is known."""
+    """Return label, reference, policy and optimum of each known figure."""
     names = dict(FIGURES)
-    # Pairs that this page has no name for keep their own.
+    # Pairs that have no name in FIGURES are shown under their key.
     for key in run.evaluation:
         stem = key.removesuffix("_before")
         if stem != key and f"{stem}_after" in run.evaluation:
@@ -193,10 +193,10 @@ def _figure_rows(run: Run) -> list[list[str]]:
 
 
 def _comparisons(figures: dict[str, Any]) -> str:
-    """How many comparisons the reward model was trained and judged on."""
+    """Say how many comparisons the reward model was trained and evaluated on."""
     counts = [
         f"{show(figures[name])} comparisons {use}"
-        for name, use in (("comparisons", "learnt from"), ("held_out", "held out"))
+        for name, use in (("comparisons", "for training"), ("held_out", "held out"))
         if figures.get(name) is not None
     ]
     return f" {', '.join(counts)}." if counts else ""

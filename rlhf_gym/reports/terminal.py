@@ -13,7 +13,7 @@ from rlhf_gym.reports.run_files import read_json_lines
 
 
 def table(figures: dict[str, Any]) -> Table:
-    """The figures as a table, reference next to policy."""
+    """Return the figures as a table, reference next to policy."""
     out = Table(title="held-out prompts, ± standard error over prompts")
     for heading in ("", "reference", "policy"):
         out.add_column(heading, justify="left" if not heading else "right")
@@ -30,7 +30,7 @@ def table(figures: dict[str, Any]) -> Table:
     optimality = figures["optimality"]
     if optimality is None:
         needed = figures.get("optimum", {}).get("samples_needed")
-        more = f"; about {needed} samples a prompt would do" if needed else ""
+        more = f"; about {needed} samples per prompt would be enough" if needed else ""
         out.add_row("optimality", "", f"unknown: too few effective samples for J*{more}")
     else:
         interval = f"{optimality['value']:.3f}  [{optimality['low']:.3f}, {optimality['high']:.3f}]"
@@ -39,18 +39,19 @@ def table(figures: dict[str, Any]) -> Table:
 
 
 def shown(figure: dict[str, float] | None) -> str:
-    """A figure with its standard error."""
+    """Return a figure with its standard error; a dash if it is unknown."""
     return "–" if figure is None else f"{figure['value']:.3f} ± {figure['se']:.3f}"
 
 
 SAMPLES_PRINTED = 3
-
+"""Rows of samples.jsonl to print."""
 
 LONGEST_PRINTED = 400
+"""Characters of a text to print; the rest is cut off."""
 
 
 def print_samples(run_dir: Path, console: Console) -> None:
-    """Print some responses before and after training, or nothing where there are none."""
+    """Print some responses before and after training; nothing if there are none."""
     samples = read_json_lines(run_dir / "samples.jsonl")
     if not samples:
         return

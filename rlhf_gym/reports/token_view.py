@@ -1,7 +1,7 @@
 """The report's token inspector: sample responses of the training, each token in colour, no script.
 
-The style of a token has a colour for each quantity, as custom properties; radio buttons choose
-which of them is its background.
+The style attribute of a token has one custom property per quantity, with its colour. Radio buttons
+select which of them is the background.
 """
 
 import math
@@ -14,16 +14,16 @@ import numpy as np
 from rlhf_gym.reports.display import show
 
 LEVELS = 4
-"""Steps of colour on each side of the middle."""
+"""Colour steps on each side of the middle."""
 
 
 class Palette(NamedTuple):
-    """Colours of a page, light or dark.
+    """Colours of the light or the dark page.
 
     Attributes:
-        up: Of what is above the middle of a scale.
-        down: Of what is below.
-        strengths: Percent of that colour at each level; the rest is the ground.
+        up: Colour of values above the middle of a scale.
+        down: Colour of values below the middle.
+        strengths: Percentage of that colour at each level; the rest is the background.
     """
 
     up: str
@@ -35,19 +35,19 @@ PALETTES = {
     "light": Palette("#e8791c", "#2f7fe0", (16, 32, 48, 66)),
     "dark": Palette("#d9650a", "#2a78d8", (20, 36, 52, 66)),
 }
-"""Orange and blue, which everyone tells apart; the ink stays readable on all of them."""
+"""Orange and blue: colour-blind readers can tell them apart, and text is readable on both."""
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """What tokens can be coloured by.
+    """A quantity that can colour the tokens.
 
     Attributes:
-        key: Its name in a token's record.
-        letter: Its name in the page's style.
-        label: What the page calls it.
-        meaning: What it is, in a sentence.
-        centred: Whether the middle of its scale is the mean of what is shown; else 0.
+        key: Its key in a token's record.
+        letter: Its name in the page's CSS.
+        label: Its name on the page.
+        meaning: Its explanation on the page.
+        centred: If True, the middle of its scale is the mean of the shown values; else 0.
     """
 
     key: str
@@ -63,35 +63,34 @@ QUANTITIES = (
         "r",
         "log-ratio",
         "log π − log π_ref of the token: above 0 the policy takes it more often than the reference "
-        "does. Summed over a response, an estimate of its KL.",
+        "does. The sum over a response estimates its KL.",
     ),
     Quantity(
         "value",
         "v",
         "value",
-        "What the critic expects of the rest of the response, before the token is taken.",
+        "The return that the critic expects for the rest of the response, before the token.",
         centred=True,
     ),
     Quantity(
         "advantage",
         "a",
         "advantage",
-        "How much better than expected the token turned out; the update makes tokens above 0 more "
-        "likely.",
+        "How much better than expected the token was; the update makes tokens above 0 more likely.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Colours of a quantity: the middle of its scale, and how far the strongest colours are."""
+    """Colour scale of a quantity: its middle, and the distance of the strongest colours from it."""
 
     middle: float
     reach: float
 
     @classmethod
     def of(cls, values: Sequence[float], *, centred: bool) -> "Scale":
-        """The scale on which only a fiftieth of the values is beyond the strongest colours."""
+        """Return the scale that covers 98 % of the values; outliers get the strongest colour."""
         if not values:
             return cls(0.0, 1.0)
         middle = float(np.mean(values)) if centred else 0.0
@@ -99,7 +98,7 @@ class Scale:
         return cls(middle, max(reach, 1e-9))
 
     def level(self, value: float | None) -> int:
-        """From −LEVELS to LEVELS; 0 where the value is unknown."""
+        """Return the level of a value, from −LEVELS to LEVELS; 0 if it is unknown."""
         if value is None:
             return 0
         return round(float(np.clip((value - self.middle) / self.reach, -1, 1)) * LEVELS)
@@ -110,9 +109,9 @@ class Token:
     """A token on the page.
 
     Attributes:
-        style: Its colours, as CSS.
-        numbers: Its quantities, shown when the reader points at it.
-        text: What it stands for.
+        style: Its colours, as CSS custom properties.
+        numbers: Its quantities, for the tooltip.
+        text: Its text.
     """
 
     style: str
@@ -122,7 +121,7 @@ class Token:
 
 @dataclass(frozen=True)
 class TokenResponse:
-    """A response of the training: its prompt (None where unknown), tokens and figures."""
+    """A response of the training: its prompt (None if unknown), tokens and figures."""
 
     prompt: object
     tokens: list[Token]
@@ -131,7 +130,7 @@ class TokenResponse:
 
 @dataclass(frozen=True)
 class Update:
-    """Responses of one update: its number, and the tokens sampled up to it."""
+    """Responses of one update, with its number and the tokens sampled until then."""
 
     number: object
     tokens: str
@@ -140,7 +139,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Legend:
-    """The scale of a quantity: the colours from low to high, and the numbers at ends and middle."""
+    """Legend of a quantity: colours from low to high, and the numbers at ends and middle."""
 
     quantity: Quantity
     colors: list[str]
@@ -151,14 +150,14 @@ class Legend:
 
 @dataclass(frozen=True)
 class Inspector:
-    """What the section shows."""
+    """The contents of the inspector section."""
 
     legends: list[Legend]
     updates: list[Update]
 
 
 def inspector(rows: Sequence[dict[str, Any]]) -> Inspector | None:
-    """Prepare rows of training_samples.jsonl, last and first update; None without rows."""
+    """Prepare the last and the first update of training_samples.jsonl; None without rows."""
     rows = [row for row in rows if _has_pieces(row)]
     if not rows:
         return None

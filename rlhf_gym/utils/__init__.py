@@ -1,1 +1,1 @@
-"""Helpers that know nothing of reinforcement learning or language models."""
+"""Helpers that do not depend on reinforcement learning or language models."""

@@ -1,4 +1,4 @@
-"""Where models lie."""
+"""The choice of the device that models run on."""
 
 import torch
 
@@ -6,10 +6,10 @@ from rlhf_gym.errors import InputError
 
 
 def resolve_device(name: str) -> str:
-    """The device named; "auto" is the GPU where there is one.
+    """Return a device name that torch accepts; "auto" is the GPU if there is one, else the CPU.
 
     Raises:
-        InputError: torch knows no such device, or a GPU is asked for and there is none.
+        InputError: torch does not know the device, or a GPU is asked for and there is none.
     """
     has_gpu = torch.cuda.is_available()
     if name == "auto":
@@ -18,8 +18,8 @@ def resolve_device(name: str) -> str:
         kind = torch.device(name).type
     except RuntimeError as error:
         raise InputError(
-            f"device {name!r} is none that torch knows; use auto, cpu, cuda"
+            f"torch does not know the device {name!r}; use auto, cpu or cuda"
         ) from error
     if kind == "cuda" and not has_gpu:
-        raise InputError(f"device {name!r}, but torch finds no GPU here; use cpu or auto")
+        raise InputError(f"device is {name!r}, but torch finds no GPU; use cpu or auto")
     return name

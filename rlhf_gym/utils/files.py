@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writes of files and folders: after an interruption they are complete or absent."""
 
 import hashlib
 import json
@@ -16,18 +16,19 @@ from rlhf_gym.errors import InputError
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Fill a temporary folder that takes the name `folder` at the end, if nothing was raised.
+    """Yield a temporary folder to fill; it is renamed to `folder` at the end if nothing was raised.
 
-    What had the name before is put aside until then, and is back in its place if anything fails.
+    An existing `folder` is replaced only at the end, and restored if anything fails.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
     if not folder.exists() and old.exists():
-        old.rename(folder)  # stopped between the two renames
+        old.rename(folder)  # an earlier process stopped between the two renames below
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
+        # A rename may reach the disk before the data, so the data is synced first.
         for file in partial.rglob("*"):
             if file.is_file():
                 _sync(file)
@@ -48,9 +49,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold what was written, a folder's entries included."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if path.is_dir() and os.name == "nt":
-        return  # there, folders cannot be opened
+        return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -59,14 +60,14 @@ def _sync(path: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file at once."""
+    """Write a text file atomically."""
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, file)
 
 
 def write_json(file: Path, values: Any) -> None:
-    """Write JSON at once; paths become strings."""
+    """Write JSON atomically; paths become strings."""
     write_text(file, json.dumps(values, indent=2, default=str, ensure_ascii=False) + "\n")
 
 
@@ -82,34 +83,35 @@ def read_json(file: Path) -> Any:
         raise InputError(f"cannot read {file}: {error}") from error
     except ValueError as error:
         raise InputError(
-            f"{file} is not valid JSON ({error}); delete it to make it anew"
+            f"{file} is not valid JSON ({error}); delete it to create it again"
         ) from error
 
 
 def whole_lines(file: Path) -> list[str]:
-    """Lines of a file that grows line by line; one cut off midway is taken out of it."""
+    """Return the complete lines of a file that is appended to; remove an incomplete last line."""
     if not file.exists():
         return []
-    written = file.read_bytes()  # which may end within a character
+    written = file.read_bytes()  # bytes, because the end may be in the middle of a character
     whole = written[: written.rfind(b"\n") + 1].decode("utf-8")
     if not written.endswith(b"\n") and written:
         write_text(file, whole)
-    return whole.split("\n")[:-1]  # `splitlines` also cuts at U+2028, which JSON may hold
+    return whole.split("\n")[:-1]  # `splitlines` also cuts at U+2028, which JSON may contain
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint of a `transformers.Trainer`; a half-written one is passed over."""
+    """Return the last complete checkpoint of a `transformers.Trainer`, or None."""
+    # The trainer writes trainer_state.json last.
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
     return max(whole, key=lambda path: int(path.name.split("-")[-1]), default=None)
 
 
 def own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU, since safetensors refuses tied weights that share memory."""
+    """Return copies on the CPU; safetensors refuses tied weights, which share memory."""
     return {name: tensor.detach().clone().contiguous().cpu() for name, tensor in tensors.items()}
 
 
 def hash_files(path: Path) -> str:
-    """SHA-256 of a file, or of the weights (safetensors) in a folder."""
+    """Return the SHA-256 of a file, or of the weights (safetensors) in a folder."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:

@@ -1,4 +1,4 @@
-"""Settings of a process that computes on a CPU: how it treats tiny numbers and freed memory."""
+"""Process settings for CPU work: denormal numbers and freed memory."""
 
 import ctypes
 import os
@@ -10,25 +10,26 @@ import torch
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = -1
 
-# Blocks from this size on glibc maps by themselves, and gives back as soon as they are freed. No
-# version before 2.35 takes more than the second.
+# glibc maps each block of at least this size separately, and returns it to the system as soon as it
+# is freed. Versions before 2.35 reject a threshold above the second value.
 _MAPPED_FROM = (1 << 30, 32 << 20)
 
-# Somebody has thought about the allocator already.
+# If one of these is set, the user has configured the allocator already.
 _CHOSEN = tuple(f"MALLOC_{what}_" for what in ("MMAP_THRESHOLD", "MMAP_MAX", "TRIM_THRESHOLD"))
 
 
 def prepare_process() -> None:
-    """Set this process up to compute on a CPU; to be called before any other work.
+    """Prepare this process to compute on a CPU. Call it before any other work.
 
-    Denormal numbers count as 0: gradients that reach far back are such numbers, on which a CPU is
-    ten times slower. Worker threads take this setting over when they are made.
+    Denormal numbers become 0. Gradients that reach far back are often denormal, and a CPU computes
+    with such numbers ten times more slowly. Worker threads inherit this setting when they start,
+    which is why the call must come first.
 
-    Freed memory stays with the process. Pass after pass allocates the same tensors, several
-    hundred MiB of them. By default glibc gives that memory back to the system as soon as the pass
-    has freed it, and the system finds, clears and maps all pages anew for the next pass. Other C
-    libraries are left as they are, and so are limits that the user has set by environment
-    variables (`MALLOC_TRIM_THRESHOLD_` and its kind, `GLIBC_TUNABLES=glibc.malloc…`).
+    The process keeps freed memory. Every pass allocates the same tensors, several hundred MiB of
+    them. By default glibc returns that memory to the system as soon as it is freed, and the system
+    must find, clear and map all its pages again for the next pass. Other C libraries are not
+    changed. Limits that the user has set by environment variables (`MALLOC_TRIM_THRESHOLD_` and the
+    like, `GLIBC_TUNABLES=glibc.malloc…`) are respected.
     """
     torch.set_flush_denormal(True)
     chosen = any(name in os.environ for name in _CHOSEN)

@@ -1,4 +1,4 @@
-"""Progress bars with the time left."""
+"""Progress bars with the remaining time."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ import rlhf_gym  # noqa: F401 (registers the environments)
 
 
 def time_bar(console: Console, *columns: ProgressColumn) -> Progress:
-    """A label, a bar, `columns`, the time so far and the time left; silent without a terminal."""
+    """Return a bar with label, `columns`, elapsed and remaining time; hidden without a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -34,7 +34,7 @@ def time_bar(console: Console, *columns: ProgressColumn) -> Progress:
 
 @contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left; yields the function that advances it."""
+    """Show a bar with the remaining time; yield the function that advances it by n steps."""
     console = Console(stderr=True)
     bar = time_bar(console, MofNCompleteColumn())
     if not console.is_terminal:
@@ -45,7 +45,7 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def quiet() -> None:
-    """Leave the terminal to our own progress bars."""
+    """Silence transformers, so that only our own progress bars use the terminal."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 

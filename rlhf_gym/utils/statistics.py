@@ -1,4 +1,4 @@
-"""A measured figure: value, standard error, count."""
+"""Means with standard errors, and confidence intervals over seeds."""
 
 import math
 from typing import Any
@@ -9,17 +9,18 @@ import numpy.typing as npt
 from rlhf_gym.utils.arrays import Floats
 
 Figure = dict[str, float]
+"""A measured quantity: its `value`, its standard error `se`, and the count `n`."""
 
 
 def measured(values: npt.NDArray[np.floating[Any]]) -> Figure:
-    """Mean of independent values, its standard error, and their number."""
+    """Return the mean of independent values, its standard error (NaN for one), and the count."""
     n = len(values)
     se = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else float("nan")
     return {"value": float(values.mean()), "se": se, "n": n}
 
 
 def interval(values: Floats) -> float:
-    """Half the width of a 95 % t interval over seeds; NaN for one."""
+    """Return half the width of a 95 % t interval over seeds; NaN for a single seed."""
     from scipy import stats
 
     n = len(values)

@@ -1,4 +1,4 @@
-"""Whether values from a command line or a JSON file fit the type hints that they are meant for."""
+"""Checks of values from a command line or a JSON file against type hints."""
 
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -25,14 +25,14 @@ _PLAIN: dict[Any, Any] = {int: Integral, float: Real, Path: (str, Path)}
 
 
 def check_hints(function: Callable[..., object], values: Mapping[str, Any]) -> None:
-    """Hold the keywords of a function, or of a class's constructor, against its hints.
+    """Check keyword arguments of a function, or of a class's constructor, against its type hints.
 
     Args:
         function: The function or class.
-        values: Values by name; a name without a hint may have any.
+        values: The arguments by name; without a type hint any value is accepted.
 
     Raises:
-        InputError: One does not fit.
+        InputError: A value does not fit its type hint.
     """
     hints = get_type_hints(function)
     for name, value in values.items():
@@ -41,10 +41,11 @@ def check_hints(function: Callable[..., object], values: Mapping[str, Any]) -> N
 
 
 def misfit(value: Any, hint: Any) -> str | None:
-    """What a value should have been; None if it fits.
+    """Describe how a value violates a type hint; None if it fits.
 
-    A list fits a tuple, as JSON has no other, and a whole number fits `float`. What is no plain
-    hint (a class, a callable), and what a `Sequence` holds, is left to whom the value is for.
+    A list fits a tuple, because JSON has no tuples, and a whole number fits `float`. Other hints
+    (classes, callables) and the elements of a `Sequence` are not checked here; the receiver of the
+    value checks them.
     """
     if _fits(value, hint):
         return None
@@ -79,7 +80,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return _is_plain(value, hint)
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
-        # By type too: 1 == True.
+        # Compare the types too, because 1 == True.
         return any(type(value) is type(part) and value == part for part in parts)
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)

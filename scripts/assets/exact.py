@@ -1,7 +1,8 @@
-"""`python scripts/assets/exact.py --output DIR` makes the models and prompts of Exact-v0 again.
+"""`python scripts/assets/exact.py --output DIR` rebuilds the models and prompts of Exact-v0.
 
 A Markov chain over eight letters → strings → reference (SFT from scratch) → for each variant,
-comparisons chosen by its labeller → reward model. Prints what the exact optimum is like.
+comparisons chosen by its labeller → reward model. At the end the script prints the exact optimum of
+each variant.
 """
 
 import dataclasses
@@ -48,11 +49,11 @@ class Config:
     seed: int = 0
     """Seed of everything."""
     threads: int = 1
-    """Threads; part of what fixes the weights."""
+    """Threads; other numbers give other weights."""
 
 
 def main(config: Config) -> None:
-    """Make them one after the other; what is there already is kept."""
+    """Make the missing parts one after another, and print the optima."""
     torch.set_num_threads(config.threads)
     work = config.output / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -68,7 +69,7 @@ def main(config: Config) -> None:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a letter, and the EOS; letters are apart by spaces."""
+    """Return a tokenizer with one token per letter and the EOS; spaces separate the letters."""
     ids = {token: i for i, token in enumerate([*LETTERS, "</s>"])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="</s>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -76,7 +77,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_reference(config: Config, work: Path) -> None:
-    """A Llama of 25,000 parameters, trained on strings of a Markov chain."""
+    """Train the reference, a Llama of 25,000 parameters, on strings of a Markov chain."""
     rng = np.random.default_rng(config.seed)
     chain = rng.dirichlet(np.full(len(LETTERS), 0.8), size=len(LETTERS))
     tokenizer = make_tokenizer()
@@ -99,7 +100,7 @@ def make_reference(config: Config, work: Path) -> None:
     examples = []
     for i in range(config.strings):
         letters = [int(rng.integers(len(LETTERS)))]
-        # One in six strings ends after each letter.
+        # After each letter, a string ends with probability 1 / 6.
         while len(letters) < LONGEST and rng.random() > 1 / 6:
             letters.append(int(rng.choice(len(LETTERS), p=chain[letters[-1]])))
         examples.append(SFTExample((letters[0],), tuple(letters[1:]), held_out=i % 20 == 0))
@@ -116,7 +117,7 @@ def make_reference(config: Config, work: Path) -> None:
 
 
 def make_reward_model(config: Config, work: Path, variant: str) -> None:
-    """From the reference, on its labeller's choices; normalised on the reference's responses."""
+    """Train a variant's reward model from the reference, and normalise its scores."""
     reference = str(config.output / "reference")
     lm = CausalLM.load(reference)
     prompts = PromptDataset.from_texts(
@@ -125,7 +126,7 @@ def make_reward_model(config: Config, work: Path, variant: str) -> None:
     budget = defaults(variant)["max_new_tokens"]
     with progress_bar(f"{variant}: comparisons", config.comparisons) as advance:
         comparisons = collect_comparisons(
-            # Flatter than the reference, so that rare responses are judged as well.
+            # A higher temperature, so that rare responses are labelled too.
             dataclasses.replace(lm, temperature=1.5),
             prompts,
             VARIANTS[variant],
@@ -149,7 +150,7 @@ def make_reward_model(config: Config, work: Path, variant: str) -> None:
 
 
 def optimum(config: Config, variant: str) -> list[str]:
-    """How a variant binds: KL(π* ‖ π_ref), best-of-16, the best deterministic policy."""
+    """Return the optimum of a variant and its reference points, as printable texts."""
     keywords = defaults(variant) | {
         "reference": str(config.output / "reference"),
         "reward_model": str(config.output / f"reward_{variant}"),

@@ -1,8 +1,8 @@
-"""`python scripts/assets/reviews.py --output DIR` makes the models and prompts of Reviews-v0 again.
+"""`python scripts/assets/reviews.py --output DIR` rebuilds the models and prompts of Reviews-v0.
 
 Grammar → reviews → reference (SFT from scratch) → comparisons among its own samples, chosen by the
-simulated human → reward model. The same versions, thread count and kind of CPU give the same
-hashes, which are printed at the end.
+simulated human → reward model. At the end the script prints hashes of the weights. They are
+reproducible with the same versions, thread count and kind of CPU.
 """
 
 import hashlib
@@ -49,11 +49,11 @@ class Config:
     seed: int = 0
     """Seed of everything."""
     threads: int = 2
-    """Threads; part of what fixes the hashes."""
+    """Threads; other numbers give other hashes."""
 
 
 def main(config: Config) -> None:
-    """Make the three, one after the other; what is there already is kept."""
+    """Make the missing parts one after another, and print the hashes."""
     torch.set_num_threads(config.threads)
     work = config.output / "work"
     work.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def main(config: Config) -> None:
 
 
 def make_prompts(file: Path, rng: np.random.Generator) -> None:
-    """Openings of 2,000 reviews: their first 4 to 8 words."""
+    """Write the openings of 2,000 reviews: their first 4 to 8 words."""
     openings = [
         " ".join(sample_review(rng).split()[: int(rng.integers(4, 9))]) for _ in range(2000)
     ]
@@ -78,7 +78,7 @@ def make_prompts(file: Path, rng: np.random.Generator) -> None:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the grammar; a space belongs to the word behind it."""
+    """Return a tokenizer with one token per word of the grammar, including the space before it."""
     words = ["▁" + word for word in vocabulary() if word not in MARKS]
     ids = {token: i for i, token in enumerate([*SPECIAL, *MARKS, *words])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
@@ -100,7 +100,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_reference(config: Config, work: Path, rng: np.random.Generator) -> None:
-    """A Llama of 0.85 M parameters, trained on reviews from scratch."""
+    """Train the reference, a Llama of 0.85 M parameters, on reviews from scratch."""
     tokenizer = make_tokenizer()
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
@@ -133,12 +133,12 @@ def make_reference(config: Config, work: Path, rng: np.random.Generator) -> None
         packing=False,
         seed=config.seed,
     )
-    print(f"reference: {_shown(figures['held_out_loss_after'])} nats a token on held-out reviews")
+    print(f"reference: {_shown(figures['held_out_loss_after'])} nats per token on held-out reviews")
     (work / "policy").rename(config.output / "reference")
 
 
 def make_reward_model(config: Config, work: Path) -> None:
-    """From the reference, on simulated human choices."""
+    """Train the reward model from the reference, on simulated human choices."""
     reference = str(config.output / "reference")
     lm = CausalLM.load(reference)
     prompts = PromptDataset.from_texts(

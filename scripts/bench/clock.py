@@ -1,4 +1,4 @@
-"""When the iterations of an algorithm of Stable-Baselines3 begin."""
+"""Start times of the iterations of a Stable-Baselines3 algorithm."""
 
 import time
 
@@ -6,7 +6,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 
 class Clock(BaseCallback):
-    """Notes when each rollout begins, and the end."""
+    """Record the time of each rollout's start, and of the end of training."""
 
     def __init__(self) -> None:
         super().__init__()

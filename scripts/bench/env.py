@@ -1,8 +1,8 @@
-"""`python scripts/bench/env.py --output FILE` measures what the environment itself costs.
+"""`python scripts/bench/env.py --output FILE` measures the overhead of the environment itself.
 
-How much of `step` and `play` is not the models' work, and how the memory of `play` grows with the
-tokens of a wave at a vocabulary of 50,257 (each size in a process of its own). Writes JSON. Run it
-on a quiet machine.
+It measures two things: the share of `step` and `play` that is not spent in the models, and the
+growth of `play`'s memory with the tokens of a wave at a vocabulary of 50,257 (each size in a
+separate process). It writes JSON. Run it on a machine without other load.
 """
 
 import multiprocessing
@@ -34,7 +34,7 @@ from rlhf_gym.utils.files import write_json
 from rlhf_gym.utils.process import prepare_process
 
 MODELS = ("ref_log_prob_of_next", "ref_log_probs", "final_scores")
-"""The methods of `Objective` that run models; the rest of a step is the environment's own work."""
+"""Methods of `Objective` that run models. The rest of a step is the environment's own work."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,21 @@ class Config:
     """Options of the script."""
 
     env: str = "rlhf_gym/Reviews-v0"
-    """Whose `step` and `play` are timed."""
+    """Environment id; its `step` and `play` are timed."""
     rows: int = 256
-    """Rows of it."""
+    """Rows of the environment."""
     waves: int = 10
-    """Timed waves; the medians are reported."""
+    """Timed waves; the result is their median."""
     memory_rows: tuple[int, ...] = (32, 64, 128, 256)
-    """Rows whose peak memory in `play` is measured; none to leave it out."""
+    """Numbers of rows at which to measure the peak memory of `play`; none to skip this."""
     output: Path = Path("runs/bench_env.json")
-    """Where the JSON goes."""
+    """JSON file to write."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda."""
+    """Device to run on: auto, cpu, cuda."""
 
 
 def main(config: Config) -> None:
-    """Measure and write."""
+    """Measure, and write the JSON file."""
     found: dict[str, Any] = {
         "env": config.env,
         "rows": config.rows,
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
 
 
 def own_share(config: Config) -> dict[str, Any]:
-    """Shares of `step` and `play` that are not the models' work, and seconds of a wave."""
+    """Return the share of `step` and `play` outside the models, and the seconds per wave."""
     env = make_env(config.env, config.rows, {"device": device(config.device)})
     clock = _Clock(env.objective)
     shares: dict[str, list[tuple[float, float]]] = {"step": [], "play": []}
@@ -94,7 +94,7 @@ def own_share(config: Config) -> dict[str, Any]:
         for name, way in ways.items():
             env.reset(seed=wave)
             whole, models = clock.time(way, env, tokens)
-            if wave:  # the first one warms up
+            if wave:  # the first wave is a warm-up
                 shares[name].append((1 - models / whole, whole))
     return {
         name: {
@@ -107,7 +107,7 @@ def own_share(config: Config) -> dict[str, Any]:
 
 
 def _stepping(env: TokenVectorEnv, tokens: np.ndarray) -> None:
-    """As many steps as the budget has tokens; a row that has ended begins its response again."""
+    """Take `max_new_tokens` steps; a row that has ended starts its response again."""
     every, at, lengths = np.arange(len(tokens)), np.zeros(len(tokens), int), row_lengths(tokens)
     for _ in range(env.max_new_tokens):
         _, _, ended, _, _ = env.step(tokens[every, at])
@@ -119,7 +119,7 @@ def _playing(env: TokenVectorEnv, tokens: np.ndarray) -> None:
 
 
 class _Clock:
-    """Times the models inside an objective."""
+    """Clock for the time that an objective spends in its models."""
 
     def __init__(self, objective: Objective) -> None:
         self._spent, self._inside = 0.0, False
@@ -127,7 +127,7 @@ class _Clock:
             setattr(objective, name, self._timed(getattr(objective, name)))
 
     def time(self, work: Callable[..., None], *args: Any) -> tuple[float, float]:
-        """Seconds of the whole work and of the models in it."""
+        """Return the seconds of the whole call, and of the models in it."""
         self._spent = 0.0
         begun = time.perf_counter()
         work(*args)
@@ -135,6 +135,7 @@ class _Clock:
 
     def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
+            # The methods may call each other. Only the outermost call counts.
             begun, outermost, self._inside = time.perf_counter(), not self._inside, True
             try:
                 return method(*args)
@@ -147,7 +148,8 @@ class _Clock:
 
 
 def peak(rows: int) -> dict[str, int]:
-    """Peak memory of `play` with so many rows of 16 + 48 tokens, V = 50,257, beside the models'."""
+    """Measure the memory that `play` adds at its peak: rows of 16 + 48 tokens, V = 50,257."""
+    # The operating system records the peak of a whole process, so each measurement needs a new one.
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, fresh, initializer=prepare_process) as pool:
         before, after = pool.submit(_peak, rows).result()

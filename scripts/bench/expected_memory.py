@@ -1,4 +1,4 @@
-"""How much memory an iteration of PPO on a shared trunk ought to take, from its shape alone."""
+"""Expected memory of a PPO iteration with a shared trunk, computed from its shape."""
 
 from typing import Any
 
@@ -8,21 +8,22 @@ FLOAT = 4  # bytes
 def expected_bytes(
     config: Any, parameters: int, *, rows: int, prompt: int, response: int, logits: int
 ) -> int:
-    """Four copies of the parameters, reference, reward model and what a micro-batch keeps.
+    """Return the expected memory in bytes.
 
-    The copies are the weights, their gradient and Adam's two moments. A layer of width d, whose
-    feed-forward network is f wide, keeps 8 d floats a token around attention (inputs and outputs
-    of the norms, queries, keys, values, what attention gives, the residual) and twice f in the
-    network, four times with a gate. The head keeps three times V floats a response token: logits,
-    their softmax, its gradient; or as much of them as are computed at a time.
+    It is the sum of four copies of the policy's parameters (weights, gradient, Adam's two moments),
+    the reference, the reward model, and the activations of a micro-batch that the backward pass
+    needs. A layer of width d with a feed-forward network of width f keeps these floats per token:
+    8 d around attention (inputs and outputs of the norms, queries, keys, values, output of the
+    attention, residual) and 2 f in the network, or 4 f if it has a gate. The head keeps 3 V floats
+    per response token (logits, their softmax, its gradient), for the logits of one chunk at most.
 
     Args:
-        config: Of the model, as transformers has it.
-        parameters: Of the policy.
-        rows: Responses of a micro-batch.
+        config: The model's configuration from transformers.
+        parameters: Number of the policy's parameters.
+        rows: Responses in a micro-batch.
         prompt: Tokens of a prompt.
         response: Tokens of a response.
-        logits: Most logits that are computed at a time.
+        logits: Maximum number of logits that are computed at once.
     """
     width, layers = config.hidden_size, config.num_hidden_layers
     gated = config.model_type != "gpt2"

@@ -1,9 +1,10 @@
 """`python scripts/bench/groups.py --trl-python PATH` times RLOO and GRPO against TRL's trainers.
 
-Both learn from the same random model, reward model and prompts: as many responses of full length,
-the same group size, passes and optimiser steps, float32, one after the other, in turn. PATH is the
-Python of an environment with trl; the two share nothing but files. Prints response tokens per
-second of whole iterations and their ratio, and writes JSON. Run it on a quiet machine.
+Both use the same random model, reward model and prompts, and do the same work in float32: the same
+number of full-length responses, group size, passes and optimiser steps. They take turns on the
+machine. PATH is the Python of an environment with trl; the two share only files. The script prints
+response tokens per second over whole iterations and their ratio, and writes JSON. Run it on a
+machine without other load.
 """
 
 import statistics
@@ -35,31 +36,31 @@ class Config:
     """Options of the script."""
 
     trl_python: Path
-    """Python interpreter with trl installed."""
+    """Python interpreter of an environment with trl."""
     algorithms: tuple[str, ...] = ("rloo", "grpo")
-    """Which: rloo, grpo."""
+    """Algorithms to time: rloo, grpo."""
     shape: str = "A"
-    """A shape of bench/shapes.py."""
+    """Shape from bench/shapes.py."""
     samples_per_prompt: int = 4
-    """Responses to each prompt, K."""
+    """K, the responses to each prompt."""
     epochs: int = 1
     """Passes over a wave, one optimiser step each."""
     iterations: int = 4
-    """Timed iterations of each turn; one more warms up."""
+    """Timed iterations per turn; one more is a warm-up."""
     turns: int = 3
-    """How often each of the two has its turn; the medians over all iterations are reported."""
+    """Turns of each system; the results are medians over all iterations."""
     output: Path = Path("runs/bench_groups.json")
-    """Where the JSON goes."""
+    """JSON file to write."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda."""
+    """Device to run on: auto, cpu, cuda."""
 
 
 def main(config: Config) -> None:
-    """Time both in turn and write the rows."""
+    """Time both systems and write the JSON file."""
     if config.shape not in SHAPES:
-        raise InputError(f"no shape {config.shape!r}; there are {sorted(SHAPES)}")
+        raise InputError(f"unknown shape {config.shape!r}; choose from {sorted(SHAPES)}")
     if set(config.algorithms) - {"rloo", "grpo"}:
-        raise InputError(f"--algorithms are rloo and grpo, not {config.algorithms}")
+        raise InputError(f"--algorithms must be rloo or grpo, not {config.algorithms}")
     if not config.trl_python.exists():
         raise InputError(f"--trl-python {config.trl_python} does not exist")
     rows = [measure(config, name) for name in config.algorithms]
@@ -75,7 +76,7 @@ def main(config: Config) -> None:
 
 
 def measure(config: Config, algorithm: str) -> dict[str, Any]:
-    """One algorithm, both systems in turn."""
+    """Time one algorithm in both systems, which take turns."""
     shape = SHAPES[config.shape]
     ours: list[float] = []
     theirs: list[float] = []
@@ -122,7 +123,7 @@ def measure(config: Config, algorithm: str) -> dict[str, Any]:
 
 
 def time_ours(config: Config, algorithm: str, env: Any) -> list[float]:
-    """Seconds of each timed iteration."""
+    """Return the seconds of each timed iteration of our implementation."""
     module = load_algorithm(algorithm)
     options = module.Config(
         learning_rate=1e-5,

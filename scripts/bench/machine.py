@@ -1,4 +1,4 @@
-"""What a figure of speed is measured on, and programs run in turn."""
+"""Description of the machine that ran a benchmark, and a runner for scripts of other systems."""
 
 import json
 import platform
@@ -13,10 +13,15 @@ from rlhf_gym.errors import InputError
 
 
 def run_beside(python: Path, script: str, folder: Path) -> dict[str, Any]:
-    """Run a script beside this one on a folder, by some Python; the JSON that it prints last.
+    """Run a script of this folder with another Python; return the JSON of its last output line.
+
+    Args:
+        python: The interpreter.
+        script: File name of the script, which is in the same folder as this module.
+        folder: Folder that the script gets as its argument.
 
     Raises:
-        InputError: It failed there.
+        InputError: The script failed, or its last line is not JSON.
     """
     file = Path(__file__).with_name(script)
     done = subprocess.run([str(python), str(file), str(folder)], capture_output=True, text=True)
@@ -26,17 +31,17 @@ def run_beside(python: Path, script: str, folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError) as error:
         raise InputError(
-            f"{script} did not end with a line of JSON in {python}; it printed:\n"
+            f"the last line that {script} printed in {python} is not JSON; it printed:\n"
             f"{done.stdout[-1000:]}{done.stderr[-1000:]}"
         ) from error
     return found
 
 
 def measured_on(where: str) -> dict[str, Any]:
-    """What a figure of speed depends on beside the versions: the machine and the commit.
+    """Return what a speed depends on in addition to the versions: machine and commit.
 
     Args:
-        where: The device.
+        where: The device of the benchmark.
     """
     name = platform.processor() or platform.machine()
     known = Path("/proc/cpuinfo")
@@ -46,7 +51,7 @@ def measured_on(where: str) -> dict[str, Any]:
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+    except (OSError, subprocess.CalledProcessError):  # git is missing, or this is not a repository
         commit = None
     return {
         "processor": name,

@@ -1,9 +1,9 @@
 """`python scripts/bench/memory.py --output FILE` measures the memory of a flagship iteration.
 
-A GPT-2 of 4 layers and width 256 with random weights, V = 50,257; 64 episodes of 16 + 48 tokens,
-4 epochs of 4 minibatches. Each way of saving memory runs in a process of its own. After each stage
-no live tensor may have as many elements as half of all tokens × V. Writes JSON; exits with an error
-if there is such a tensor, or the peak is above the bound.
+The model is a GPT-2 of 4 layers and width 256 with random weights and V = 50,257. An iteration has
+64 episodes of 16 + 48 tokens and 4 epochs of 4 minibatches. Each way to save memory runs in a
+separate process. The script writes JSON. It exits with an error if the peak is above the bound, or
+if after any stage a live tensor has at least half as many elements as tokens × V (full logits).
 """
 
 import gc
@@ -38,7 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "lora": {"lora_rank": 8},
     "all": {"precision": "bf16", "gradient_checkpointing": True, "lora_rank": 8},
 }
-"""Options of the policy; a critic of its own starts from the reference."""
+"""Options of the policy. A separate critic starts from the reference."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,27 @@ class Config:
     """Options of the script."""
 
     ways: tuple[str, ...] = tuple(WAYS)
-    """Which: plain, critic (with a trunk of its own), bf16, recompute (gradient checkpointing),
-    lora (of rank 8), all (the last three)."""
+    """Ways to measure: plain, critic (separate trunk), bf16, recompute (gradient checkpointing),
+    lora (rank 8), all (the last three together)."""
     vocabulary: int = 50257
-    """V."""
+    """V, the size of the vocabulary."""
     episodes: int = 64
-    """Episodes of the iteration."""
+    """Episodes per iteration."""
     bound_gib: float = 6.0
-    """The most that any of them may take, in GiB of resident memory."""
+    """Maximum peak memory of each way, in GiB of resident memory."""
     output: Path = Path("runs/bench_memory.json")
-    """Where the JSON goes."""
+    """JSON file to write."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda."""
+    """Device to run on: auto, cpu, cuda."""
 
 
 def main(config: Config) -> None:
-    """Measure and write."""
+    """Measure, write the JSON file, and check the bounds."""
     unknown = set(config.ways) - WAYS.keys()
     if unknown:
-        raise InputError(f"unknown ways {sorted(unknown)}; there are {sorted(WAYS)}")
+        raise InputError(f"unknown ways {sorted(unknown)}; choose from {sorted(WAYS)}")
     shape = Shape(gpt2, config.vocabulary, config.episodes, 16, 48, epochs=4, minibatches=4)
+    # The operating system records the peak of a whole process, so each way needs a new one.
     fresh = multiprocessing.get_context("spawn")
     rows = []
     for way in config.ways:
@@ -84,7 +85,7 @@ def main(config: Config) -> None:
 
 
 def check(rows: list[dict[str, Any]], bound_gib: float) -> None:
-    """Raise if anything takes more than it may."""
+    """Raise a RuntimeError if a way exceeds a bound."""
     for row in rows:
         if row["peak_bytes"] > bound_gib * 2**30:
             raise RuntimeError(f"{row['way']} takes {row['peak_bytes'] / 2**30:.2f} GiB")
@@ -94,7 +95,7 @@ def check(rows: list[dict[str, Any]], bound_gib: float) -> None:
 
 
 def measure(way: str, shape: Shape, on: str) -> dict[str, Any]:
-    """One iteration, in this process."""
+    """Run and measure one iteration in this process."""
     torch.manual_seed(0)
     tokens = shape.episodes * shape.response
     with tempfile.TemporaryDirectory() as folder:
@@ -124,8 +125,8 @@ def measure(way: str, shape: Shape, on: str) -> dict[str, Any]:
         setattr(owner, name, watched)
 
     watch(learner.policy, "sample_with_log_probs", "sample")
-    watch(learner.policy, "score", "score")  # in bfloat16
-    watch(learner.policy, "values", "values")  # of a critic with a trunk of its own
+    watch(learner.policy, "score", "score")  # called only in bfloat16
+    watch(learner.policy, "values", "values")  # called only with a separate critic
     watch(env, "play", "play")
     watch(learner, "_gradient", "gradient")
     watch(learner, "train", "update")
@@ -151,10 +152,10 @@ def measure(way: str, shape: Shape, on: str) -> dict[str, Any]:
 
 
 def largest_tensor() -> int:
-    """Elements of the largest tensor that is alive."""
+    """Return the number of elements of the largest live tensor."""
     gc.collect()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some objects dislike being looked at
+        warnings.simplefilter("ignore")  # isinstance triggers warnings in some objects
         return max((x.numel() for x in gc.get_objects() if isinstance(x, torch.Tensor)), default=0)
 
 

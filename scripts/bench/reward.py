@@ -1,8 +1,8 @@
 """`python scripts/bench/reward.py --trl-python PATH` times reward-model training against TRL's.
 
-The same pairs, as token ids, the same model, precision, batch size and number of steps; the two run
-in turn, several times, and the ratio of the medians is what counts. TRL runs in an environment of
-its own, whose python is named. Run it on a quiet machine.
+Both use the same pairs (as token ids), model, precision, batch size and number of steps. The two
+take turns several times; the result is the ratio of the median times. PATH is the Python of a
+separate environment with TRL. Run it on a machine without other load.
 """
 
 import json
@@ -31,7 +31,7 @@ from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.training.reward_training import RewardTraining, train_reward_model
 from rlhf_gym.utils.files import write_json
 
-# Shapes of made pairs: tokens of the prompt and of each candidate.
+# Shapes of synthetic pairs: tokens of the prompt and of each candidate.
 SHAPES = {"long prompts": (384, 32), "even": (64, 64), "short prompts": (8, 48)}
 CHOICES = Comparison("p", ("a", "b"), best=0).choices()
 
@@ -41,35 +41,35 @@ class Config:
     """Options of the script."""
 
     trl_python: Path
-    """Python of an environment with TRL."""
+    """Python interpreter of an environment with TRL."""
     tokenizer: str
-    """Any tokenizer (hub name or local path); the made pairs only use its ids."""
+    """Any tokenizer (hub name or local path); the synthetic pairs are random ids from it."""
     shapes: tuple[str, ...] = tuple(SHAPES)
-    """Made shapes to time: long prompts, even, short prompts."""
+    """Synthetic shapes to time: long prompts, even, short prompts."""
     pairs: int = 256
-    """Pairs of a made shape."""
+    """Pairs per synthetic shape."""
     data: Path | None = None
-    """Real pairs to time as well, cut by turns to the model's context."""
+    """File of real pairs to time as well, shortened by whole turns to the model's context."""
     batch_size: int = 16
-    """Pairs a step."""
+    """Pairs per step."""
     width: int = 128
     """Width of the model."""
     layers: int = 4
     """Layers of the model."""
     bf16: bool = False
-    """Autocast both to bfloat16."""
+    """Use bfloat16 autocast in both."""
     repeats: int = 3
-    """Runs of each, in turn."""
+    """Runs of each trainer; the two take turns."""
     output: Path = Path("runs/bench_reward.json")
     """JSON file to write."""
     device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
+    """Device to train on: auto, cpu, cuda."""
 
 
 def main(config: Config) -> None:
-    """Time every shape with both."""
+    """Time both trainers on every shape and write the JSON file."""
     if unknown := set(config.shapes) - SHAPES.keys():
-        raise InputError(f"no such shapes: {', '.join(sorted(unknown))}; there are {[*SHAPES]}")
+        raise InputError(f"unknown shapes: {', '.join(sorted(unknown))}; choose from {[*SHAPES]}")
     if not config.trl_python.exists():
         raise InputError(f"--trl-python {config.trl_python} does not exist")
     rows: list[dict[str, Any]] = []
@@ -89,7 +89,7 @@ def main(config: Config) -> None:
 
 
 def make_model(config: Config, folder: Path) -> str:
-    """A Llama with random weights."""
+    """Write a Llama with random weights and its tokenizer; return the folder."""
     tokenizer = load_tokenizer(config.tokenizer)
     torch.manual_seed(0)
     LlamaForCausalLM(
@@ -109,7 +109,7 @@ def make_model(config: Config, folder: Path) -> str:
 
 
 def workloads(config: Config, backbone: str) -> dict[str, list[EncodedComparison]]:
-    """The pairs of every shape."""
+    """Return the pairs of every shape, and those of `data`."""
     rng = np.random.default_rng(0)
     model = RewardModel.from_backbone(backbone)
     vocab = len(model.tokenizer)
@@ -133,7 +133,7 @@ def workloads(config: Config, backbone: str) -> dict[str, list[EncodedComparison
 def timed(
     config: Config, shape: str, comparisons: list[EncodedComparison], folder: Path
 ) -> dict[str, Any]:
-    """Both trainers in turn, several times; ours with its checkpoints, TRL's without any."""
+    """Time both trainers, which take turns. Ours writes checkpoints; TRL's writes none."""
     rate, threads = 1e-4, torch.get_num_threads()
     pairs = [
         {"chosen_ids": chosen, "rejected_ids": rejected}
@@ -162,7 +162,7 @@ def timed(
         begun = time.perf_counter()
         train_reward_model(model, comparisons, options, checkpoint_dir=folder / "ours")
         ours.append(time.perf_counter() - begun)
-        # The same work: every parameter was moved, in the same number of steps.
+        # Check that both did the same work: every parameter moved, and the step counts agree.
         pairs_of = zip(before, model.parameters(), strict=True)
         assert all(bool((p != q).any()) for p, q in pairs_of)
         competitor = run_beside(config.trl_python, "system_trl_reward.py", folder)

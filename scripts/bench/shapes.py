@@ -1,4 +1,4 @@
-"""The shapes that speed is measured on, and an environment of each with random weights."""
+"""Shapes for the benchmarks, and environments of these shapes with random weights."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,15 +30,15 @@ class Shape:
     """A model and the work of one iteration.
 
     Attributes:
-        make: From V to a model with random weights.
-        vocab: V.
-        episodes: N.
+        make: Function from V to a model with random weights.
+        vocab: V, the size of the vocabulary.
+        episodes: N, the episodes per iteration.
         prompt: Tokens of each prompt.
         response: T, the token budget.
         epochs: Passes over the episodes.
-        minibatches: Optimiser steps a pass.
-        mean_length: Of a response, which ends at each token with the same chance; None lets every
-            one run to the budget, so that the work does not depend on what is sampled.
+        minibatches: Optimiser steps per pass.
+        mean_length: Mean length of a response, which ends at each token with the same probability.
+            If None, every response fills the budget, so the work does not depend on the samples.
     """
 
     make: Any
@@ -52,7 +52,7 @@ class Shape:
 
 
 def gpt2(vocab: int, width: int = 256, layers: int = 4, positions: int = 128) -> PreTrainedModel:
-    """A GPT-2; heads are 64 wide."""
+    """Return a GPT-2 with heads of width 64 and random weights."""
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=vocab,
@@ -65,7 +65,7 @@ def gpt2(vocab: int, width: int = 256, layers: int = 4, positions: int = 128) ->
 
 
 def gpt2_small(vocab: int) -> PreTrainedModel:
-    """12 layers, width 768."""
+    """Return a GPT-2 small (12 layers, width 768) with random weights."""
     return gpt2(vocab, 768, 12)
 
 
@@ -95,14 +95,14 @@ SHAPES = {
     "D": Shape(gpt2, 5000, 64, 16, 48, epochs=4, minibatches=4, mean_length=12),
 }
 
-# Growth: A with another number of episodes, of tokens, or another width.
+# Scaling: shape A with another number of episodes, number of tokens, or width.
 for _n in (16, 64, 128, 256, 512):
     SHAPES[f"E-episodes-{_n}"] = replace(SHAPES["A"], episodes=_n)
     SHAPES[f"E-tokens-{_n}"] = replace(
         SHAPES["A"], response=_n, make=partial(gpt2, positions=max(128, 16 + _n))
     )
     SHAPES[f"E-width-{_n}"] = replace(SHAPES["A"], make=partial(gpt2, width=_n))
-# What fills a GPU.
+# Enough episodes to use a whole GPU.
 for _n in (64, 256):
     SHAPES[f"C-episodes-{_n}"] = replace(SHAPES["C"], episodes=_n)
 
@@ -112,7 +112,7 @@ KL_COEF = 0.1
 
 
 def make_env(shape: Shape, folder: Path, on: str) -> TokenVectorEnv:
-    """An environment of this shape, reference and reward model with random weights."""
+    """Return an environment of this shape; reference and reward model have random weights."""
     write_models(shape, folder)
     return load_env(shape, folder, on)
 
@@ -137,7 +137,7 @@ def write_models(shape: Shape, folder: Path) -> None:
 
 
 def load_env(shape: Shape, folder: Path, on: str) -> TokenVectorEnv:
-    """The environment of what `write_models` wrote."""
+    """Return the environment with the models and prompts that `write_models` wrote."""
     reference = CausalLM.load(str(folder / "reference"), device=on)
     reference.model.requires_grad_(False)
     reward = RewardModel.load(str(folder / "reward_model"), device=on).requires_grad_(False)
@@ -153,12 +153,12 @@ def load_env(shape: Shape, folder: Path, on: str) -> TokenVectorEnv:
 
 @torch.no_grad()
 def _end_at_random(model: PreTrainedModel, mean_length: int) -> None:
-    """Give the EOS the same chance in every state, 1 / mean_length, by a constant in its logit."""
+    """Give the EOS probability 1 / mean_length in every state, by a constant logit."""
     head = model.get_output_embeddings().weight
     last = model.transformer.ln_f
-    # The last norm's first output is 1 whatever comes in, and nobody but the EOS reads it.
+    # The first output of the last norm becomes a constant 1, which only the EOS's row reads.
     last.weight[0], last.bias[0] = 0.0, 1.0
     head[:, 0] = 0.0
     head[EOS] = 0.0
-    others = (head[:, 1:] ** 2).sum(1).mean() / 2  # log E exp of a logit of that variance
+    others = (head[:, 1:] ** 2).sum(1).mean() / 2  # log E[exp(x)] of a normal x with this variance
     head[EOS, 0] = np.log(len(head) / (mean_length - 1)) + float(others)

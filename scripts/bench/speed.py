@@ -1,13 +1,19 @@
 """`python scripts/bench/speed.py --shapes A B --output FILE` times the flagship and its peers.
 
-Random weights of a given shape. The systems take turns, each in a process of its own that reads the
-same files: rlhf_gym (critic on the policy's trunk), rlhf_gym_bf16, rlhf_gym_separate (critic with a
-trunk of its own), generate and generate_bf16 (transformers, sampling alone), sb3_rows (stock
-Stable-Baselines3, a row a token), limit (bare PyTorch, the same mathematics), limit_compiled (the
-same with torch.compile, which needs a C++ compiler), and, with --trl-python, trl_ppo and
-trl_ppo_bf16 (PPOTrainer of TRL 0.23.1). Prints response tokens per second of each stage, the
-ratios, and the peak memory over what the shape asks for, and writes them as JSON. Run it on a quiet
-machine.
+The models have a given shape and random weights. The systems take turns, each in a separate process
+that reads the same files:
+
+- rlhf_gym (critic on the policy's trunk), rlhf_gym_bf16, rlhf_gym_separate (critic with a separate
+  trunk)
+- generate, generate_bf16: transformers, only sampling
+- sb3_rows: unmodified Stable-Baselines3, whose buffer has one row per token
+- limit: the same mathematics in bare PyTorch; limit_compiled: with torch.compile, which needs a C++
+  compiler
+- trl_ppo, trl_ppo_bf16: PPOTrainer of TRL 0.23.1; they need --trl-python
+
+The script prints response tokens per second of each stage, the ratios, and the peak memory divided
+by the expected memory of the shape, and writes them as JSON. Run it on a machine without other
+load.
 """
 
 import platform
@@ -39,7 +45,7 @@ FILES = {
     "trl_ppo": "system_trl_ppo.py",
     "trl_ppo_bf16": "system_trl_ppo.py",
 }
-"""What runs each system."""
+"""Script of each system."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +53,29 @@ class Config:
     """Options of the script."""
 
     shapes: tuple[str, ...] = ("A", "B")
-    """Which shapes: A (GPT-2, 4 layers, width 256, V = 5,000), B (stories260K), C (GPT-2 small), D
-    (A with responses of uneven length); A grown or shrunk, n = 16, 64, 128, 256, 512: E-episodes-n,
-    E-tokens-n, E-width-n; C with more episodes, n = 64, 256: C-episodes-n."""
+    """Shapes to time: A (GPT-2, 4 layers, width 256, V = 5,000), B (stories260K), C (GPT-2 small),
+    D (A with responses of different lengths); E-episodes-n, E-tokens-n, E-width-n (A with this
+    value changed to n = 16, 64, 128, 256, 512); C-episodes-n (C with n = 64, 256 episodes)."""
     systems: tuple[str, ...] = ("rlhf_gym",)
-    """Which systems; the first is what the others are held against."""
+    """Systems to time; the ratios compare the first one with each of the others."""
     trl_python: Path | None = None
     """Python interpreter with TRL 0.23.1, for trl_ppo and trl_ppo_bf16."""
     output: Path = Path("runs/bench_speed.json")
-    """Where the JSON goes."""
+    """JSON file to write."""
     iterations: int = 5
-    """Timed iterations of each turn; one more warms up."""
+    """Timed iterations per turn; one more is a warm-up."""
     turns: int = 1
-    """How often each system has its turn; the medians over all iterations are reported."""
+    """Turns of each system; the results are medians over all iterations."""
     row_episodes: int = 4
-    """Episodes of sb3_rows, whose time a token does not depend on them."""
+    """Episodes of sb3_rows. A few are enough: its time per token does not depend on them."""
     profile: bool = False
-    """One more iteration of ours says which operations take its time; the JSON has it."""
+    """Profile one more iteration of our systems; the JSON gets the time of each operation."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda."""
+    """Device to run on: auto, cpu, cuda."""
 
 
 def main(config: Config) -> None:
-    """Time every system on every shape and write the rows."""
+    """Time every system on every shape and write the JSON file."""
     check(config)
     rows: list[dict[str, Any]] = []
     config.output.parent.mkdir(parents=True, exist_ok=True)
@@ -80,26 +86,32 @@ def main(config: Config) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise an InputError before anything is timed."""
+    """Check the options before anything is timed.
+
+    Raises:
+        InputError: An option is wrong.
+    """
     for kind, asked, known in (
         ("shapes", config.shapes, SHAPES),
         ("systems", config.systems, FILES),
     ):
         unknown = set(asked) - known.keys()
         if unknown:
-            raise InputError(f"unknown {kind} {sorted(unknown)}; there are {sorted(known)}")
+            raise InputError(f"unknown {kind} {sorted(unknown)}; choose from {sorted(known)}")
     if min(config.iterations, config.turns) < 1:
         raise InputError("--iterations and --turns must be at least 1")
     for system in config.systems:
         if system.startswith("trl") and not (config.trl_python and config.trl_python.exists()):
-            raise InputError(f"{system} needs --trl-python, a Python with trl 0.23.1")
+            raise InputError(f"{system} needs --trl-python, a Python interpreter with trl 0.23.1")
     uneven = [s for s in config.shapes if SHAPES[s].mean_length is not None]
     if any(s.startswith("limit") for s in config.systems) and ("B" in config.shapes or uneven):
-        raise InputError("limit knows GPT-2 and responses of one length alone: no B, no D")
+        raise InputError(
+            "limit supports only GPT-2 and responses of equal length; leave out the shapes B and D"
+        )
 
 
 def bench(name: str, config: Config) -> list[dict[str, Any]]:
-    """Rows of one shape: each stage of each system, and the whole iteration."""
+    """Return the rows of one shape: each stage of each system, and the whole iteration."""
     shape = SHAPES[name]
     found: dict[str, list[dict[str, Any]]] = {system: [] for system in config.systems}
     with tempfile.TemporaryDirectory() as folder:
@@ -142,10 +154,10 @@ def bench(name: str, config: Config) -> list[dict[str, Any]]:
 
 
 def one_turn(system: str, name: str, shape: Shape, folder: Path, config: Config) -> dict[str, Any]:
-    """What a system says of a few iterations.
+    """Run one turn of a system; return what it measured (see `work.say`).
 
     Raises:
-        InputError: It failed.
+        InputError: The system failed.
     """
     options = {
         "system": system,
@@ -171,10 +183,10 @@ def one_turn(system: str, name: str, shape: Shape, folder: Path, config: Config)
 
 
 def check_work(system: str, shape: Shape, work: dict[str, int]) -> None:
-    """Whether it did what it is compared at.
+    """Check that a system did the same work as the others.
 
     Raises:
-        InputError: Other episodes or optimiser steps.
+        InputError: Its number of episodes or optimiser steps is different.
     """
     expected = {"episodes": shape.episodes, "optimiser_steps": shape.epochs * shape.minibatches}
     if system.startswith("generate"):
@@ -182,12 +194,12 @@ def check_work(system: str, shape: Shape, work: dict[str, int]) -> None:
     if system == "sb3_rows":
         expected["episodes"] = work["episodes"]
     if any(work[name] != count for name, count in expected.items()):
-        raise InputError(f"{system} did {work}, not {expected}")
+        raise InputError(f"{system} did {work} instead of {expected}")
 
 
 def show(rows: list[dict[str, Any]], config: Config) -> None:
-    """A table of rates, and of what the first system's are over the others'."""
-    table = Table(title="response tokens/s, medians; ratio: the first system's over this one's")
+    """Print a table of rates, and the ratio of the first system's rate to each."""
+    table = Table(title="response tokens/s, medians; ratio: first system / this system")
     headings = ("shape", "system", "stage", "tokens/s", "lowest", "highest", "ratio", "memory")
     for heading in headings:
         table.add_column(heading)
@@ -210,7 +222,7 @@ def show(rows: list[dict[str, Any]], config: Config) -> None:
 
 
 def memory(row: dict[str, Any]) -> str:
-    """Peak memory over what the shape asks for (`expected_memory`), where that is known."""
+    """Return peak memory divided by `expected_memory`; empty if that is not known."""
     if row["stage"] != "iteration" or "expected_bytes" not in row["work"]:
         return ""
     return f"{(row['peak_bytes'] - row['base_bytes']) / row['work']['expected_bytes']:.2f}"

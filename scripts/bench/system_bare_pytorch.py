@@ -1,10 +1,10 @@
-"""PPO on a GPT-2 in bare PyTorch, on what bench/speed.py wrote: how fast this could be at all.
+"""PPO on a GPT-2 in bare PyTorch: an estimate of the speed limit. bench/speed.py runs it.
 
-`python scripts/bench/system_bare_pytorch.py FOLDER` prints a JSON line as `work.say` does. The same
-mathematics as the flagship with a shared critic: sampling, log-probs and values, reference, reward
-model, GAE, and the clipped update; no environment, no SB3, no logs, no checks. It knows what the
-shape fixes: prompts and responses are of one length each, so nothing is ever masked. As
-limit_compiled the update's pass through the trunk goes through torch.compile.
+`python scripts/bench/system_bare_pytorch.py FOLDER` prints a JSON line in the format of `work.say`.
+It does the same mathematics as the flagship with a shared critic: sampling, log-probs and values,
+reference, reward model, GAE and the clipped update. It has no environment, SB3, logs or checks. All
+prompts have one length and all responses have one length, so it needs no masks. The system
+limit_compiled uses torch.compile for the update's pass through the trunk.
 """
 
 import json
@@ -24,7 +24,7 @@ CLIP, LAMBDA, VALUE_WEIGHT = 0.2, 0.95, 0.1
 
 
 class GPT2:
-    """A GPT-2 as a list of tensors."""
+    """A GPT-2 as plain tensors, without modules."""
 
     def __init__(self, folder: Path, device: str, *, learns: bool) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -35,7 +35,7 @@ class GPT2:
         }
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """(N, L) to (N, L, d), each position from those up to it."""
+        """Return hidden states (N, L, d) of ids (N, L), with causal attention."""
         n, length = ids.shape
         x = F.embedding(ids, self.w["wte.weight"]) + self.w["wpe.weight"][:length]
         for i in range(self.layers):
@@ -45,7 +45,7 @@ class GPT2:
         return self._norm(x, "ln_f")
 
     def prefill(self, ids: Tensor, width: int) -> Tensor:
-        """Keep keys and values of prompts (N, P); the last hidden states, (N, d)."""
+        """Cache keys and values of prompts (N, P); return the last hidden states (N, d)."""
         n, length = ids.shape
         x = F.embedding(ids, self.w["wte.weight"]) + self.w["wpe.weight"][:length]
         self.cache = []
@@ -59,7 +59,7 @@ class GPT2:
         return self._norm(x[:, -1], "ln_f")
 
     def step(self, tokens: Tensor, at: int) -> Tensor:
-        """One more token a row, (N,), at column `at`: its hidden states, (N, d)."""
+        """Append tokens (N,) at column `at` to the cache; return their hidden states (N, d)."""
         x = (F.embedding(tokens, self.w["wte.weight"]) + self.w["wpe.weight"][at])[:, None]
         for i, room in enumerate(self.cache):
             q, k, v = self._qkv(x, i)
@@ -70,6 +70,7 @@ class GPT2:
         return self._norm(x[:, 0], "ln_f")
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """Return logits (…, V) of hidden states (…, d); the head is tied to the embeddings."""
         return hidden @ self.w["wte.weight"].T
 
     def _qkv(self, x: Tensor, i: int) -> tuple[Tensor, ...]:
@@ -93,13 +94,13 @@ class GPT2:
 
 
 def log_probs(model: GPT2, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Of tokens (N, T) chosen in states (N, T, d)."""
+    """Return log-probs (N, T) of tokens (N, T) in states (N, T, d)."""
     logits = model.logits(hidden.flatten(0, 1))
     return -F.cross_entropy(logits, tokens.flatten(), reduction="none").view(tokens.shape)
 
 
 class PPO:
-    """All that learns, and what it is paid by."""
+    """Policy, value head and optimiser; reference and reward model."""
 
     def __init__(self, folder: Path, options: dict[str, object]) -> None:
         self.o, device = options, str(options["device"])
@@ -116,7 +117,7 @@ class PPO:
 
     @torch.no_grad()
     def sample(self, prompts: Tensor, budget: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, P) to (N, P + T), and of the last T the log-probs and values, (N, T) each."""
+        """Sample responses to prompts (N, P): sequences (N, P + T), log-probs and values (N, T)."""
         start = prompts.shape[1]
         out = F.pad(prompts, (0, budget))
         old, values = torch.empty(2, len(out), budget, device=out.device)
@@ -137,7 +138,7 @@ class PPO:
     def advantages(
         self, whole: Tensor, old: Tensor, values: Tensor, start: int
     ) -> tuple[Tensor, Tensor]:
-        """Advantages and returns of every response token, (N, T) each."""
+        """Return advantages and returns (N, T) of the response tokens."""
         tokens = whole[:, start:]
         at_reference = self.reference.hidden(whole[:, :-1])[:, start - 1 :]
         rewards = -float(self.o["kl_coef"]) * (
@@ -155,7 +156,7 @@ class PPO:
     def update(
         self, whole: Tensor, old: Tensor, gains: Tensor, returns: Tensor, start: int
     ) -> None:
-        """All epochs."""
+        """Run all epochs of the update."""
         for _ in range(int(self.o["epochs"])):
             for rows in torch.randperm(len(whole)).chunk(int(self.o["minibatches"])):
                 states = self.policy.hidden(whole[rows, :-1])[:, start - 1 :]
@@ -171,14 +172,14 @@ class PPO:
 
 
 def now(device: str) -> float:
-    """Seconds, once the device has done what it was asked."""
+    """Return the time in seconds, after the device has finished its queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def matrix_product_rate(device: str) -> float:
-    """FLOP a second of a large float32 matrix product."""
+    """Return the FLOP/s of a large float32 matrix product; the best of eight."""
     a, b = (torch.randn(2048, 2048, device=device) for _ in range(2))
     best = float("inf")
     for _ in range(8):
@@ -189,7 +190,7 @@ def matrix_product_rate(device: str) -> float:
 
 
 def main(folder: Path) -> None:
-    """Learn for a while; the first iteration warms up."""
+    """Run the timed iterations, after one as a warm-up."""
     options = json.loads((folder / "options.json").read_text())
     begin(options)
     prepare_process()
@@ -218,7 +219,7 @@ def main(folder: Path) -> None:
     learned = sum(w.numel() for w in ppo.learns)
     body = learned - ppo.policy.w["wte.weight"].numel() - ppo.policy.w["wpe.weight"].numel()
     head = ppo.policy.w["wte.weight"].numel()
-    # Of matrix products alone: 2 a weight and token forward, twice that backward.
+    # Only matrix products: 2 FLOP per weight and token forward, twice that backward.
     per_pass = 6 * n * (body * (start + budget - 1) + head * budget)
     say(
         stages,

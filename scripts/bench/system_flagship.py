@@ -1,7 +1,7 @@
-"""The flagship on what bench/speed.py wrote; runs in a process of its own.
+"""Benchmark of the flagship, run by bench/speed.py in a separate process.
 
-`python scripts/bench/system_flagship.py FOLDER` prints a JSON line: seconds of each stage of each timed
-iteration, the work of one, peak memory, versions.
+`python scripts/bench/system_flagship.py FOLDER` prints a JSON line in the format of `work.say`:
+seconds of each stage of each timed iteration, work per iteration, peak memory, versions.
 """
 
 import sys
@@ -20,7 +20,7 @@ from rlhf_gym.lm.batching import MAX_LOGITS
 from rlhf_gym.utils.files import read_json
 from rlhf_gym.utils.process import prepare_process
 
-# The critic's trunk and the precision of each.
+# Options of the policy for each system: the critic's trunk, and the precision.
 SYSTEMS: dict[str, dict[str, Any]] = {
     "rlhf_gym": {},
     "rlhf_gym_bf16": {"precision": "bf16"},
@@ -29,7 +29,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
 
 
 def main(folder: Path) -> None:
-    """Learn for a while; the first iteration warms up."""
+    """Run the timed iterations, after one as a warm-up."""
     options = read_json(folder / "options.json")
     begin(options)
     prepare_process()
@@ -57,7 +57,7 @@ def main(folder: Path) -> None:
     for i in range(options["iterations"] + 1):
         begun = time.perf_counter()
         iteration()
-        ended = time.perf_counter()  # callbacks, logs and all
+        ended = time.perf_counter()  # includes callbacks and logs
         if not i:
             continue
         tokens.append(learner.rollout_buffer.n_tokens)
@@ -68,7 +68,7 @@ def main(folder: Path) -> None:
         "episodes": env.num_envs,
         "parameters": sum(p.numel() for p in learner.policy.parameters()),
     }
-    if not policy:  # the formula is of float32 and one trunk
+    if not policy:  # the formula assumes float32 and a shared trunk
         work["expected_bytes"] = expected(learner, shape)
     say(
         stages,
@@ -80,7 +80,7 @@ def main(folder: Path) -> None:
 
 
 def expected(learner: PPO, shape: Shape) -> int:
-    """What the formula says of its memory, beside what the process held at its start."""
+    """Return the expected memory of an iteration, in addition to that of the started process."""
     most = learner._microbatch_tokens() // (shape.prompt + shape.response)
     return expected_bytes(
         learner.policy.lm.config,

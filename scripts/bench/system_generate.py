@@ -1,7 +1,7 @@
-"""`generate` of transformers on what bench/speed.py wrote; runs in a process of its own.
+"""Benchmark of transformers' `generate`, run by bench/speed.py in a separate process.
 
-`python scripts/bench/system_generate.py FOLDER` prints a JSON line as `work.say` does. It samples,
-and does nothing else.
+`python scripts/bench/system_generate.py FOLDER` prints a JSON line in the format of `work.say`. It
+only samples; it does not train.
 """
 
 import json
@@ -19,7 +19,7 @@ from rlhf_gym.utils.process import prepare_process
 
 @torch.no_grad()
 def main(folder: Path) -> None:
-    """Sample for a while; the first wave warms up."""
+    """Sample the timed waves, after one as a warm-up."""
     options = json.loads((folder / "options.json").read_text())
     begin(options)
     prepare_process()
@@ -28,7 +28,7 @@ def main(folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder / "reference", **load).to(device).eval()
     prompts = torch.tensor(json.loads((folder / "prompts.json").read_text()), device=device)
     eos = model.generation_config.eos_token_id
-    if not options["ends"]:  # nothing to look for, and no logit to bar
+    if not options["ends"]:  # without an EOS, generate neither checks for it nor masks its logit
         model.generation_config.eos_token_id = None
     seconds, tokens = [], []
     for i in range(options["iterations"] + 1):

@@ -1,9 +1,9 @@
-"""Stock Stable-Baselines3 with its own buffer, a row a token, on what bench/speed.py wrote.
+"""Benchmark of Stable-Baselines3's own PPO and buffer, run by bench/speed.py.
 
-`python scripts/bench/system_sb3_rows.py FOLDER` prints a JSON line as `work.say` does. The policy
-is the project's, with its decoding; only the rollout and the update are as SB3 has them: every
-token is a row with its whole observation. The work of a token does not depend on how many there
-are, so it plays a few episodes only, and as many steps an epoch as the shape has.
+`python scripts/bench/system_sb3_rows.py FOLDER` prints a JSON line in the format of `work.say`. The
+policy and its decoding are the project's; rollout and update are SB3's, where each token is a row
+with its whole observation. The time per token does not depend on the number of episodes, so it
+plays only a few of them, with the shape's number of optimiser steps per epoch.
 """
 
 import sys
@@ -23,7 +23,7 @@ from rlhf_gym.utils.process import prepare_process
 
 
 def main(folder: Path) -> None:
-    """Learn for a while; the first iteration warms up."""
+    """Run the timed iterations, after one as a warm-up."""
     options = read_json(folder / "options.json")
     begin(options)
     prepare_process()

@@ -1,8 +1,8 @@
-"""TRL's RLOO or GRPO on what bench/groups.py wrote; runs in TRL's own environment.
+"""Benchmark of TRL's RLOO or GRPO, run by bench/groups.py in TRL's own environment.
 
 `python scripts/bench/system_trl_groups.py FOLDER` reads options.json, prompts.json, reference/ and
-reward_model/ from the folder, trains, and prints a JSON line: seconds of each iteration but the
-first, versions.
+reward_model/ from the folder, trains, and prints a JSON line: seconds of each iteration after the
+first, and versions.
 """
 
 import json
@@ -15,7 +15,7 @@ from trl_clock import Clock
 
 
 def main(folder: Path) -> None:
-    """Train and say how long each iteration took."""
+    """Train, and print the seconds of each iteration."""
     import torch
     import trl
     from datasets import Dataset

@@ -1,7 +1,7 @@
-"""TRL's PPOTrainer on what bench/speed.py wrote; runs in TRL's own environment (0.23.1).
+"""Benchmark of TRL 0.23.1's PPOTrainer, run by bench/speed.py in TRL's own environment.
 
-`python scripts/bench/system_trl_ppo.py FOLDER` prints a JSON line as `work.say` does. Its critic
-has a trunk of its own, always.
+`python scripts/bench/system_trl_ppo.py FOLDER` prints a JSON line in the format of `work.say`. Its
+critic always has a separate trunk.
 """
 
 import json
@@ -16,7 +16,7 @@ from work import begin, live_tokens, say
 
 
 def main(folder: Path) -> None:
-    """Train for a while; the first iteration warms up."""
+    """Train the timed iterations, after one as a warm-up."""
     from datasets import Dataset
     from transformers import (
         AutoModelForCausalLM,
@@ -54,7 +54,7 @@ def main(folder: Path) -> None:
         dataloader_pin_memory=on_gpu,
     )
     load = {"dtype": torch.float32}
-    # By its class: an older transformers does not know the name that a newer one writes.
+    # Not AutoTokenizer: an older transformers does not know the class name that a newer one writes.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "reference", padding_side="left")
     policy, reference = (
         AutoModelForCausalLM.from_pretrained(folder / "reference", **load) for _ in range(2)
@@ -82,10 +82,10 @@ def main(folder: Path) -> None:
         tokens.append(live_tokens(responses, stop))
         return cut(stop, pad, responses)
 
-    # Called once an iteration, and only where responses may end before their budget.
+    # TRL calls it once per iteration, and only if responses may end before their budget.
     ppo_trainer.truncate_response = counted
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    # Its own prints would come after the line of JSON.
+    # TRL prints to stdout, and the JSON must be the last line there.
     out, sys.stdout = sys.stdout, sys.stderr
     trainer.train()
     sys.stdout = out

@@ -1,7 +1,8 @@
-"""TRL's RewardTrainer on the pairs that bench/reward.py wrote; runs in TRL's own environment.
+"""Benchmark of TRL's RewardTrainer, run by bench/reward.py in TRL's own environment.
 
-`python scripts/bench/system_trl_reward.py FOLDER` reads pairs.json (chosen_ids, rejected_ids), options.json and
-model/ from the folder, trains one epoch, and prints a JSON line: seconds, steps, versions.
+`python scripts/bench/system_trl_reward.py FOLDER` reads pairs.json (chosen_ids, rejected_ids),
+options.json and model/ from the folder, trains one epoch, and prints a JSON line: seconds, steps,
+versions.
 """
 
 import json
@@ -12,7 +13,7 @@ from pathlib import Path
 
 
 def main(folder: Path) -> None:
-    """Train one epoch and say how long it took."""
+    """Train one epoch, and print its seconds."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed

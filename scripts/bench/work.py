@@ -1,4 +1,7 @@
-"""What the systems of bench/speed.py share. Each runs on files alone, some without this project."""
+"""Shared code of the systems of bench/speed.py.
+
+It must not import this project, which TRL's environment does not have.
+"""
 
 import json
 import resource
@@ -12,17 +15,17 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile
 
 steps = [0]
-"""Optimiser steps of this process so far."""
+"""Optimiser steps of this process so far (one element, so that functions can change it)."""
 
 base = [0]
-"""Bytes of memory that it held before it had loaded anything."""
+"""Peak memory in bytes before the models were loaded."""
 
 on = ["cpu"]
-"""The device that it runs on."""
+"""Device of this process."""
 
 
 def begin(options: Mapping[str, Any]) -> None:
-    """The same start for all."""
+    """Set seed, threads and device, and start counting. Each system calls this first."""
     register_optimizer_step_post_hook(_count)
     torch.manual_seed(0)
     torch.set_flush_denormal(True)
@@ -39,19 +42,19 @@ def say(
     versions: Mapping[str, str],
     profiled: Callable[[], object] | None = None,
 ) -> None:
-    """Print what was measured as one line of JSON.
+    """Print the measurements as one line of JSON.
 
     Args:
-        stages: Seconds of each timed iteration in each stage; "iteration" is the whole.
+        stages: For each stage, the seconds in each timed iteration; "iteration" is the whole.
         tokens: Response tokens of each timed iteration.
-        work: Episodes and trained parameters of one iteration; its optimiser steps were counted.
-        versions: Of what ran.
-        profiled: One more iteration, once all else is measured, for `operations_of`.
+        work: Episodes and trained parameters of an iteration; the optimiser steps are added here.
+        versions: Versions of the packages that ran.
+        profiled: Function that runs one more iteration, for `operations_of`; called at the end.
     """
     found: dict[str, Any] = {
         "stages": {name: list(seconds) for name, seconds in stages.items()},
         "tokens": list(tokens),
-        # One iteration more warmed up.
+        # The warm-up is one more iteration, which is counted too.
         "work": {**work, "optimiser_steps": steps[0] / (len(tokens) + 1)},
         "peak_bytes": peak_bytes(on[0]),
         "base_bytes": base[0],
@@ -62,16 +65,16 @@ def say(
 
 
 def operations_of(iteration: Callable[[], object]) -> dict[str, float]:
-    """Seconds that an iteration spends in each operation of PyTorch; the largest 12, and the sum.
+    """Return the seconds of an iteration in each PyTorch operation: the largest 12, and the sum.
 
-    On a CPU time within Python counts for the operation around it, or for none.
+    On a CPU the time in Python code counts for the operation that encloses it, or for none.
     """
     gpu = on[0].startswith("cuda")
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     with profile(activities=kinds) as seen:
         iteration()
     events = seen.key_averages()
-    if gpu:  # kernels alone: the operation that started one has its time too
+    if gpu:  # only kernels, because the operation that launched one includes its time
         kernels = [event for event in events if event.device_type == DeviceType.CUDA]
         spent = {event.key: event.self_device_time_total / 1e6 for event in kernels}
     else:
@@ -81,17 +84,17 @@ def operations_of(iteration: Callable[[], object]) -> dict[str, float]:
 
 
 def live_tokens(responses: torch.Tensor, eos: int) -> int:
-    """Tokens of responses (N, T) up to and with each one's first `eos`; the rest is padding."""
+    """Count the tokens of responses (N, T) up to and including the first `eos` of each."""
     ended = (responses == eos).cumsum(1)
     return int(((ended == 0).sum(1) + (ended > 0).any(1)).sum())
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory that this process has held: on the GPU, or of the machine."""
+    """Return the peak memory of this process in bytes: on the GPU, or resident on the machine."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says may be the parent's, from before the exec
+    if status.exists():  # getrusage may report the peak of the parent, from before the exec
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(fields["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,11 +1,11 @@
 """`python scripts/studies/adam.py --run-dir DIR` compares PyTorch's Adam with TensorFlow 1's form.
 
-PyTorch corrects ε for the bias of the second moment, TensorFlow 1 does not, so that its first
-updates are smaller (Huang et al. 2023, The N Implementation Details of RLHF with PPO). For each
-seed one rollout of the flagship is learned from twice, by both, from the same weights in the same
-order; after the epochs the policy is held against the one that sampled: approximate KL (k3, nats a
-token), share of ratios outside of the clip, smallest and largest ratio. Writes results.csv (a row a
-seed; done rows are skipped when it is run again) and adam.json.
+PyTorch corrects ε for the bias of the second moment and TensorFlow 1 does not, so the first updates
+of TensorFlow 1 are smaller (Huang et al. 2023, The N Implementation Details of RLHF with PPO). For
+each seed, both forms train on one rollout of the flagship, from the same weights and in the same
+order. Then the trained policy is compared with the one that sampled: approximate KL (k3, nats per
+token), share of ratios outside the clip range, smallest and largest ratio. The script writes
+results.csv (one row per seed; a second run skips finished seeds) and adam.json.
 """
 
 import dataclasses
@@ -41,31 +41,31 @@ class Config:
     env: str = "rlhf_gym/Reviews-v0"
     """Environment id."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
-    """Keywords of the environment, KEY VALUE …; values are parsed as JSON, else taken as text."""
+    """Keywords of the environment, KEY VALUE …; a value that is not JSON is taken as text."""
     num_envs: int = 256
-    """Rows of the environment; an update has twice as many episodes."""
+    """Rows of the environment; an update uses twice as many episodes."""
     learning_rate: float = 1e-5
-    """The learning rate."""
+    """Learning rate, constant."""
     adam_eps: float = 1e-5
-    """ε of both."""
+    """ε of both forms."""
     n_epochs: int = 2
-    """Passes over the rollout before it is measured."""
+    """Passes over the rollout before the policy is measured."""
     n_minibatches: int = 8
-    """Optimiser steps a pass."""
+    """Optimiser steps per pass."""
     seeds: tuple[int, ...] = tuple(range(10))
     """Seeds."""
     workers: int = 1
-    """Processes; they share the cores out."""
+    """Parallel processes; they divide the cores among themselves."""
     run_dir: Path = Path("runs/study_adam")
     """Folder to write to."""
     device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
+    """Device to train on: auto, cpu, cuda."""
 
 
 def main(config: Config) -> None:
-    """Both forms with each seed; means, intervals over seeds and the ratio of the two."""
+    """Train both forms with each seed; write means and differences with intervals over seeds."""
     plain = dataclasses.asdict(config)
-    # More seeds may be added to a study later.
+    # These may differ between runs, so that more seeds can be added to a study later.
     fixed = {k: v for k, v in plain.items() if k not in ("seeds", "workers")}
     check_same_run(config.run_dir, fixed, resume=True)
     begin_run(config.run_dir, fixed)
@@ -90,7 +90,7 @@ def main(config: Config) -> None:
 
 
 def both(config: Config, seed: int) -> Row:
-    """One update with each form from the same rollout."""
+    """Run one update with each form, on the same rollout."""
     quiet()
     row: Row = {"seed": seed}
     for adam in ADAMS:
@@ -99,7 +99,7 @@ def both(config: Config, seed: int) -> Row:
 
 
 def updated(config: Config, adam: Any, seed: int) -> dict[str, float]:
-    """One update with one form of Adam, and what became of the ratios."""
+    """Run one update with one form of Adam; return KL and statistics of the ratios."""
     set_random_seed(seed)
     env = make_env(
         config.env,

@@ -1,4 +1,4 @@
-"""A small bidirectional encoder, pretrained on texts by masked language modelling."""
+"""Pretrain a small bidirectional encoder on texts by masked language modelling."""
 
 import tempfile
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ def make_encoder(
     epochs: float,
     seed: int = 0,
 ) -> None:
-    """Pretrain a ModernBERT of width 64 that pools by the mean, and save it.
+    """Pretrain and save a ModernBERT of width 64 with mean pooling.
 
     Args:
-        rows: Token ids of texts, at most 64 each.
-        tokenizer: Their tokenizer; its <unk>, which no text has, serves as the mask.
-        folder: Where to save model and tokenizer; whole or not at all.
-        layers: Its depth. Every third layer, from the first on, attends to all tokens, the others
-            to the 8 on each side.
+        rows: Token ids of texts, at most 64 per text.
+        tokenizer: Tokenizer of the texts. Its <unk>, which no text has, becomes the mask token.
+        folder: Folder to save model and tokenizer to, atomically.
+        layers: Number of layers. Every third layer, starting with the first, attends to all tokens;
+            the others attend to the 8 tokens on each side.
         epochs: Passes over the rows.
-        seed: Seed of weights, order and masks.
+        seed: Seed of weights, order of the texts and masks.
     """
     tokenizer.mask_token = tokenizer.unk_token
     torch.manual_seed(seed)

@@ -1,11 +1,11 @@
 """`python scripts/studies/labeller.py` measures how well a reward model recovers a known labeller.
 
-In Reviews-v0 the labeller is known: P(choice) = softmax(VADER compound / temperature). So is the
-best that any model can do, the Bayes rate. For each seed, number of comparisons and loss (listwise
-over K = 4, or the three pairs that contain the chosen one) a reward model, or several (--members),
-is trained, and judged on held-out comparisons by the mean KL(P_labeller ‖ P_model) and by its
-expected top-1 accuracy. Writes pool.jsonl, results.csv (a row a model; done rows are skipped when
-it is run again), labeller.json and labeller.png into the run folder.
+In Reviews-v0 the labeller is known: P(choice) = softmax(VADER compound / temperature). So the best
+possible accuracy, the Bayes rate, is known too. The script trains a reward model, or several
+(--members), for each seed, number of comparisons and loss (listwise over K = 4, or the three pairs
+that contain the chosen candidate). It evaluates them on held-out comparisons: mean
+KL(P_labeller ‖ P_model) and expected top-1 accuracy. It writes pool.jsonl, results.csv (one row per
+model; a second run skips finished rows), labeller.json and labeller.png into the run folder.
 """
 
 import dataclasses
@@ -51,55 +51,58 @@ class Config:
     """Options of the script."""
 
     sizes: tuple[int, ...] = (2500, 10000, 20000)
-    """Numbers of training comparisons."""
+    """Numbers of training comparisons to study."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds: of the labeller's choices, the head and the order."""
+    """Seeds of the labeller's choices, the head and the order of training."""
     losses: tuple[str, ...] = LOSSES
-    """listwise, pairs."""
+    """Losses to study: listwise, pairs."""
     held_out: int = 2000
-    """Comparisons to judge on."""
+    """Comparisons for the evaluation."""
     candidates: int = 4
-    """K."""
+    """K, the candidates per comparison."""
     max_new_tokens: int = 16
     """Token budget of a candidate."""
     temperature: float = 0.33
-    """The labeller's."""
+    """Temperature of the labeller's choices."""
     backbone: str | None = None
-    """What the models start from: a path or hub name. If None, a small encoder that is pretrained
-    on the texts of the pool (without any label), by masked language modelling."""
+    """Path or hub name of the model that the reward models start from. If None, a small encoder
+    that this script pretrains on the texts of the pool, without labels."""
     layers: int = 3
-    """How deep that encoder is."""
+    """Layers of that encoder."""
     with_prompt: bool = False
-    """Whether the models read the prompt too; the labeller looks at the answers alone."""
+    """Let the models read the prompt too. The labeller sees only the responses."""
     pretraining_epochs: float = 9.0
-    """Passes of that pretraining."""
+    """Passes over the texts in the pretraining."""
     epochs: float = 3.0
     """Passes over the comparisons."""
     batch_size: int = 32
-    """Comparisons an update."""
+    """Comparisons per update."""
     learning_rate: float = 1.5e-3
-    """Peak of the learning rate."""
+    """Peak learning rate."""
     weight_decay: float = 0.5
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     members: int = 1
-    """Models that are trained on the same choices, with other heads and in another order; their
-    mean logit is judged."""
+    """Reward models per ensemble. They train on the same choices with different initial heads and
+    orders; the evaluation uses their mean logits."""
     run_dir: Path = Path("runs/labeller")
     """Folder to write to."""
     device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
+    """Device to train on: auto, cpu, cuda."""
 
 
 def main(config: Config) -> None:
-    """Sample once, then train and judge a model for each seed, size and loss."""
+    """Sample the pool once, then train and evaluate a model for each seed, size and loss."""
     plain = dataclasses.asdict(config)
     if config.members < 1:
         raise InputError("--members must be at least 1")
     if config.layers < 1:
         raise InputError("--layers must be at least 1")
-    # More seeds, sizes and losses may be added to a study later.
+    # These may differ between runs, so that more of them can be added to a study later.
     fixed = {k: v for k, v in plain.items() if k not in ("seeds", "sizes", "losses")}
-    for name, once in (("members", 1), ("layers", 3)):  # as before there was a choice
+    for name, once in (
+        ("members", 1),
+        ("layers", 3),
+    ):  # older run folders have no entry for these options
         if fixed[name] == once:
             del fixed[name]
     check_same_run(config.run_dir, fixed, resume=True)
@@ -124,7 +127,7 @@ def main(config: Config) -> None:
 
 
 def sampled(config: Config) -> list[Comparison]:
-    """The pool of comparisons; `scores` are the labeller's utilities."""
+    """Return the pool of comparisons, sampled on the first call; `scores` are the utilities."""
     file = config.run_dir / "pool.jsonl"
     total = max(config.sizes) + config.held_out
     if not file.exists():
@@ -150,14 +153,14 @@ def sampled(config: Config) -> list[Comparison]:
     pool = read_comparisons(file)
     if len(pool) < total:
         raise InputError(
-            f"{file} holds {len(pool)} comparisons, {total} are needed; delete it, or name another "
-            "--run-dir"
+            f"{file} has {len(pool)} comparisons, but {total} are needed; delete it, or choose "
+            "another --run-dir"
         )
     return pool
 
 
 def pretrained(config: Config, pool: list[Comparison]) -> str:
-    """The encoder, made from the texts of the training comparisons alone."""
+    """Return the encoder's folder; pretrain it on the texts of the training comparisons first."""
     folder = config.run_dir / "encoder"
     if not folder.exists():
         rows = []
@@ -175,7 +178,7 @@ def pretrained(config: Config, pool: list[Comparison]) -> str:
 def study(
     config: Config, pool: list[Comparison], backbone: str, seed: int, loss: str, size: int
 ) -> dict[str, float]:
-    """Train `members` models on `size` choices of the labeller, and judge them together."""
+    """Train `members` models on `size` choices of the labeller, and evaluate their mean."""
     begun = time.perf_counter()
     utilities = np.array([c.scores for c in pool])
     best = human.choose(utilities, config.temperature, np.random.default_rng(seed))
@@ -194,7 +197,7 @@ def study(
 
 
 def judged(config: Config, labelled: list[Comparison], backbone: str, seed: int) -> Floats:
-    """Train a model on all but the first `held_out` comparisons; its logits (N, K) of those."""
+    """Train a model; return its logits (N, K) on the `held_out` comparisons at the start."""
     torch.manual_seed(seed)
     model = RewardModel.from_backbone(backbone, device=device(config.device))
     encoded, _ = encode_comparisons(labelled, model, None)
@@ -213,13 +216,13 @@ def judged(config: Config, labelled: list[Comparison], backbone: str, seed: int)
 
 
 def _alone(comparison: Comparison, opening: tuple[int, ...]) -> Comparison:
-    """The comparison without its prompt."""
+    """Return the comparison without its prompt."""
     assert comparison.ids is not None
     return dataclasses.replace(comparison, prompt="", ids=(opening, comparison.ids[1]))
 
 
 def choice(comparison: Comparison, best: int, loss: str) -> Comparison:
-    """The comparison with its label: one choice, or a pair for each rejected candidate."""
+    """Return the comparison with its label: one choice, or a pair for each rejected candidate."""
     if loss == "listwise":
         return dataclasses.replace(comparison, scores=None, best=best)
     others = [i for i in range(len(comparison.candidates)) if i != best]
@@ -227,11 +230,11 @@ def choice(comparison: Comparison, best: int, loss: str) -> Comparison:
 
 
 def recovered(logits: Floats, labeller: Floats) -> dict[str, float]:
-    """How near a model comes to the labeller, from the logits of both (N, K).
+    """Measure how close a model is to the labeller, from the logits (N, K) of both.
 
     Returns:
-        `kl`, the mean KL(P_labeller ‖ P_model) in nats; `top1`, the chance that the labeller
-        chooses the model's favourite; `bayes`, the same for its own favourite.
+        `kl`, the mean KL(P_labeller ‖ P_model) in nats; `top1`, the probability that the labeller
+        chooses the model's favourite; `bayes`, the same for the labeller's own favourite.
     """
     log_p, log_q = (x - np.logaddexp.reduce(x, 1, keepdims=True) for x in (labeller, logits))
     p = np.exp(log_p)
@@ -243,7 +246,7 @@ def recovered(logits: Floats, labeller: Floats) -> dict[str, float]:
 
 
 def summarise(config: Config, found: list[dict[str, str]]) -> None:
-    """Means with 95 % intervals over seeds, and the plot."""
+    """Write means with 95 % intervals over seeds, and the plot."""
     table: list[dict[str, Any]] = []
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))
     for loss in config.losses:

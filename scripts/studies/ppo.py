@@ -1,10 +1,10 @@
 """`python scripts/studies/ppo.py --run-dir DIR` measures what each detail of the flagship is worth.
 
-Every variant is the default with one detail switched, or a preset of the literature. Each is
-trained with each seed on the same budget of tokens and measured on held-out prompts; the table
-has its optimality with a 95 % interval over seeds, and the difference to the default with the same
-seeds. Runs go in parallel processes (--workers). Writes results.csv (a row a run; done rows are
-skipped when it is run again), study.json and study.md into the run folder.
+A variant is the default with one detail changed, or a preset from the literature. Each variant
+trains with each seed on the same number of tokens and is measured on held-out prompts. The table
+shows its optimality with a 95 % interval over seeds, and the difference to the default on the same
+seeds. Runs use parallel processes (--workers). The script writes results.csv (one row per run; a
+second run skips finished rows), study.json and study.md into the run folder.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ COLUMNS = ("variant", "seed", "optimality", "objective", "score", "kl", "tokens"
 
 @dataclass(frozen=True)
 class Variant:
-    """A change of the default, or a preset.
+    """A change of the default options, or a preset.
 
     Attributes:
-        name: What the table calls it.
+        name: Its name in the table.
         changes: Options of the algorithm that differ from its defaults.
         algorithm: A module under `agents`.
-        env: Keywords of the environment that differ.
+        env: Keywords of the environment that differ from the study's.
     """
 
     name: str
@@ -46,10 +46,10 @@ class Variant:
 
 
 GROUPS = {"rows_per_prompt": 8}
-"""Baselines of a group need several responses to a prompt."""
+"""Group baselines need several responses to each prompt."""
 
 SHARED = {"critic": "shared", "value_lr_scale": 42.0}
-"""The value head on the policy's trunk."""
+"""A value head on the policy's trunk."""
 
 PLAIN = {
     "critic": "shared",
@@ -63,7 +63,7 @@ PLAIN = {
     "value_lr_scale": 1.0,
     "vf_coef": 0.5,
 }
-"""PPO as it is mostly written: one trunk, one learning rate, whitened advantages."""
+"""PPO as most libraries implement it: one trunk, one learning rate, whitened advantages."""
 
 VARIANTS = (
     Variant("default"),
@@ -117,47 +117,50 @@ class Config:
     env: str = "rlhf_gym/Exact-v0"
     """Environment id."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
-    """Keywords of the environment, KEY VALUE …; values are parsed as JSON, else taken as text."""
+    """Keywords of the environment, KEY VALUE …; a value that is not JSON is taken as text."""
     total_tokens: int = 260_000
     """Response tokens that each run samples."""
     num_envs: int = 256
     """Rows of the environment."""
     options: dict[str, str] = field(default_factory=dict)
-    """Options of the algorithm that differ from its defaults in every run, NAME VALUE …"""
+    """Options of the algorithm for every run, NAME VALUE …; they replace its defaults."""
     variants: tuple[str, ...] = tuple(v.name for v in VARIANTS)
-    """Which of them; all unless given."""
+    """Variants to run; all by default."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds."""
     prompts: int = 64
-    """Held-out prompts in the evaluation."""
+    """Held-out prompts for the evaluation."""
     reference_samples: int = 1024
-    """Responses of the reference to each of them, drawn once for all runs."""
+    """Responses of the reference per held-out prompt, sampled once for all runs."""
     policy_samples: int = 64
-    """Responses of each policy to each of them."""
+    """Responses of each policy per held-out prompt."""
     workers: int = 1
-    """Processes; they share the cores out."""
+    """Parallel processes; they divide the cores among themselves."""
     run_dir: Path = Path("runs/study_ppo")
     """Folder to write to."""
     device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
+    """Device to train on: auto, cpu, cuda."""
 
 
 def main(config: Config) -> None:
-    """Train and measure whatever is not there yet; then the table."""
+    """Train and measure the missing runs, then write the table."""
     unknown = set(config.variants) - {v.name for v in VARIANTS}
     if unknown:
-        raise InputError(f"no variants {sorted(unknown)}; there are {[v.name for v in VARIANTS]}")
+        raise InputError(
+            f"unknown variants {sorted(unknown)}; choose from {[v.name for v in VARIANTS]}"
+        )
     if min(config.workers, config.total_tokens) < 1:
         raise InputError("--workers and --total-tokens must be at least 1")
     chosen = [v for v in VARIANTS if v.name in config.variants]
+    # An invalid option must fail now, not after hours of other runs.
     for variant in chosen:
         with_options(variant.algorithm, options(config, variant))
     plain = dataclasses.asdict(config)
-    # More seeds and variants may be added to a study later.
+    # These may differ between runs, so that more of them can be added to a study later.
     fixed = {k: v for k, v in plain.items() if k not in ("seeds", "variants", "workers")}
     check_same_run(config.run_dir, fixed, resume=True)
     begin_run(config.run_dir, fixed)
-    ruler = yardstick(config)  # drawn before the processes need it
+    ruler = yardstick(config)  # samples the reference once, before the processes read it
     file = config.run_dir / "results.csv"
     done = {(r["variant"], int(r["seed"])) for r in read_rows(file)}
     jobs = [(v, s) for s in config.seeds for v in chosen if (v.name, s) not in done]
@@ -166,7 +169,7 @@ def main(config: Config) -> None:
 
 
 def yardstick(config: Config) -> Yardstick:
-    """What all runs are measured by."""
+    """Return the evaluation that all runs share."""
     keywords = {"device": device(config.device), **parse_values(config.env_kwargs)}
     env = make_env(config.env, 1, {"split": "held_out", **keywords})
     return Yardstick(
@@ -179,7 +182,7 @@ def yardstick(config: Config) -> Yardstick:
 
 
 def options(config: Config, variant: Variant) -> dict[str, Any]:
-    """Options of a variant's algorithm that differ from its defaults."""
+    """Return the options of a variant's algorithm that differ from its defaults."""
     return {**parse_values(config.options), **variant.changes}
 
 
@@ -200,7 +203,7 @@ def trained(config: Config, job: tuple[Variant, int]) -> Row:
 
 
 def summarise(config: Config, ruler: Yardstick, found: list[dict[str, str]]) -> None:
-    """Means with 95 % intervals over seeds, in study.json and study.md."""
+    """Write means with 95 % intervals over seeds to study.json and study.md."""
     values = {(r["variant"], int(r["seed"])): {c: float(r[c]) for c in COLUMNS[2:]} for r in found}
     table = []
     for variant in VARIANTS:
@@ -249,7 +252,7 @@ def summarise(config: Config, ruler: Yardstick, found: list[dict[str, str]]) -> 
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown."""
     lines = [
         "| variant | what is switched | optimality | against default | score | KL, nats | seeds |",
         "|---|---|---|---|---|---|---|",

@@ -1,11 +1,11 @@
 """`python scripts/studies/preferences.py --data NAME FILE …` asks how well models predict people.
 
-By cross-validation over prompts: for every data set and backbone k models are trained, each judged
-on the fold that it has not seen, beside a bag of words fitted to the same training folds and the
-rule "the longest is the best". Writes results.jsonl (a line a model; done lines are skipped when it
-is run again), preferences.json and preferences.md, a table, into the run folder. The backbone
-`fresh` is a small Llama of the project's own, without any pretraining, whose tokenizer is learned
-from the training folds.
+It uses cross-validation over prompts. For every data set and backbone it trains k models and
+evaluates each on the fold that it was not trained on. Two baselines are evaluated on the same fold:
+a bag of words fitted to the same training folds, and the rule "the longest is the best". The script
+writes results.jsonl (one line per model; a second run skips finished lines), preferences.json and
+the table preferences.md into the run folder. The backbone `fresh` is a small Llama without any
+pretraining, whose tokenizer is trained on the training folds.
 """
 
 import dataclasses
@@ -50,35 +50,35 @@ class Config:
     """Options of the script."""
 
     data: dict[str, str]
-    """Data sets: NAME FILE …, in any format that rlhf_gym/preferences/formats.py reads."""
+    """Data sets, NAME FILE …, in any format that rlhf_gym/preferences/formats.py reads."""
     backbones: dict[str, str] = field(default_factory=dict)
-    """Backbones: NAME MODEL …; the model `fresh`, made by this script, if none is given."""
+    """Backbones, NAME MODEL …; by default the model `fresh`, which this script makes."""
     k_folds: int = 5
-    """Folds."""
+    """Folds of the cross-validation."""
     epochs: float = 1.0
     """Passes over the training folds."""
     batch_size: int = 16
-    """Comparisons an update."""
+    """Comparisons per update."""
     learning_rate: float = 5e-4
-    """Peak of the learning rate."""
+    """Peak learning rate."""
     max_tokens: int = 512
-    """Longest prompt + candidate."""
+    """Maximum length of prompt + candidate, in tokens."""
     too_long: TooLong = "cut_turns"
-    """What to do with longer ones; what is left out is left out for the baselines too."""
+    """Treatment of longer comparisons. The baselines leave out the same ones."""
     on_bad_row: Literal["error", "skip"] = "skip"
-    """What to do with a row that is no comparison: stop, or leave it out and say so."""
+    """Treatment of a row that is not a comparison: stop, or skip and print it."""
     run_dir: Path = Path("runs/preferences")
     """Folder to write to."""
     seed: int = 0
-    """Seed of heads, fresh models and orders."""
+    """Seed of heads, fresh models and the order of training."""
     device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
+    """Device to train on: auto, cpu, cuda."""
 
 
 def main(config: Config) -> None:
     """Cross-validate every backbone on every data set."""
     plain = dataclasses.asdict(config)
-    # More data sets and backbones may be added later, under names of their own.
+    # These may differ between runs, so that more of them can be added later under new names.
     fixed = {k: v for k, v in plain.items() if k not in ("data", "backbones")}
     check_same_run(config.run_dir, fixed, resume=True)
     begin_run(config.run_dir, fixed)
@@ -103,8 +103,8 @@ def main(config: Config) -> None:
                     backbone,
                 ):
                     raise InputError(
-                        f"{file} has {name} and {label} of another file or model; give them "
-                        "another name, or another --run-dir"
+                        f"{file} has results for {name} and {label} from another file or model; "
+                        "choose another name, or another --run-dir"
                     )
                 if key not in done:
                     train = [c for c, f in zip(comparisons, fold, strict=True) if f != i]
@@ -126,7 +126,7 @@ def main(config: Config) -> None:
 def cross(
     config: Config, backbone: str, train: list[Comparison], test: list[Comparison]
 ) -> dict[str, Any]:
-    """Train on some folds, judge on another: what each judge says of each comparison."""
+    """Train on some folds and evaluate on another; return the score per comparison and judge."""
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(config.seed)
@@ -169,9 +169,9 @@ def cross(
 
 
 def pooled(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """One figure for each judge over all folds, intervals by bootstrap over prompts."""
+    """Pool the folds: one figure per judge, with a bootstrap interval over prompts."""
     prompts = np.concatenate(
-        # Prompts are numbered within a fold; nearly equal ones are always in one.
+        # Numbers are unique only within a fold. Near-duplicate prompts are always in one fold.
         [np.array(r["prompts"]) + 1_000_000 * r["fold"] for r in results]
     )
 
@@ -189,7 +189,7 @@ def pooled(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def markdown(table: list[dict[str, Any]]) -> str:
-    """The table of the docs."""
+    """Return the table as Markdown."""
     head = (
         "| data | backbone | comparisons | cut | dropped | bad rows | model | bag of words | "
         "longest | model − bag of words |\n|---|---|---|---|---|---|---|---|---|---|\n"
@@ -210,10 +210,10 @@ def markdown(table: list[dict[str, Any]]) -> str:
 
 
 def make_fresh(train: list[Comparison], folder: Path, config: Config) -> str:
-    """A Llama of 2 layers, width 128, and a byte-level BPE of 4,096 tokens; no pretraining."""
+    """Write an untrained Llama (2 layers, width 128) and a byte-level BPE of 4,096 tokens."""
     texts = [text for c in train for text in c.candidates]
     if not texts:
-        raise InputError("a fresh backbone needs training comparisons")
+        raise InputError("the backbone `fresh` needs training comparisons for its tokenizer")
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()

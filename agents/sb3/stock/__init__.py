@@ -1,1 +1,1 @@
-"""Parts for algorithms of Stable-Baselines3 and sb3-contrib that are used unedited."""
+"""Policies and buffers for unmodified algorithms of Stable-Baselines3 and sb3-contrib."""

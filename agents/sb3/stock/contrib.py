@@ -1,4 +1,4 @@
-"""sb3-contrib, where it is installed."""
+"""Import of sb3-contrib, an optional package."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from rlhf_gym.utils.optional import require
 
 
 def contrib() -> Any:
-    """The module `sb3_contrib`.
+    """Return the module `sb3_contrib`.
 
     Raises:
         InputError: It is not installed.
     """
-    need, mend = "this algorithm is sb3-contrib's", "pip install 'rlhf-gym[contrib]'"
-    return require("sb3_contrib", need, mend)
+    need, fix = "this algorithm needs sb3-contrib", "pip install 'rlhf-gym[contrib]'"
+    return require("sb3_contrib", need, fix)

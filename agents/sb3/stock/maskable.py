@@ -1,7 +1,8 @@
-"""What sb3-contrib's MaskablePPO needs: a policy that takes masks, and a buffer that keeps them.
+"""Policy and rollout buffer for sb3-contrib's MaskablePPO: both take a mask per state.
 
-A mask is kept as the shorter of two lists, the ids it allows or those it bars, and nothing at all
-where it allows what the policy's static mask does. Notation: N rows, M chosen tokens, V tokens.
+The buffer stores a mask as a list of ids: those it allows or those it bars, whichever is shorter.
+It stores nothing for a mask that equals the policy's static mask. Dense masks would take V bytes
+per token. Notation: N rows, M chosen tokens, V tokens in the vocabulary.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from rlhf_gym.utils.arrays import Bools
 
 
 class MaskedSamples(NamedTuple):
-    """A minibatch as MaskablePPO reads it; see `agents.sb3.rollout.buffer.SequenceSamples`."""
+    """A minibatch for MaskablePPO; see `agents.sb3.rollout.buffer.SequenceSamples`."""
 
     observations: Sequences
     actions: Tensor
@@ -34,7 +35,7 @@ class MaskedSamples(NamedTuple):
 
 
 class MaskableCausalLMPolicy(CausalLMPolicy):
-    """A `CausalLMPolicy` that is told in each state what it may choose."""
+    """A `CausalLMPolicy` that gets a mask of the allowed tokens with each state."""
 
     _told: Limits | None = None
 
@@ -44,7 +45,7 @@ class MaskableCausalLMPolicy(CausalLMPolicy):
         deterministic: bool = False,
         action_masks: Bools | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Act in each state, masks (N, V): tokens (N,), values (N, 1), log-probs (N,)."""
+        """Act under masks (N, V); return tokens (N,), values (N, 1) and log-probs (N,)."""
         if action_masks is not None:
             self._told = limits_of(action_masks, self.core.mask.never).to(self.device)
         try:
@@ -55,7 +56,7 @@ class MaskableCausalLMPolicy(CausalLMPolicy):
     def evaluate_actions(  # type: ignore[override]
         self, obs: Observations, actions: Tensor, action_masks: Limits | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As `CausalLMPolicy`'s, in states with these masks."""
+        """Evaluate actions like `CausalLMPolicy`, under these masks."""
         self._told = action_masks
         try:
             return super().evaluate_actions(obs, actions)
@@ -68,7 +69,7 @@ class MaskableCausalLMPolicy(CausalLMPolicy):
         return super()._limits(obs, hidden, chosen) if self._told is None else self._told
 
 
-# MaskablePPO asks for this class by name, and uses nothing of it that is not above.
+# MaskablePPO checks for this base class, but only calls the methods that are defined above.
 MaskableActorCriticPolicy.register(MaskableCausalLMPolicy)
 
 
@@ -77,7 +78,7 @@ class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer
 
     Args:
         *args: As in SB3's `RolloutBuffer`.
-        never: Ids that the policy's own mask bars everywhere; no state's list has them.
+        never: Ids that the policy's own mask bars in every state; they are in no list.
         **options: As in SB3's `RolloutBuffer`.
     """
 
@@ -86,12 +87,12 @@ class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer
         super().__init__(*args, **options)
 
     def reset(self) -> None:
-        """Empty the grid."""
+        """Empty the buffer."""
         super().reset()
         self._lists: dict[tuple[int, int], tuple[npt.NDArray[np.int64], bool]] = {}
 
     def add(self, *args: Any, action_masks: Bools | None = None, **kwargs: Any) -> None:
-        """Add one step of every environment, masks (N, V)."""
+        """Add one step of every environment, with masks (N, V)."""
         if action_masks is not None:
             for env, mask in enumerate(action_masks):
                 ids, barred = shorter(mask, self.never)
@@ -100,7 +101,7 @@ class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer
         super().add(*args, **kwargs)
 
     def get(self, batch_size: int | None = None, together: int = 1) -> Iterator[MaskedSamples]:  # type: ignore[override]
-        """Shuffled minibatches of whole segments, of about `batch_size` tokens each."""
+        """Yield shuffled minibatches of whole segments, with about `batch_size` tokens each."""
         yield from super().get(batch_size, together)  # type: ignore[misc]  # from _minibatch
 
     def _minibatch(  # type: ignore[override]
@@ -119,9 +120,12 @@ class MaskableSequenceRolloutBuffer(SequenceRolloutBuffer, MaskableRolloutBuffer
 
 
 def shorter(mask: Bools, never: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], bool]:
-    """The ids that a mask (V,) allows, or those it bars if they are fewer; and which of the two.
+    """Return the ids that a mask (V,) allows, or those it bars if they are fewer.
 
-    Ids of `never` count as allowed: they are barred elsewhere.
+    Ids in `never` count as allowed, because the policy's static mask bars them already.
+
+    Returns:
+        The ids, and True if they are the barred ones.
     """
     mask = np.array(mask, dtype=np.bool_)
     mask[list(never)] = True
@@ -130,6 +134,6 @@ def shorter(mask: Bools, never: tuple[int, ...]) -> tuple[npt.NDArray[np.int64],
 
 
 def limits_of(masks: Bools, never: tuple[int, ...]) -> Limits:
-    """Masks (N, V) as limits."""
+    """Return masks (N, V) as limits."""
     lists = [shorter(mask, never) for mask in masks]
     return Limits.of([ids for ids, _ in lists], [barred for _, barred in lists])

@@ -1,9 +1,9 @@
 """A causal LM as the Q-network of value-based algorithms, and the learner that runs them.
 
-Q(s, a) = V(s) + β · log π_θ(a | s), with V a linear head that starts at 0 and π_θ the reference at
-first: the greedy policy is then the reference's, and the values are of the size of the penalty that
-the environment takes. Nobody is bound as the environment's actor, since a deterministic policy has
-log π = 0 and owes nothing. Notation: N rows, L columns, d the trunk's width, V tokens, Q quantiles.
+Q(s, a) = V(s) + β · log π_θ(a | s). V is a linear head that starts at 0, and π_θ starts as the
+reference. So training starts at the reference's greedy policy, with values of the same scale as the
+environment's KL penalty. No actor is bound to the environment, because a deterministic policy has
+log π = 0. Notation: N rows, L columns, d the trunk's width, V tokens, Q quantiles.
 """
 
 import copy
@@ -33,21 +33,21 @@ from rlhf_gym.utils.files import own_memory, whole_folder
 Algorithm = TypeVar("Algorithm", bound=OffPolicyAlgorithm)
 
 SHARPNESS = 1e4
-"""What a saved policy's values are multiplied by, so that its softmax is as good as greedy."""
+"""Factor of a saved policy's values; it is so large that softmax sampling is practically greedy."""
 
 
 class TokenQNetwork(BasePolicy):
-    """Values of every next token, from a causal LM.
+    """Q-values of every next token, from a causal LM.
 
     Args:
         observation_space: The environment's `Box` of token ids.
         action_space: `Discrete(V)`.
         model: Hub name or local path of the causal LM.
         revision: Commit or tag on the hub.
-        tokenizer: Where its tokenizer lies, if not with the model.
-        temperature: The environment's.
-        scale: β.
-        n_quantiles: Q; 0 gives plain values.
+        tokenizer: Hub name or local path of the tokenizer, if it is not in the model's folder.
+        temperature: Temperature of the environment.
+        scale: β, the weight of log π_θ.
+        n_quantiles: Q; 0 for plain values.
     """
 
     spread_head: nn.Linear
@@ -80,7 +80,7 @@ class TokenQNetwork(BasePolicy):
         self._cache = DecodeCache(self.core)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Values of all tokens in each state: (N, L) -> (N, V), or (N, Q, V) of their quantiles."""
+        """Return values of all tokens in each state: (N, L) -> (N, V), or quantiles (N, Q, V)."""
         if torch.is_grad_enabled() or self.training:
             hidden = last_hidden(self.core, obs.long())
         else:
@@ -97,9 +97,10 @@ class TokenQNetwork(BasePolicy):
         return (values.mean(1) if self.n_quantiles else values).argmax(-1)
 
     def greedy(self) -> CausalLM:
-        """A language model that is as good as certain of the token with the highest value."""
+        """Return a language model that almost surely samples the token with the highest value."""
         model: Any = copy.deepcopy(self.core.model)
         head: Any = model.get_output_embeddings()
+        # The output weights change below. Tied input embeddings must not change with them.
         if head.weight is model.get_input_embeddings().weight:
             model.config.tie_word_embeddings = False
             head.weight = nn.Parameter(head.weight.detach().clone())
@@ -130,7 +131,7 @@ class CausalLMDQNPolicy(DQNPolicy):
         super().__init__(*args, **options)
 
     def make_q_net(self) -> Any:
-        """One of the two."""
+        """Build one of the two networks."""
         net = TokenQNetwork(self.observation_space, self.action_space, **self.network)
         return net.to(self.device)
 
@@ -139,7 +140,7 @@ class CausalLMDQNPolicy(DQNPolicy):
 
 
 class QLearner:
-    """Learns with a value-based SB3 algorithm; writes SB3's log into a training run.
+    """A learner with a value-based algorithm of SB3; it writes SB3's log into a training run.
 
     Args:
         algorithm: The algorithm.
@@ -155,16 +156,16 @@ class QLearner:
         return self.network
 
     def learn(self, total_tokens: int, run: TrainingRun | None = None) -> None:
-        """Sample about `total_tokens` tokens in all and learn from them."""
+        """Sample about `total_tokens` tokens and train on them."""
         if run is not None:
             self.algorithm.set_logger(Logger(None, [RunFormat(run)]))
-        # One row for as many episodes as there are rows, not one an episode.
+        # Log one row per n_envs episodes, not one per episode.
         self.algorithm.learn(total_tokens, log_interval=self.algorithm.n_envs)
         if run is not None:
             run.record(self.algorithm.num_timesteps, {})
 
     def save(self, directory: Path) -> None:
-        """Write the greedy policy for transformers' `from_pretrained`, the Q-network beside."""
+        """Save the greedy policy for transformers' `from_pretrained`, and the Q-network."""
         with whole_folder(directory) as partial:
             self.network.greedy().save_pretrained(partial)
             save_file(own_memory(self.network.state_dict()), partial / "q_network.safetensors")
@@ -177,14 +178,14 @@ def build_q_learner(
     env: TokenVectorEnv,
     n_quantiles: int = 0,
 ) -> QLearner:
-    """A value-based algorithm on `env`.
+    """Build a learner with a value-based algorithm on `env`.
 
     Args:
-        algorithm: The class.
-        policy: Its policy class; takes the keyword `network`.
+        algorithm: The algorithm's class.
+        policy: Its policy class; it must take the keyword `network`.
         config: A dataclass of the algorithm's keywords.
         env: The environment.
-        n_quantiles: Of the network; 0 for plain values.
+        n_quantiles: Quantiles per token; 0 for plain values.
 
     Raises:
         InputError: The environment has a mask, which random exploration would break, or β = 0.
@@ -192,24 +193,24 @@ def build_q_learner(
     reference = env.objective.reference
     if env.objective.kl_coef <= 0:
         raise InputError(
-            "the Q-network starts at β · log π_ref, so β = 0 leaves it nothing to start from; make "
-            "the environment with kl_coef above 0"
+            "the Q-network starts at kl_coef · log π_ref, which is 0 for kl_coef = 0; make the "
+            "environment with kl_coef above 0"
         )
     if reference.mask:
         raise InputError(
-            "this algorithm explores by tokens drawn at random from all, which the environment's "
-            "mask does not allow; take another algorithm, or an environment without a mask"
+            "this algorithm explores with random tokens of the whole vocabulary, which the "
+            "environment's mask forbids; use another algorithm, or an environment without a mask"
         )
     network = {k: v for k, v in policy_kwargs(env).items() if k != "mask"}
     network |= {"scale": env.objective.kl_coef, "n_quantiles": n_quantiles}
     env.bind_actor(None)
-    # Exploration draws from the space, which no other seed reaches.
+    # Exploration samples from the action space, which has its own seed.
     env.single_action_space.seed(int(np.random.randint(2**31)))
     learner = algorithm(
         policy,
         TokenSB3VecEnv(env),
         gamma=1.0,
-        # The next observations are the following ones of the buffer: one copy, not two.
+        # The next observation of a transition is the following one in the buffer: store it once.
         optimize_memory_usage=True,
         replay_buffer_kwargs={"handle_timeout_termination": False},
         policy_kwargs={"network": network, "optimizer_kwargs": {"eps": 1e-5}},

@@ -1,4 +1,4 @@
-"""QRDQN's pair of networks, each a causal LM; needs sb3-contrib."""
+"""QRDQN's policy with a pair of causal LMs as networks; needs sb3-contrib."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from agents.sb3.stock.q_network import TokenQNetwork
 
 
 class CausalLMQRDQNPolicy(QRDQNPolicy):
-    """A pair of Q-networks with quantiles.
+    """QRDQN's pair of quantile networks, each a causal LM.
 
     Args:
         *args: As in `QRDQNPolicy`.
@@ -22,7 +22,7 @@ class CausalLMQRDQNPolicy(QRDQNPolicy):
         super().__init__(*args, **options)
 
     def make_quantile_net(self) -> Any:
-        """One of the two."""
+        """Build one of the two networks."""
         net = TokenQNetwork(self.observation_space, self.action_space, **self.network)
         return net.to(self.device)
 

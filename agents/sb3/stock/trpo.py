@@ -1,9 +1,9 @@
-"""sb3-contrib's TRPO with its gradients from one backward pass.
+"""sb3-contrib's TRPO, with all gradients from one backward pass.
 
-The library asks for the gradient of each weight tensor with a backward pass of its own, and each
-product with the Hessian goes through all of those passes again: twelve times the work on a
-transformer of five layers, for the same numbers. It tells the critic's weights by their names,
-everything with "value" in it; GPT-NeoX calls its attention's weights query_key_value.
+The library runs a separate backward pass for each weight tensor, and each Hessian-vector product
+goes through all of them again. On a transformer of five layers that is twelve times the work for
+the same numbers. The library also treats every weight with "value" in its name as the critic's, but
+GPT-NeoX names its attention weights query_key_value.
 """
 
 import sb3_contrib
@@ -15,7 +15,7 @@ from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 
 
 class TRPO(sb3_contrib.TRPO):
-    """sb3-contrib's, but for how its gradients are asked for, and of which weights."""
+    """TRPO that differentiates all weights of the language model in one backward pass."""
 
     policy: CausalLMPolicy
 
@@ -26,7 +26,7 @@ class TRPO(sb3_contrib.TRPO):
         grads = torch.autograd.grad(kl_div, weights, create_graph=True, allow_unused=True)
         used = [(p, grad) for p, grad in zip(weights, grads, strict=True) if grad is not None]
         actor, flat_kl = [p for p, _ in used], torch.cat([grad.flatten() for _, grad in used])
-        # Products with the Hessian go through the same graph later.
+        # Keep the graph: the Hessian-vector products use it later.
         surrogate = torch.autograd.grad(policy_objective, actor, retain_graph=True)
         flat_surrogate = torch.cat([grad.flatten() for grad in surrogate])
         return actor, flat_surrogate, flat_kl, [p.shape for p in actor]
