@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from stable_baselines3.common.utils import ConstantSchedule
 
 from agents.cli.command import device, run
-from agents.doctor import CHECKS, Patient, Problem, examine
+from agents.doctor import CHECKS, Problem, Subject, examine
 from agents.runs.setup import make_env, parse_values
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.vec_env import policy_kwargs
@@ -39,8 +39,8 @@ def main(config: Config) -> None:
     keywords = {"device": device(config.device), **parse_values(config.env_kwargs)}
     env = make_env(config.env, 1, keywords)
     policy = make_policy(env, config.policy)
-    patient = Patient(env, policy, fresh=config.policy is None, rows=config.rows)
-    problems = examine(patient) + toy()
+    subject = Subject(env, policy, fresh=config.policy is None, rows=config.rows)
+    problems = examine(subject) + toy()
     for problem in problems:
         print(f"✗ {problem}")
     print(f"{len(CHECKS) + 1 - len(problems)} of {len(CHECKS) + 1} checks hold")

@@ -19,8 +19,8 @@ from rlhf_gym.data.prompts import PLAIN_TEMPLATE
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.reward_model_slices import measure, plain
 from rlhf_gym.evaluation.reward_models import (
-    Judgement,
-    judgement,
+    Predictions,
+    predictions,
 )
 from rlhf_gym.lm.architecture import context_length
 from rlhf_gym.lm.loading import load_tokenizer
@@ -133,7 +133,7 @@ def read(config: Config) -> tuple[list[Comparison], list[Comparison], dict[str, 
     return judged, learnt, counts
 
 
-def judge(config: Config, comparisons: Sequence[Comparison]) -> tuple[Judgement, dict[str, int]]:
+def judge(config: Config, comparisons: Sequence[Comparison]) -> tuple[Predictions, dict[str, int]]:
     """What the model says of the comparisons that fit it, and how many did."""
     model = RewardModel.load(
         config.reward_model,
@@ -147,7 +147,7 @@ def judge(config: Config, comparisons: Sequence[Comparison]) -> tuple[Judgement,
     most = config.max_tokens or context_length(model.model)
     encoded, fit = encode_comparisons(comparisons, model, most, too_long=config.too_long)
     print(f"{len(encoded)} comparisons to judge; of all, {fit} ({most} tokens)")
-    return judgement(model, encoded), asdict(fit)
+    return predictions(model, encoded), asdict(fit)
 
 
 def cli() -> None:

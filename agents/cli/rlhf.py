@@ -34,7 +34,7 @@ from agents.tracking.wandb import require_wandb
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.record import measure
-from rlhf_gym.evaluation.reward_models import clustered, judge_reward_model, prompt_numbers
+from rlhf_gym.evaluation.reward_models import clustered, evaluate_reward_model, prompt_numbers
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.preferences.collect import collect_comparisons
 from rlhf_gym.preferences.comparison import Comparison, write_comparisons
@@ -250,7 +250,7 @@ def hindsight(config: Config, stage: Round, new: list[Comparison]) -> dict[str, 
         "comparisons": stage.share(config.comparisons),
         "score": clustered(scores, prompts),
         "gold": clustered(gold, prompts),
-        "accuracy_on_own_samples": judge_reward_model(model, encoded)["accuracy"],
+        "accuracy_on_own_samples": evaluate_reward_model(model, encoded)["accuracy"],
         "accuracy": read_json(stage.folder / "reward_model.json")["accuracy"],
     }
 

@@ -18,7 +18,7 @@ from agents.cli.command import device, run
 from agents.runs.setup import begin_run, check_same_run
 from rlhf_gym.data.prompts import PLAIN_TEMPLATE
 from rlhf_gym.errors import InputError
-from rlhf_gym.evaluation.reward_models import judge_reward_model
+from rlhf_gym.evaluation.reward_models import evaluate_reward_model
 from rlhf_gym.lm.architecture import context_length
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences.encoding import (
@@ -113,7 +113,7 @@ def main(config: Config) -> dict[str, Any]:
     begin_run(config.run_dir, asdict(config))
     # Before training too: every backbone's logits start with variance 1.
     model.start_at(candidate_rows(train, NORMALISED_ON).to(model.device))
-    before = judge_reward_model(model, test)
+    before = evaluate_reward_model(model, test)
     train_reward_model(
         model,
         train,
@@ -127,7 +127,7 @@ def main(config: Config) -> dict[str, Any]:
         "held_out": len(test),
         **counts,
         "accuracy_untrained": before["accuracy"],
-        **judge_reward_model(model, test),
+        **evaluate_reward_model(model, test),
     }
     # Held-out candidates: on the training ones an overfitted logit would spread more.
     model.normalise(candidate_rows(test, NORMALISED_ON).to(model.device))

@@ -6,7 +6,7 @@ from typing import Any
 
 from stable_baselines3.common.utils import set_random_seed
 
-from agents.doctor import Patient, examine
+from agents.doctor import Subject, examine
 from agents.runs.algorithm import load_algorithm
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.tracking.training_run import TrainingRun
@@ -92,6 +92,6 @@ def check(env: TokenVectorEnv, policy: CausalLMPolicy, *, fresh: bool) -> None:
     Raises:
         RuntimeError: Something that must hold does not.
     """
-    problems = examine(Patient(env, policy, fresh=fresh))
+    problems = examine(Subject(env, policy, fresh=fresh))
     if problems:
         raise RuntimeError("not fit to train:\n" + "\n".join(map(str, problems)))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rlhf_gym.evaluation.reward_models import (
-    Judgement,
+    Predictions,
     agreement,
     bag_of_words,
     baseline,
@@ -30,7 +30,7 @@ from rlhf_gym.utils.statistics import Figure
 QUARTILES = (0.25, 0.5, 0.75)
 
 
-def lead(model: Judgement, rule: Judgement, prompts: Ints, seed: int = 0) -> Figure:
+def lead(model: Predictions, rule: Predictions, prompts: Ints, seed: int = 0) -> Figure:
     """Top-1 accuracy of a model less that of a rule on the same comparisons.
 
     The interval is that of the differences, so what makes a comparison hard for both cancels.
@@ -44,7 +44,7 @@ def lead(model: Judgement, rule: Judgement, prompts: Ints, seed: int = 0) -> Fig
     return clustered(model.top1 - rule.top1, prompts, seed)
 
 
-def margins(said: Judgement) -> Floats:
+def margins(said: Predictions) -> Floats:
     """(N,) highest logit of each comparison less the second highest."""
     return np.array([float(np.diff(np.sort(x)[-2:])[0]) for x in said.logits])
 
@@ -73,7 +73,7 @@ def quartiles(values: Floats) -> Ints:
 
 
 def accuracy_by_size(
-    said: Judgement, chance: Judgement, prompts: Ints, seed: int = 0
+    said: Predictions, chance: Predictions, prompts: Ints, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Top-1 accuracy for each K.
 
@@ -95,7 +95,7 @@ def accuracy_by_size(
 
 
 def accuracy_by_quartile(
-    values: Floats, said: Judgement, chance: Judgement, prompts: Ints, seed: int = 0
+    values: Floats, said: Predictions, chance: Predictions, prompts: Ints, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Top-1 accuracy in each quarter of the comparisons that have a preference.
 
@@ -121,7 +121,7 @@ def accuracy_by_quartile(
 
 
 def _slice(
-    inside: npt.NDArray[np.bool_], said: Judgement, chance: Judgement, prompts: Ints, seed: int
+    inside: npt.NDArray[np.bool_], said: Predictions, chance: Predictions, prompts: Ints, seed: int
 ) -> dict[str, Any]:
     return {
         "accuracy": clustered(said.top1[inside], prompts[inside], seed),
@@ -129,7 +129,7 @@ def _slice(
     }
 
 
-def worst_mistakes(said: Judgement, most: int) -> list[int]:
+def worst_mistakes(said: Predictions, most: int) -> list[int]:
     """Which comparisons the model got wrong with most conviction, the worst first.
 
     Args:
@@ -148,7 +148,7 @@ def worst_mistakes(said: Judgement, most: int) -> list[int]:
 MISTAKES = 20
 
 
-def measure(said: Judgement, learnt: Sequence[Comparison], seed: int) -> dict[str, Any]:
+def measure(said: Predictions, learnt: Sequence[Comparison], seed: int) -> dict[str, Any]:
     """All figures.
 
     Args:
@@ -196,7 +196,7 @@ def measure(said: Judgement, learnt: Sequence[Comparison], seed: int) -> dict[st
     }
 
 
-def mistake(said: Judgement, i: int) -> dict[str, Any]:
+def mistake(said: Predictions, i: int) -> dict[str, Any]:
     """A comparison beside what the model says of it."""
     comparison = said.comparisons[i]
     return {

@@ -15,8 +15,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-import rlhf_gym  # noqa: F401 (registers the environments)
-
 
 def time_bar(console: Console, *columns: ProgressColumn) -> Progress:
     """A label, a bar, `columns`, the time so far and the time left; silent without a terminal."""
@@ -28,14 +26,22 @@ def time_bar(console: Console, *columns: ProgressColumn) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=console.quiet or not console.is_terminal,
     )
 
 
 @contextmanager
-def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left; yields the function that advances it."""
-    console = Console(stderr=True)
+def progress_bar(
+    label: str, total: int, *, shown: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """A bar with the time left; yields the function that advances it.
+
+    Args:
+        label: What is being done.
+        total: Steps in all.
+        shown: Whether to write anything at all.
+    """
+    console = Console(stderr=True, quiet=not shown)
     bar = time_bar(console, MofNCompleteColumn())
     if not console.is_terminal:
         console.print(f"{label}: {total}", highlight=False)
@@ -45,9 +51,25 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def quiet() -> None:
-    """Leave the terminal to our own progress bars."""
+    """Leave the terminal to our own progress bars, for the rest of the process."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+@contextmanager
+def transformers_quiet() -> Iterator[None]:
+    """Leave the terminal to our own progress bars inside a `with` block, then as it was."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
