@@ -18,9 +18,9 @@ FLOORS: dict[str, list[str]] = {
         "lm",
         "rewards",
         "preferences objective",
-        "envs training",
+        "envs",
         "tasks evaluation",
-        "reports",
+        "training reports",
     ],
     "rlhf_gym/utils": [
         "arrays devices files optional process progress type_hints",
@@ -50,9 +50,17 @@ FLOORS: dict[str, list[str]] = {
     "rlhf_gym/preferences": ["likelihood", "comparison", "collect encoding formats survey"],
     "rlhf_gym/objective": ["objective optimum", "enumeration"],
     "rlhf_gym/envs": ["actor groups infos render resets", "token_vector_env", "token_env"],
-    "rlhf_gym/training": ["sft_data trainer_progress", "reward_training sft"],
+    "rlhf_gym/training": [
+        "sft_data trainer_progress",
+        "reward_training sft",
+        "reward_run sft_run",
+    ],
     "rlhf_gym/tasks": ["grammar text", "exact published reviews"],
-    "rlhf_gym/evaluation": ["policies reward_models", "record reward_model_slices yardstick"],
+    "rlhf_gym/evaluation": [
+        "drawing reward_models",
+        "policies reward_model_slices yardstick",
+        "record",
+    ],
     "rlhf_gym/reports": [
         "html",
         "charts comparison_page run_files token_view",
@@ -77,7 +85,13 @@ FLOORS: dict[str, list[str]] = {
     "agents/sb3/stock": ["contrib maskable q_network trpo", "quantiles"],
     "agents/doctor": ["subject", "environment_checks policy_checks"],
     "agents/tracking": ["wandb", "training_run"],
-    "agents/runs": ["algorithm setup", "training", "experiments"],
+    "agents/runs": [
+        "algorithm comparison_files labelling rounds setup",
+        "training",
+        "experiments journey_options",
+        "comparison_options stages",
+        "comparison journey",
+    ],
     "agents/cli": [
         "command",
         "compare convert_preferences doctor evaluate evaluate_reward_model report "

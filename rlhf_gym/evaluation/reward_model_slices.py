@@ -5,6 +5,7 @@ Notation: N comparisons, K candidates of one.
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,15 @@ from rlhf_gym.evaluation.reward_models import (
     calibration,
     clustered,
     longest,
+    predictions,
     probabilities,
     prompt_numbers,
     uniform,
 )
+from rlhf_gym.lm.architecture import context_length
 from rlhf_gym.preferences.comparison import Comparison
+from rlhf_gym.preferences.encoding import TooLong, encode_comparisons
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.utils.arrays import Floats, Ints
 from rlhf_gym.utils.statistics import Figure
 
@@ -148,6 +153,42 @@ def worst_mistakes(said: Predictions, most: int) -> list[int]:
 MISTAKES = 20
 
 
+def analyse_reward_model(
+    model: RewardModel,
+    comparisons: Sequence[Comparison],
+    learnt: Sequence[Comparison] = (),
+    *,
+    max_tokens: int | None = None,
+    too_long: TooLong = "drop",
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """All that comparisons say of a reward model: accuracies by slice, calibration, mistakes.
+
+    Args:
+        model: The reward model.
+        comparisons: What it is measured on; best none that it learnt from.
+        learnt: What the bag of words, one of the rules it is compared with, is fitted to; the rule
+            is left out if they imply too few pairs.
+        max_tokens: Longest prompt + candidate; by default the model's context.
+        too_long: What to do with longer ones.
+        seed: Seed of the resampling behind intervals.
+        progress: Whether to print how many comparisons fit.
+
+    Returns:
+        The figures, as strict JSON can hold them; `counts` says how many comparisons fitted.
+
+    Raises:
+        InputError: No comparison fits the model.
+    """
+    longest_row = max_tokens or context_length(model.model)
+    encoded, fit = encode_comparisons(comparisons, model, longest_row, too_long=too_long)
+    if progress:
+        print(f"{len(encoded)} comparisons to judge; of all, {fit} ({longest_row} tokens)")
+    figures = measure(predictions(model, encoded), learnt, seed)
+    return plain({"counts": asdict(fit), **figures})  # type: ignore[no-any-return]
+
+
 def measure(said: Predictions, learnt: Sequence[Comparison], seed: int) -> dict[str, Any]:
     """All figures.
 
@@ -197,7 +238,7 @@ def measure(said: Predictions, learnt: Sequence[Comparison], seed: int) -> dict[
 
 
 def mistake(said: Predictions, i: int) -> dict[str, Any]:
-    """A comparison beside what the model says of it."""
+    """A comparison, and what the model says of it."""
     comparison = said.comparisons[i]
     return {
         "prompt": comparison.prompt,

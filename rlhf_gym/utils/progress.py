@@ -31,9 +31,7 @@ def time_bar(console: Console, *columns: ProgressColumn) -> Progress:
 
 
 @contextmanager
-def progress_bar(
-    label: str, total: int, *, shown: bool = True
-) -> Iterator[Callable[[int], None]]:
+def progress_bar(label: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """A bar with the time left; yields the function that advances it.
 
     Args:
