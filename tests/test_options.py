@@ -44,8 +44,13 @@ def test_a_count_that_is_tuned_stays_a_count():
     from agents.runs import comparison_options
 
     tuned = {"ppo": "n_epochs", "sb3_trpo": "target_kl"}
-    config = comparison_options.ComparisonOptions(algorithms=tuple(tuned), rates=(1.0,), tuned=tuned)
-    found = [comparison_options.multiple(config, "ppo", rate)["n_epochs"] for rate in (0.1, 0.4, 1.2, 1.3, 3)]
+    config = comparison_options.ComparisonOptions(
+        algorithms=tuple(tuned), rates=(1.0,), tuned=tuned
+    )
+    found = [
+        comparison_options.multiple(config, "ppo", rate)["n_epochs"]
+        for rate in (0.1, 0.4, 1.2, 1.3, 3)
+    ]
     assert found == [1, 1, 2, 3, 6]
     assert all(isinstance(n, int) for n in found)
     assert comparison_options.multiple(config, "sb3_trpo", 0.5) == {"target_kl": 0.005}

@@ -18,6 +18,7 @@ from rlhf_gym.reports.run_page import write_report
 from rlhf_gym.reports.terminal import print_samples, table
 from rlhf_gym.utils.devices import resolve_device
 from rlhf_gym.utils.files import write_json
+from rlhf_gym.utils.progress import transformers_quiet
 
 
 def run_journey(
@@ -39,9 +40,14 @@ def run_journey(
     """
     if options.wandb:
         require_wandb()  # now, not when the policy's turn comes
-    begun = time.monotonic()
     if algorithm_options is None:
         algorithm_options = load_algorithm(options.algorithm).Config()
+    with transformers_quiet():
+        return _run(options, algorithm_options, Console(quiet=not progress))
+
+
+def _run(options: JourneyOptions, algorithm_options: Any, console: Console) -> dict[str, Any]:
+    begun = time.monotonic()
     keywords = {"device": resolve_device(options.device), **parse_values(options.env_kwargs)}
     check_options(options, algorithm_options, keywords)
     # The reward does not matter to the two stages that make it.
@@ -54,7 +60,7 @@ def run_journey(
     plain |= {"algorithm_options": dataclasses.asdict(algorithm_options)}
     check_same_run(options.run_dir, plain, resume=True)
     begin_run(options.run_dir, plain)
-    journey = Journey(options, algorithm_options, keywords, Console(quiet=not progress))
+    journey = Journey(options, algorithm_options, keywords, console)
     previous = None
     for stage in journey.rounds:
         stage.folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +72,7 @@ def run_journey(
     summary = summarise(journey, figures)
     write_json(options.run_dir / "summary.json", summary)
     page = write_report(options.run_dir)
-    print_samples(options.run_dir, journey.console)
-    journey.console.print(table(figures))
-    journey.console.print(f"report: {page} ({time.monotonic() - begun:.0f} s)", highlight=False)
+    print_samples(options.run_dir, console)
+    console.print(table(figures))
+    console.print(f"report: {page} ({time.monotonic() - begun:.0f} s)", highlight=False)
     return summary
