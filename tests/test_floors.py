@@ -87,7 +87,7 @@ FLOORS: dict[str, list[str]] = {
     "agents/tracking": ["wandb", "training_run"],
     "agents/runs": [
         "algorithm comparison_files labelling rounds setup",
-        "training",
+        "examination training",
         "experiments journey_options",
         "comparison_options stages",
         "comparison journey",
