@@ -1,4 +1,4 @@
-"""The doctor finds each fault that is planted, and nothing in a healthy patient."""
+"""The doctor finds each fault that is planted, and nothing in a healthy subject."""
 
 import copy
 import subprocess
@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import ConstantSchedule
 from transformers import AutoModelForSequenceClassification
 
 import rlhf_gym.lm.decoding.sampling
-from agents.doctor import CHECKS, Patient, examine
+from agents.doctor import CHECKS, Subject, examine
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.vec_env import policy_kwargs
 from rlhf_gym.envs import TokenVectorEnv
@@ -39,7 +39,7 @@ def healthy(**keywords) -> tuple[TokenVectorEnv, CausalLMPolicy]:
 
 
 def found(env: TokenVectorEnv, policy: CausalLMPolicy, fresh: bool = True) -> set[str]:
-    return {problem.check for problem in examine(Patient(env, policy, fresh=fresh, rows=64))}
+    return {problem.check for problem in examine(Subject(env, policy, fresh=fresh, rows=64))}
 
 
 @pytest.mark.parametrize("keywords", [{}, {"temperature": 0.7}, {"dense": True}])

@@ -18,9 +18,9 @@ FLOORS: dict[str, list[str]] = {
         "lm",
         "rewards",
         "preferences objective",
-        "envs training",
+        "envs",
         "tasks evaluation",
-        "reports",
+        "training reports",
     ],
     "rlhf_gym/utils": [
         "arrays devices files nearest optional process progress type_hints",
@@ -56,9 +56,17 @@ FLOORS: dict[str, list[str]] = {
     ],
     "rlhf_gym/objective": ["objective optimum", "enumeration"],
     "rlhf_gym/envs": ["actor groups infos render resets", "token_vector_env", "token_env"],
-    "rlhf_gym/training": ["sft_data trainer_progress", "reward_training sft"],
+    "rlhf_gym/training": [
+        "sft_data trainer_progress",
+        "reward_training sft",
+        "reward_run sft_run",
+    ],
     "rlhf_gym/tasks": ["grammar keywords", "text", "exact published reviews"],
-    "rlhf_gym/evaluation": ["policies reward_models", "record reward_model_slices yardstick"],
+    "rlhf_gym/evaluation": [
+        "drawing reward_models",
+        "policies reward_model_slices yardstick",
+        "record",
+    ],
     "rlhf_gym/reports": [
         "charts comparison_statistics display run_files",
         "comparison_charts pages run_charts terminal token_view",
@@ -85,7 +93,13 @@ FLOORS: dict[str, list[str]] = {
     "agents/sb3/stock": ["contrib maskable q_network trpo", "quantiles"],
     "agents/doctor": ["subject", "environment_checks policy_checks"],
     "agents/tracking": ["wandb", "training_run"],
-    "agents/runs": ["algorithm setup", "training", "experiments"],
+    "agents/runs": [
+        "algorithm comparison_files labelling rounds setup",
+        "examination training",
+        "experiments journey_options",
+        "comparison_options stages",
+        "comparison journey",
+    ],
     "agents/cli": [
         "arguments run_folder subcommands config_file",
         "env_help",

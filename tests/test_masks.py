@@ -11,7 +11,7 @@ from stable_baselines3 import A2C
 from stable_baselines3 import PPO as StockPPO
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from agents.doctor import Patient, examine
+from agents.doctor import Subject, examine
 from agents.sb3 import PPO, build
 from agents.sb3.rollout.buffer import SequenceSamples
 from rlhf_gym.errors import InputError
@@ -192,7 +192,7 @@ def test_the_flagship_learns_behind_a_mask(make_vector_env, rule):
     env = make_vector_env(8, mask=RULES[rule])
     env.objective.reference.model.requires_grad_(False)
     learner = build(PPO, env, **PLAIN, seed=0, device="cpu", n_epochs=2, n_minibatches=2)
-    assert not examine(Patient(env, learner.policy))
+    assert not examine(Subject(env, learner.policy))
     kept = []
     learner.learn(1, callback=lambda found, _: kept.append(found["infos"]) or True)
     assert np.abs(kept[0]["kl_sum"]).max() < 1e-4
@@ -254,7 +254,7 @@ def test_doctor_finds_a_policy_without_the_mask(make_vector_env):
     env.objective.reference.model.requires_grad_(False)
     learner = build(PPO, env, **PLAIN, seed=0, device="cpu")
     learner.policy.core = replace(learner.policy.core, mask=Mask())
-    (problem,) = examine(Patient(env, learner.policy))
+    (problem,) = examine(Subject(env, learner.policy))
     assert problem.check == "mask"
     assert "follow" in problem.mend
 

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents import nlpo, ppo
-from agents.doctor import Patient, examine
+from agents.doctor import Subject, examine
 from agents.sb3 import PPO, build
 from agents.sb3.run.learner import SB3Learner
 from agents.tracking.training_run import TrainingRun
@@ -539,4 +539,4 @@ def test_the_doctor_lets_them_train(make_vector_env, options):
     env = make_vector_env(N)
     env.objective.reference.model.requires_grad_(False)
     learner = ppo.make(ppo.Config(**options), env)
-    assert [str(problem) for problem in examine(Patient(env, learner.policy))] == []
+    assert [str(problem) for problem in examine(Subject(env, learner.policy))] == []

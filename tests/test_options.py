@@ -41,17 +41,22 @@ def test_another_run_is_told_by_the_options_that_differ(tmp_path):
 
 
 def test_a_count_that_is_tuned_stays_a_count():
-    from agents.cli import compare
+    from agents.runs import comparison_options
 
     tuned = {"ppo": "n_epochs", "sb3_trpo": "target_kl"}
-    config = compare.Config(algorithms=tuple(tuned), rates=(1.0,), tuned=tuned)
-    found = [compare.multiple(config, "ppo", rate)["n_epochs"] for rate in (0.1, 0.4, 1.2, 1.3, 3)]
+    config = comparison_options.ComparisonOptions(
+        algorithms=tuple(tuned), rates=(1.0,), tuned=tuned
+    )
+    found = [
+        comparison_options.multiple(config, "ppo", rate)["n_epochs"]
+        for rate in (0.1, 0.4, 1.2, 1.3, 3)
+    ]
     assert found == [1, 1, 2, 3, 6]
     assert all(isinstance(n, int) for n in found)
-    assert compare.multiple(config, "sb3_trpo", 0.5) == {"target_kl": 0.005}
+    assert comparison_options.multiple(config, "sb3_trpo", 0.5) == {"target_kl": 0.005}
     no_choice = replace(config, tuned={"ppo": "critic_warmup"}, options={"ppo.critic_warmup": "0"})
     with pytest.raises(InputError, match="critic_warmup of ppo is 0"):
-        compare.check_options(no_choice)
+        comparison_options.check_options(no_choice)
 
 
 WRONG = [
@@ -90,16 +95,16 @@ def test_every_variant_of_the_study_fits_its_algorithm():
 
 
 def test_options_that_fit_are_taken_as_they_are_meant():
-    from agents.cli import compare
+    from agents.runs import comparison_options
 
     said = "learning_rate 1 anneal False critic_lambda None clip_range_vf 0.2 n_epochs 3".split()
     texts = {f"ppo.{name}": text for name, text in zip(said[::2], said[1::2], strict=True)}
-    config = compare.Config(algorithms=("ppo",), options=texts)
-    compare.check_options(config)
-    assert compare.own_options(config, "ppo") == {
+    config = comparison_options.ComparisonOptions(algorithms=("ppo",), options=texts)
+    comparison_options.check_options(config)
+    assert comparison_options.own_options(config, "ppo") == {
         "learning_rate": 1, "anneal": False, "critic_lambda": None, "clip_range_vf": 0.2,
         "n_epochs": 3,
     }  # fmt: skip
     none_at_all = replace(config, options={"ppo.n_waves": "0"})
     with pytest.raises(InputError, match="n_waves must be at least 1, not 0"):
-        compare.check_options(none_at_all)
+        comparison_options.check_options(none_at_all)

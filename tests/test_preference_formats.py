@@ -892,7 +892,9 @@ def test_nothing_half_written_stays(tmp_path, script, monkeypatch):
         path.write_text('{"prompt": ')
         raise OSError("no space left")
 
-    monkeypatch.setattr(script, "write_comparisons", fail)
+    from agents.runs import comparison_files
+
+    monkeypatch.setattr(comparison_files, "write_comparisons", fail)
     file = write_rows(tmp_path, GOOD)
     with pytest.raises(OSError, match="no space left"):
         script.main(script.Config(data=str(file), output=tmp_path / "o.jsonl"))

@@ -26,14 +26,14 @@ from rlhf_gym.evaluation.reward_model_slices import (
     worst_mistakes,
 )
 from rlhf_gym.evaluation.reward_models import (
-    Judgement,
+    Predictions,
     agreement,
     bag_of_words,
     baseline,
     calibration,
     clustered,
-    judgement,
     longest,
+    predictions,
     probabilities,
     prompt_numbers,
     uniform,
@@ -52,8 +52,8 @@ def compare(k: int, prompt: Any = "p", **label: Any) -> Comparison:
     return Comparison(prompt, tuple("abcdefgh"[:k]), **label)
 
 
-def judged(*cases: tuple[Comparison, list[float]]) -> Judgement:
-    return Judgement([c for c, _ in cases], [np.array(x, dtype=np.float64) for _, x in cases])
+def judged(*cases: tuple[Comparison, list[float]]) -> Predictions:
+    return Predictions([c for c, _ in cases], [np.array(x, dtype=np.float64) for _, x in cases])
 
 
 def log_softmax(*x: float) -> np.ndarray:
@@ -344,7 +344,7 @@ def test_a_model_that_pays_probabilities_is_judged_by_them():
         ({"label": "LABEL_2"}, lambda x: x[:, 2]),
     ):
         model = RewardModel(classifier.eval(), tokenizer, **options)
-        said = judgement(model, encode_comparisons(comparisons, model, None)[0])
+        said = predictions(model, encode_comparisons(comparisons, model, None)[0])
         for ours, plain in zip(said.logits, raw, strict=True):
             np.testing.assert_allclose(ours, column(plain).numpy(), atol=1e-4)
 
@@ -556,7 +556,7 @@ def test_the_held_out_share_is_that_of_training(script, save_reward_model, tmp_p
     train, test = split_comparisons(comparisons, 0.3)
     assert (found["bag_of_words_learnt_from"], found["comparisons"]) == (len(train), len(test))
     model = RewardModel.load(path)
-    said = judgement(model, encode_comparisons(test, model, None)[0])
+    said = predictions(model, encode_comparisons(test, model, None)[0])
     assert found["accuracy"]["value"] == said.top1.mean()
     rule = baseline(bag_of_words(train), test)
     assert found["rules"]["bag_of_words"]["accuracy"]["value"] == rule.top1.mean()

@@ -22,7 +22,7 @@ from transformers import (
 
 from rlhf_gym.data.prompts import PLAIN_TEMPLATE
 from rlhf_gym.errors import InputError
-from rlhf_gym.evaluation.reward_models import judge_reward_model
+from rlhf_gym.evaluation.reward_models import evaluate_reward_model
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences.comparison import Comparison
 from rlhf_gym.preferences.encoded import (
@@ -207,9 +207,9 @@ def test_micro_batches_leave_the_gradient_of_a_step_alone(
 def test_training_learns_what_people_chose(save_lm, tmp_path):
     comparisons, held_out = make_comparisons(800), make_comparisons(200, seed=1)
     path = save_lm()
-    before = judge_reward_model(fresh(path), held_out)
+    before = evaluate_reward_model(fresh(path), held_out)
     model = trained(path, tmp_path, comparisons, learning_rate=3e-3, epochs=3.0)
-    after = judge_reward_model(model, held_out)
+    after = evaluate_reward_model(model, held_out)
     assert after["accuracy"]["value"] > 0.7 > before["accuracy"]["value"]
     assert after["nll"]["value"] < 0.8 < before["nll"]["value"]
     assert after["accuracy_pairwise"]["low"] > 0.6
@@ -224,9 +224,9 @@ def test_early_stopping_goes_back_to_the_best(save_lm, tmp_path):
     path, model = save_lm(), fresh(save_lm())
     options = RewardTraining(epochs=20.0, batch_size=8, learning_rate=1e-2, patience=2)
     train_reward_model(model, train, options, validation=contrary, checkpoint_dir=tmp_path)
-    stopped = judge_reward_model(model, train)["nll"]["value"]
+    stopped = evaluate_reward_model(model, train)["nll"]["value"]
     full = trained(path, tmp_path / "full", train, epochs=20.0)
-    assert judge_reward_model(full, train)["nll"]["value"] < 0.5 * stopped
+    assert evaluate_reward_model(full, train)["nll"]["value"] < 0.5 * stopped
     (state_file,) = tmp_path.glob("checkpoint-*/trainer_state.json")
     state = json.loads(state_file.read_text())
     sizes = [len(c.candidates) for c in contrary]
@@ -353,7 +353,7 @@ def test_bf16_learns_too(save_lm, tmp_path):
     comparisons = make_comparisons(64)
     model = trained(save_lm(), tmp_path, comparisons, bf16=True, epochs=6.0)
     assert next(model.parameters()).dtype == torch.float32
-    assert judge_reward_model(model, comparisons)["accuracy"]["value"] > 0.7
+    assert evaluate_reward_model(model, comparisons)["accuracy"]["value"] > 0.7
 
 
 @pytest.mark.parametrize("lora_rank", [None, 2])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_gym.evaluation.policies import draw_responses
+from rlhf_gym.evaluation.drawing import draw_responses
 from rlhf_gym.objective.optimum import best_value
 
 SHARED = Path(__file__).parents[2] / "shared"

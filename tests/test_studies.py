@@ -271,7 +271,8 @@ def test_a_comparison_tunes_compares_and_goes_on(tmp_path):
 
 
 def test_rates_multiply_the_option_that_is_tuned(monkeypatch, tmp_path):
-    from agents.cli import compare
+    from agents.runs import comparison
+    from agents.runs.comparison_options import ComparisonOptions
 
     seen = []
 
@@ -279,13 +280,13 @@ def test_rates_multiply_the_option_that_is_tuned(monkeypatch, tmp_path):
         seen.append(options)
         return {}
 
-    monkeypatch.setattr(compare, "train_and_measure", measured)
-    config = compare.Config(
+    monkeypatch.setattr(comparison, "train_and_measure", measured)
+    config = ComparisonOptions(
         algorithms=("ppo", "sb3_trpo"), rates=(3.0,), tuned={"sb3_trpo": "target_kl"},
         options={"sb3_trpo.target_kl": "0.02"}, num_envs=2, run_dir=tmp_path, device="cpu",
     )  # fmt: skip
     for algorithm in config.algorithms:
-        compare.trained(config, compare.Job("rlhf_gym/Exact-v0", algorithm, True, 3.0, 1000))
+        comparison.trained(config, comparison.Job("rlhf_gym/Exact-v0", algorithm, True, 3.0, 1000))
     assert seen == [{"learning_rate": 3 * ppo.Config().learning_rate}, {"target_kl": 0.06}]
 
 

@@ -6,7 +6,6 @@ hold: how many, of how many candidates, under which labels, and what in them spe
 other. The file is there whole or not at all; one that exists is never written over.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.cli.command import run
-from rlhf_gym.errors import InputError
-from rlhf_gym.lm.loading import load_tokenizer
-from rlhf_gym.preferences.comparison import Comparison, write_comparisons
-from rlhf_gym.preferences.formats import read_comparisons
-from rlhf_gym.preferences.survey import survey
+from agents.runs.comparison_files import convert_comparisons
 
 
 @dataclass(frozen=True)
@@ -45,41 +40,18 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Read, count, write; the counts."""
-    # Another ending would be read back as plain text, a line at a time.
-    if config.output.suffix != ".jsonl":
-        raise InputError(f"--output must end in .jsonl, unlike {config.output}")
-    if config.output.exists():
-        raise InputError(f"{config.output} exists; name another file, or move that one away")
-    skipped: list[str] = []
-    try:
-        comparisons = read_comparisons(
-            config.data,
-            format=config.format,
-            skipped=skipped if config.on_bad_row == "skip" else None,
-            tokenizer=None if config.tokenizer is None else load_tokenizer(config.tokenizer),
-            split=config.split,
-            revision=config.revision,
-        )
-    finally:
-        # Where all rows are bad, this is what tells why none is left.
-        for problem in skipped:
-            print(f"skipped: {problem}")
-    counts = {**survey(comparisons), "skipped": len(skipped)}
-    write_whole(config.output, comparisons)
+    """Convert, and print the counts; the counts."""
+    counts = convert_comparisons(
+        config.data,
+        config.output,
+        format=config.format,
+        on_bad_row=config.on_bad_row,
+        tokenizer=config.tokenizer,
+        split=config.split,
+        revision=config.revision,
+    )
     Console().print(table(counts))
     return counts
-
-
-def write_whole(output: Path, comparisons: Sequence[Comparison]) -> None:
-    """Write comparisons under a temporary name, and rename the file when it is complete."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        write_comparisons(partial, comparisons)
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def table(counts: dict[str, Any]) -> Table:

@@ -1,6 +1,6 @@
 """`python scripts/evaluate.py --policy DIR --env ID --episodes N` measures a policy.
 
-On held-out prompts, beside its reference: score, gold, exact KL, the objective J, optimality,
+On held-out prompts, next to its reference: score, gold, exact KL, the objective J, optimality,
 perplexity under the reference, distinct n-grams, length, ends and win rates, each with a standard
 error; samples side by side. Without --env the environment is that of the run folder around DIR.
 Writes evaluation.json, samples.jsonl and evaluation_config.json, which says what was evaluated,
@@ -19,7 +19,7 @@ from agents.cli.command import device, run
 from agents.cli.run_folder import environment_of, saved_policy
 from agents.runs.setup import listed, make_env, other_options, parse_values
 from rlhf_gym.errors import InputError
-from rlhf_gym.evaluation.record import measure
+from rlhf_gym.evaluation.record import check_sizes, evaluate_policy
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.reports.terminal import table
 from rlhf_gym.utils.files import write_json
@@ -54,29 +54,25 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Load, sample, measure, write; the figures."""
-    if config.episodes < config.prompts or config.prompts < 2 or config.reference_samples < 1:
-        raise InputError(
-            "--prompts must be at least 2, --episodes no fewer, --reference-samples at least 1"
-        )
+    """Make the environment, measure the policy, and print the figures; the figures."""
+    check_sizes(config.episodes, config.prompts, config.reference_samples)
     config = with_environment(config)
     assert config.env is not None
     check_same_evaluation(config)
     keywords = {"split": "held_out", **parse_values(config.env_kwargs)}
     env = make_env(config.env, 1, {"device": device(config.device), **keywords})
-    reference = env.objective.reference
-    policy = CausalLM.load(config.policy, device=reference.device)
+    policy = CausalLM.load(config.policy, device=env.objective.reference.device)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     # First, so that figures are never there without what they are of.
     write_json(config.run_dir / OPTIONS, asdict(config))
-    figures = measure(
-        env,
+    figures = evaluate_policy(
         policy,
-        config.run_dir,
-        n_prompts=config.prompts,
-        n_policy=config.episodes // config.prompts,
-        n_reference=config.reference_samples,
+        env,
+        episodes=config.episodes,
+        prompts=config.prompts,
+        reference_samples=config.reference_samples,
         seed=config.seed,
+        run_dir=config.run_dir,
     )
     Console().print(table(figures))
     return figures

@@ -15,18 +15,12 @@ from typing import Any, Literal, NoReturn
 from rich.console import Console
 
 from agents.cli.command import device, run
+from agents.runs.comparison_files import load_comparisons
 from rlhf_gym.data.prompts import PLAIN_TEMPLATE
 from rlhf_gym.errors import InputError
-from rlhf_gym.evaluation.reward_model_slices import measure, plain
-from rlhf_gym.evaluation.reward_models import (
-    Judgement,
-    judgement,
-)
-from rlhf_gym.lm.architecture import context_length
-from rlhf_gym.lm.loading import load_tokenizer
+from rlhf_gym.evaluation.reward_model_slices import analyse_reward_model, plain
 from rlhf_gym.preferences.comparison import Comparison
-from rlhf_gym.preferences.encoded import TooLong, encode_comparisons
-from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.preferences.encoded import TooLong
 from rlhf_gym.preferences.splits import split_comparisons
 from rlhf_gym.reports.reward_model_page import page, summary, terminal_table
 from rlhf_gym.rewards.reward_model import RewardModel
@@ -78,21 +72,23 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Read, judge, write; the figures."""
+    """Read the comparisons, evaluate, and write the page; the figures."""
     if config.held_out is not None and config.train_data is not None:
         raise InputError(
             "--held-out already says what the bag of words is fitted to; leave it or --train-data "
             "out"
         )
-    judged, learnt, counts = read(config)
-    said, fit = judge(config, judged)
-    figures = plain(
-        {
-            "config": asdict(config),
-            "counts": {**counts, **fit},
-            **measure(said, learnt, config.seed),
-        }
+    comparisons, learnt, skipped = read(config)
+    found = analyse_reward_model(
+        load(config),
+        comparisons,
+        learnt,
+        max_tokens=config.max_tokens,
+        too_long=config.too_long,
+        seed=config.seed,
     )
+    counts = {**skipped, **found["counts"]}
+    figures: dict[str, Any] = {"config": plain(asdict(config)), **found, "counts": counts}
     text = page(figures)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     write_json(config.run_dir / "reward_evaluation.json", figures)
@@ -105,37 +101,29 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def read(config: Config) -> tuple[list[Comparison], list[Comparison], dict[str, int]]:
-    """The comparisons to judge, those to fit the bag of words to (or none), and bad rows."""
-    tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
+    """The comparisons to measure on, those to fit the bag of words to (or none), and bad rows."""
 
     def comparisons_of(source: str) -> tuple[list[Comparison], int]:
-        skipped: list[str] = []
-        try:
-            found = read_comparisons(
-                source,
-                format=config.format,
-                skipped=skipped if config.on_bad_row == "skip" else None,
-                tokenizer=tokenizer,
-                split=config.data_split,
-            )
-        finally:
-            # Where all rows are bad, this is what tells why none is left.
-            for problem in skipped:
-                print(f"skipped: {problem}")
-        return found, len(skipped)
+        return load_comparisons(
+            source,
+            format=config.format,
+            on_bad_row=config.on_bad_row,
+            tokenizer=config.tokenizer,
+            split=config.data_split,
+        )
 
-    judged, skipped = comparisons_of(config.data)
+    comparisons, skipped = comparisons_of(config.data)
     learnt: list[Comparison] = []
     counts = {"skipped": skipped}
     if config.held_out is not None:
-        learnt, judged = split_comparisons(judged, config.held_out)
+        learnt, comparisons = split_comparisons(comparisons, config.held_out)
     elif config.train_data is not None:
         learnt, counts["skipped_train"] = comparisons_of(config.train_data)
-    return judged, learnt, counts
+    return comparisons, learnt, counts
 
 
-def judge(config: Config, comparisons: Sequence[Comparison]) -> tuple[Judgement, dict[str, int]]:
-    """What the model says of the comparisons that fit it, and how many did."""
+def load(config: Config) -> RewardModel:
+    """The reward model, with the chat template that was asked for."""
     model = RewardModel.load(
         config.reward_model,
         revision=config.revision,
@@ -145,10 +133,7 @@ def judge(config: Config, comparisons: Sequence[Comparison]) -> tuple[Judgement,
     )
     if config.chat_template == "plain":
         model.tokenizer.chat_template = PLAIN_TEMPLATE
-    most = config.max_tokens or context_length(model.model)
-    encoded, fit = encode_comparisons(comparisons, model, most, too_long=config.too_long)
-    print(f"{len(encoded)} comparisons to judge; of all, {fit} ({most} tokens)")
-    return judgement(model, encoded), asdict(fit)
+    return model
 
 
 def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:

@@ -72,6 +72,7 @@ def main(config: Config) -> None:
         total_tokens=config.total_tokens,
         run_dir=config.run_dir,
         seed=config.seed,
+        resume=config.resume,
         wandb=config.wandb,
     )
 

@@ -7,7 +7,6 @@ config.json into the run folder. Stopped midway, the same command goes on from t
 """
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,26 +15,13 @@ from typing import Any, Literal, NoReturn
 import torch
 
 from agents.cli.command import command_line, device, results_and_next, run
-from agents.runs.setup import begin_run, check_same_run
+from agents.runs.comparison_files import load_comparisons
+from agents.runs.setup import check_same_run
 from rlhf_gym.data.prompts import PLAIN_TEMPLATE
-from rlhf_gym.errors import InputError
-from rlhf_gym.evaluation.reward_models import judge_reward_model
-from rlhf_gym.lm.architecture import context_length
-from rlhf_gym.lm.loading import load_tokenizer
-from rlhf_gym.preferences.encoded import (
-    Fit,
-    TooLong,
-    candidate_rows,
-    encode_comparisons,
-)
-from rlhf_gym.preferences.formats import read_comparisons
-from rlhf_gym.preferences.splits import split_comparisons
+from rlhf_gym.preferences.encoded import TooLong
 from rlhf_gym.rewards.reward_model import RewardModel
-from rlhf_gym.training.reward_training import RewardTraining, train_reward_model
-from rlhf_gym.utils.files import whole_folder, write_json
-
-# Candidates that gain and bias are measured on, about.
-NORMALISED_ON = 1024
+from rlhf_gym.training.reward_run import accuracy_line, fit_reward_model
+from rlhf_gym.training.reward_training import RewardTraining
 
 
 @dataclass(frozen=True)
@@ -103,69 +89,47 @@ class Config:
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Read, train, judge, normalise, save; the figures."""
+    """Read the comparisons, train, and print the held-out accuracy; the figures."""
     options = training_options(config)
     check_same_run(config.run_dir, asdict(config), resume=True)
     figures_file = config.run_dir / "reward_model.json"
     if figures_file.exists():
         print(f"{figures_file} is there already: nothing to do; another --run-dir starts a new run")
         return {}
-    train, validation, test, model, counts = load(config)
-    begin_run(config.run_dir, asdict(config))
-    # Before training too: every backbone's logits start with variance 1.
-    model.start_at(candidate_rows(train, NORMALISED_ON).to(model.device))
-    before = judge_reward_model(model, test)
-    train_reward_model(
-        model,
-        train,
+    comparisons, skipped = load_comparisons(
+        config.data,
+        format=config.format,
+        on_bad_row=config.on_bad_row,
+        tokenizer=config.tokenizer,
+        split=config.data_split,
+        revision=config.data_revision,
+    )
+    _, figures = fit_reward_model(
+        comparisons,
+        untrained(config),
         options,
-        validation=validation,
-        checkpoint_dir=config.run_dir / "checkpoints_reward",
+        max_tokens=config.max_tokens,
+        too_long=config.too_long,
+        soft_temperature=config.soft_temperature,
+        held_out=config.held_out,
+        validation=config.validation,
+        run_dir=config.run_dir,
+        config=asdict(config),
+        skipped=skipped,
         resume=True,
     )
-    figures: dict[str, Any] = {
-        "comparisons": len(train),
-        "held_out": len(test),
-        **counts,
-        "accuracy_untrained": before["accuracy"],
-        **judge_reward_model(model, test),
-    }
-    # Held-out candidates: on the training ones an overfitted logit would spread more.
-    model.normalise(candidate_rows(test, NORMALISED_ON).to(model.device))
-    figures |= {"gain": model.scale.gain, "bias": model.scale.bias}
-    with whole_folder(config.run_dir / "reward_model") as folder:
-        model.save_pretrained(folder)
-    write_json(figures_file, figures)
-    shutil.rmtree(config.run_dir / "checkpoints_reward", ignore_errors=True)
-    print(summary(figures))
+    print(accuracy_line(figures))
     return figures
 
 
 def training_options(config: Config) -> RewardTraining:
     """The options of the training itself, checked."""
     shared = {f.name for f in dataclasses.fields(RewardTraining)} & asdict(config).keys()
-    if config.max_tokens is not None and config.max_tokens < 2:
-        raise InputError(f"max_tokens must be at least 2, not {config.max_tokens}")
     return RewardTraining(**{name: getattr(config, name) for name in shared})
 
 
-def load(config: Config) -> tuple[Any, ...]:
-    """Training, validation and held-out comparisons, the untrained model, and what was left out."""
-    skipped: list[str] = []
-    comparisons = read_comparisons(
-        config.data,
-        skipped=skipped if config.on_bad_row == "skip" else None,
-        tokenizer=config.tokenizer and load_tokenizer(config.tokenizer),
-        format=config.format,
-        split=config.data_split,
-        revision=config.data_revision,
-    )
-    for problem in skipped:
-        print(f"skipped: {problem}")
-    train, test = split_comparisons(comparisons, config.held_out)
-    validation = []
-    if config.patience is not None:
-        train, validation = split_comparisons(train, config.validation, salt="validation")
+def untrained(config: Config) -> RewardModel:
+    """A fresh head on the backbone."""
     torch.manual_seed(config.seed)
     model = RewardModel.from_backbone(
         config.backbone,
@@ -176,38 +140,7 @@ def load(config: Config) -> tuple[Any, ...]:
     )
     if config.chat_template == "plain":
         model.tokenizer.chat_template = PLAIN_TEMPLATE
-    longest = config.max_tokens or context_length(model.model)
-    sides, total = [], Fit()
-    for side in (train, validation, test):
-        encoded, fit = (
-            encode_comparisons(
-                side,
-                model,
-                longest,
-                too_long=config.too_long,
-                soft_temperature=config.soft_temperature,
-            )
-            if side
-            else ([], Fit())
-        )
-        sides.append(encoded)
-        total += fit
-    print(
-        f"{len(sides[0])} comparisons to learn, {len(sides[1])} to stop by, {len(sides[2])} held "
-        f"out; of all, {total} ({longest} tokens)"
-    )
-    counts = {"skipped": len(skipped), **asdict(total)}
-    return *sides, model, counts
-
-
-def summary(figures: dict[str, Any]) -> str:
-    """One line: accuracy beside its baselines."""
-    accuracy, longest = figures["accuracy"], figures["accuracy_longest"]
-    return (
-        f"held-out accuracy {accuracy['value']:.3f} ± {accuracy['se']:.3f} "
-        f"({accuracy['n']} comparisons); always the longest {longest['value']:.3f}, chance "
-        f"{figures['accuracy_chance']['value']:.3f}; NLL {figures['nll']['value']:.3f} nats"
-    )
+    return model
 
 
 def next_steps(config: Config) -> str:

@@ -5,19 +5,17 @@ transformers' from_pretrained), sft.json (the figures) and config.json into the 
 midway, the same command goes on from the last checkpoint.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from agents.cli.command import command_line, device, results_and_next, run
 from agents.runs.setup import check_same_run, listed, other_options
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
-from rlhf_gym.training.sft import train_sft
-from rlhf_gym.training.sft_data import load_examples, prepare
-from rlhf_gym.utils.files import write_json
+from rlhf_gym.training.sft_data import load_examples
+from rlhf_gym.training.sft_run import check_positive, fine_tune, loss_line
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,11 @@ class Config:
     held_out: float = 0.1
     """Share of the data that is kept from training, to measure on before and after."""
     resume: bool = True
-    """Whether to go on from a stopped run's last checkpoint; else the run starts anew."""
+    """Whether to go on from a stopped run's last checkpoint; else the run starts from scratch."""
 
 
 def main(config: Config) -> None:
-    """Load, train, measure, save."""
+    """Load model and data, train, and print the held-out loss."""
     figures_file = config.run_dir / "sft.json"
     if figures_file.exists():
         check_same_run(config.run_dir, asdict(config), resume=True)
@@ -70,56 +68,39 @@ def main(config: Config) -> None:
     examples = load_examples(
         config.data, lm.tokenizer, lm.eos_ids, column=config.column, held_out=config.held_out
     )
-    data = prepare(lm, examples, config.max_tokens, config.eos_token_id)
-    print(
-        f"{len(data.train)} examples to learn, {len(data.held_out)} held out; {data.cut} responses "
-        f"cut at {data.max_tokens} tokens, {data.dropped} prompts too long and dropped"
-    )
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(config.run_dir / "config.json", asdict(config))
-    figures = train_sft(
+    figures = fine_tune(
         lm,
-        data,
-        config.run_dir,
+        examples,
+        max_tokens=config.max_tokens,
+        eos_token_id=config.eos_token_id,
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         batch_tokens=config.batch_tokens,
         packing=config.packing,
         seed=config.seed,
+        run_dir=config.run_dir,
+        config=asdict(config),
         resume=config.resume,
     )
-    # The figures come last: where they are, all the rest is whole.
-    write_json(figures_file, figures)
-    shutil.rmtree(config.run_dir / "checkpoints_sft")
-    _report(figures, config.run_dir)
+    if line := loss_line(figures):
+        print(line)
+    print(f"policy: {config.run_dir / 'policy'} ({figures['seconds']:.0f} s)")
 
 
 def _check(config: Config) -> None:
     """Refuse options out of range, and going on with a run of other settings."""
-    for name in ("epochs", "learning_rate", "batch_tokens"):
-        if not getattr(config, name) > 0:
-            raise InputError(f"{name} must be positive, not {getattr(config, name)}")
-    if not 0 <= config.held_out < 1:
-        raise InputError(f"held_out must be at least 0 and below 1, not {config.held_out}")
+    # Before a model is loaded; `fine_tune` asks again.
+    check_positive(
+        epochs=config.epochs, learning_rate=config.learning_rate, batch_tokens=config.batch_tokens
+    )
     file = config.run_dir / "config.json"
     if config.resume and (config.run_dir / "checkpoints_sft").exists() and file.exists():
         other = other_options(file, asdict(config))
         if other:
             raise InputError(
                 f"{config.run_dir} holds a stopped run with {listed(other)}; give the same options "
-                "to go on, or --no-resume to start anew, or another --run-dir"
+                "to go on, or --no-resume to start from scratch, or another --run-dir"
             )
-
-
-def _report(figures: dict[str, Any], run_dir: Path) -> None:
-    before, after = figures["held_out_loss_before"], figures["held_out_loss_after"]
-    if before and after:
-        print(
-            f"held-out loss {before['value']:.4f} -> {after['value']:.4f} nats a token "
-            f"(± {after['se']:.4f}, {after['n']} examples), perplexity "
-            f"{figures['perplexity_before']:.2f} -> {figures['perplexity_after']:.2f}"
-        )
-    print(f"policy: {run_dir / 'policy'} ({figures['seconds']:.0f} s)")
 
 
 def next_steps(config: Config) -> str:

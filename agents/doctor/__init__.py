@@ -21,11 +21,11 @@ from agents.doctor.policy_checks import (
     temperature,
     vocabulary,
 )
-from agents.doctor.subject import Patient, Problem, own_chance
+from agents.doctor.subject import Problem, Subject, own_chance
 
-__all__ = ["CHECKS", "Patient", "Problem", "examine"]
+__all__ = ["CHECKS", "Problem", "Subject", "examine"]
 
-CHECKS: tuple[Callable[[Patient], Problem | None], ...] = (
+CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (
     vocabulary,
     mask,
     ends,
@@ -46,12 +46,12 @@ FATAL = (vocabulary, mask, ends)
 """Where one of these fails, the others have nothing to look at."""
 
 
-def examine(patient: Patient) -> list[Problem]:
+def examine(subject: Subject) -> list[Problem]:
     """Run all checks; what does not hold."""
     found = []
     with own_chance():
         for check in CHECKS:
-            problem = check(patient)
+            problem = check(subject)
             if problem is not None:
                 found.append(problem)
                 if check in FATAL:

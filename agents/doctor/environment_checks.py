@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from agents.doctor.subject import TOLERANCE, Patient, Problem
+from agents.doctor.subject import TOLERANCE, Problem, Subject
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.architecture import trunk
 from rlhf_gym.lm.loading import same_tokens
@@ -12,12 +12,12 @@ from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import PAD, row_lengths
 
 
-def ends(patient: Patient) -> Problem | None:
+def ends(subject: Subject) -> Problem | None:
     """A response ends at its first EOS, or at the budget."""
     try:
-        patient.env.reset(seed=0)
-        actions = patient.responses.cpu().numpy()
-        patient.env.play(actions, np.zeros(actions.shape, dtype=np.float32))
+        subject.env.reset(seed=0)
+        actions = subject.responses.cpu().numpy()
+        subject.env.play(actions, np.zeros(actions.shape, dtype=np.float32))
     except ValueError as error:
         return Problem(
             "ends",
@@ -28,14 +28,14 @@ def ends(patient: Patient) -> Problem | None:
     return None
 
 
-def score(patient: Patient) -> Problem | None:
+def score(subject: Subject) -> Problem | None:
     """The reward model reads the last token of the response, not the padding behind it."""
-    reward = patient.objective.reward
+    reward = subject.objective.reward
     if not isinstance(reward, RewardModel) or not reward.causal or reward.probability:
         return None
-    if not same_tokens(reward.tokenizer, patient.objective.reference.tokenizer):
+    if not same_tokens(reward.tokenizer, subject.objective.reference.tokenizer):
         return None
-    rows = patient.padded.tokens.to(reward.device)
+    rows = subject.padded.tokens.to(reward.device)
     found = reward.scores(rows)
     plain = []
     for row in rows[:4]:
@@ -55,16 +55,16 @@ def score(patient: Patient) -> Problem | None:
     )
 
 
-def rewards(patient: Patient) -> Problem | None:
+def rewards(subject: Subject) -> Problem | None:
     """`play` pays what `step` pays, and a response's rewards sum to score − β Σ k."""
-    env, actions = patient.env, patient.responses.cpu().numpy()
+    env, actions = subject.env, subject.responses.cpu().numpy()
     lengths = row_lengths(actions)
     log_probs = np.zeros(actions.shape, dtype=np.float32)
     mask = actions != PAD
-    log_probs[mask] = patient.log_probs.cpu().numpy()
+    log_probs[mask] = subject.log_probs.cpu().numpy()
     env.reset(seed=0)
     played, infos, _ = env.play(actions, log_probs)
-    promised = infos["score"] - patient.objective.kl_coef * np.where(mask, infos["kl"], 0).sum(1)
+    promised = infos["score"] - subject.objective.kl_coef * np.where(mask, infos["kl"], 0).sum(1)
     gap = float(np.abs(played.sum(1) - promised).max())
     late = float(np.abs(np.where(mask, 0.0, played)).max())
     first = _first_steps(env, actions, log_probs)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.doctor.subject import TOLERANCE, Patient, Problem
+from agents.doctor.subject import TOLERANCE, Problem, Subject
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from rlhf_gym.lm.decoding.sampling import draw
 from rlhf_gym.lm.masks import NO_MASK, Mask
@@ -18,12 +18,12 @@ UNLIKELY = 6.0
 """Standard errors that a sample's surprise may lie from the entropy."""
 
 
-def vocabulary(patient: Patient) -> Problem | None:
+def vocabulary(subject: Subject) -> Problem | None:
     """The policy may choose exactly the tokens that the environment's tokenizer can name."""
-    wide = patient.policy.action_space.n  # type: ignore[attr-defined]
-    named = patient.objective.reference.vocab_size
-    ours = patient.policy.core.vocab_size
-    largest = int(patient.responses.max())
+    wide = subject.policy.action_space.n  # type: ignore[attr-defined]
+    named = subject.objective.reference.vocab_size
+    ours = subject.policy.core.vocab_size
+    largest = int(subject.responses.max())
     if ours == wide == named and largest < named:
         return None
     return Problem(
@@ -35,9 +35,9 @@ def vocabulary(patient: Patient) -> Problem | None:
     )
 
 
-def temperature(patient: Patient) -> Problem | None:
+def temperature(subject: Subject) -> Problem | None:
     """Policy and reference divide their logits by the same temperature."""
-    ours, theirs = patient.policy.core.temperature, patient.objective.reference.temperature
+    ours, theirs = subject.policy.core.temperature, subject.objective.reference.temperature
     if ours == theirs:
         return None
     return Problem(
@@ -47,9 +47,9 @@ def temperature(patient: Patient) -> Problem | None:
     )
 
 
-def mask(patient: Patient) -> Problem | None:
+def mask(subject: Subject) -> Problem | None:
     """Policy and reference may choose the same tokens."""
-    core, reference = patient.policy.core, patient.objective.reference
+    core, reference = subject.policy.core, subject.objective.reference
     guided = core.guide is not None and core.guide.model is reference.model
     if core.mask == reference.mask and (guided or not core.mask.follows_reference):
         return None
@@ -68,9 +68,9 @@ def _said(mask: Mask) -> str:
     return ", ".join(rules) or "none"
 
 
-def frozen(patient: Patient) -> Problem | None:
+def frozen(subject: Subject) -> Problem | None:
     """The reference does not learn, and shares no weight with the policy (below adapters, all)."""
-    reference, policy = patient.objective.reference.model, patient.policy
+    reference, policy = subject.objective.reference.model, subject.policy
     adapted = policy.lora_rank > 0
     ours = {p.data_ptr() for p in policy.parameters() if p.requires_grad or not adapted}
     shared = sum(p.data_ptr() in ours for p in reference.parameters())
@@ -84,13 +84,13 @@ def frozen(patient: Patient) -> Problem | None:
     )
 
 
-def start(patient: Patient) -> Problem | None:
+def start(subject: Subject) -> Problem | None:
     """Before it has learned, the policy is the reference: KL = 0."""
-    if not patient.fresh:
+    if not subject.fresh:
         return None
-    reference = patient.objective.ref_log_probs(patient.sequences)
-    gap = float((patient.log_probs - reference).abs().max())
-    if gap <= patient.tolerance:
+    reference = subject.objective.ref_log_probs(subject.sequences)
+    gap = float((subject.log_probs - reference).abs().max())
+    if gap <= subject.tolerance:
         return None
     return Problem(
         "start",
@@ -99,29 +99,30 @@ def start(patient: Patient) -> Problem | None:
     )
 
 
-def dropout(patient: Patient) -> Problem | None:
+def dropout(subject: Subject) -> Problem | None:
     """Training mode computes what evaluation mode does."""
-    patient.policy.set_training_mode(True)
+    subject.policy.set_training_mode(True)
     with torch.no_grad():
-        trained = patient.policy.evaluate_actions(patient.sequences, patient.sequences.chosen())[1]
-    patient.policy.set_training_mode(False)
-    if patient.agrees(trained):
+        trained = subject.policy.evaluate_actions(subject.sequences, subject.sequences.chosen())[1]
+    subject.policy.set_training_mode(False)
+    if subject.agrees(trained):
         return None
-    gap = float((trained - patient.log_probs).abs().max())
+    gap = float((trained - subject.log_probs).abs().max())
     return Problem(
         "dropout",
         f"log-probs in training mode differ from those in evaluation mode by {gap:.2g} nats",
-        "switch dropout off in the modules and the config (rlhf_gym.lm.loading.load_pretrained does)",
+        "switch dropout off in the modules and the config (rlhf_gym.lm.loading.load_pretrained "
+        "does)",
     )
 
 
-def ratio(patient: Patient) -> Problem | None:
+def ratio(subject: Subject) -> Problem | None:
     """Before the first update, the update's log-probs are the rollout's: the ratio is 1."""
     with torch.enable_grad():
-        now = patient.policy.evaluate_actions(patient.sequences, patient.sequences.chosen())[1]
-    if patient.agrees(now.detach()):
+        now = subject.policy.evaluate_actions(subject.sequences, subject.sequences.chosen())[1]
+    if subject.agrees(now.detach()):
         return None
-    worst = float((now.detach() - patient.log_probs).exp().sub(1).abs().max())
+    worst = float((now.detach() - subject.log_probs).exp().sub(1).abs().max())
     return Problem(
         "ratio",
         f"the first ratio π_θ/π_old is off by {worst:.2g}",
@@ -129,20 +130,20 @@ def ratio(patient: Patient) -> Problem | None:
     )
 
 
-def recomputed(patient: Patient) -> Problem | None:
+def recomputed(subject: Subject) -> Problem | None:
     """The score pass agrees with plain transformers, one unpadded row at a time."""
-    core = patient.policy.core
-    first = int(patient.sequences.lengths[0])
-    row = patient.sequences.tokens[:1, : int(patient.sequences.starts[0]) + first]
+    core = subject.policy.core
+    first = int(subject.sequences.lengths[0])
+    row = subject.sequences.tokens[:1, : int(subject.sequences.starts[0]) + first]
     with torch.no_grad():
         logits = core.model(input_ids=row, use_cache=False).logits[0]
-    logits = logits[-first - 1 : -1, : patient.objective.reference.vocab_size].float()
-    logits = logits / patient.objective.reference.temperature
-    limits = core.limits(patient.sequences.rows(slice(0, 1)))
+    logits = logits[-first - 1 : -1, : subject.objective.reference.vocab_size].float()
+    logits = logits / subject.objective.reference.temperature
+    limits = core.limits(subject.sequences.rows(slice(0, 1)))
     log_p = torch.log_softmax(core.mask.ban(logits, limits), -1)
     plain = log_p.gather(1, row[0, -first:, None])[:, 0]
-    gap = float((plain - patient.log_probs[:first]).abs().max())
-    if gap <= patient.tolerance:
+    gap = float((plain - subject.log_probs[:first]).abs().max())
+    if gap <= subject.tolerance:
         return None
     return Problem(
         "recomputed",
@@ -151,14 +152,14 @@ def recomputed(patient: Patient) -> Problem | None:
     )
 
 
-def drawn_as_scored(patient: Patient) -> Problem | None:
+def drawn_as_scored(subject: Subject) -> Problem | None:
     """Responses are drawn from the very distribution that the log-probs describe."""
     with torch.no_grad():
-        core = patient.policy.core
-        hidden, limits = core.states(patient.sequences), core.limits(patient.sequences)
+        core = subject.policy.core
+        hidden, limits = core.states(subject.sequences), core.limits(subject.sequences)
         log_p = torch.log_softmax(core.logits(hidden, limits), -1)
     p = log_p.exp()
-    surprise = -log_p.gather(1, patient.sequences.chosen()[:, None])[:, 0]
+    surprise = -log_p.gather(1, subject.sequences.chosen()[:, None])[:, 0]
     entropy = -(p * log_p).sum(1)
     variance = (p * log_p**2).sum(1) - entropy**2
     gap = float((surprise - entropy).sum())
@@ -175,12 +176,12 @@ def drawn_as_scored(patient: Patient) -> Problem | None:
     )
 
 
-def decoding(patient: Patient) -> Problem | None:
+def decoding(subject: Subject) -> Problem | None:
     """What decoding keeps of each token, and the rollout stores, is what the update computes."""
-    if not patient.policy.decoding_scores:
+    if not subject.policy.decoding_scores:
         return None  # the rollout takes a score pass
-    kept = patient.sampled.log_probs[patient.responses != PAD]
-    gap = float((kept - patient.log_probs).abs().max())
+    kept = subject.sampled.log_probs[subject.responses != PAD]
+    gap = float((kept - subject.log_probs).abs().max())
     if gap <= TOLERANCE:
         return None
     return Problem(
@@ -191,19 +192,19 @@ def decoding(patient: Patient) -> Problem | None:
     )
 
 
-def neighbours(patient: Patient) -> Problem | None:
+def neighbours(subject: Subject) -> Problem | None:
     """A row's log-probs depend neither on the other rows nor on padding."""
-    score = patient.policy.score
-    whole = row_sums(patient.log_probs, patient.sequences.lengths)
-    padded = row_sums(score(patient.padded)[1], patient.sequences.lengths)
+    score = subject.policy.score
+    whole = row_sums(subject.log_probs, subject.sequences.lengths)
+    padded = row_sums(score(subject.padded)[1], subject.sequences.lengths)
     alone = torch.stack(
         [
-            score(patient.sequences.rows(torch.tensor([i], device=whole.device)))[1].double().sum()
+            score(subject.sequences.rows(torch.tensor([i], device=whole.device)))[1].double().sum()
             for i in range(min(len(whole), 4))
         ]
     )
     gap = max(float((whole - padded).abs().max()), float((whole[: len(alone)] - alone).abs().max()))
-    if gap <= patient.tolerance * patient.env.max_new_tokens:
+    if gap <= subject.tolerance * subject.env.max_new_tokens:
         return None
     return Problem(
         "neighbours",
@@ -212,11 +213,11 @@ def neighbours(patient: Patient) -> Problem | None:
     )
 
 
-def cache(patient: Patient) -> Problem | None:
+def cache(subject: Subject) -> Problem | None:
     """Cached decoding is a full forward, also right after the weights have changed."""
     # Two columns more, for the tokens that are added below.
-    observations = np.pad(patient.env.reset(seed=0)[0], ((0, 0), (0, 2)), constant_values=PAD)
-    policy = patient.policy
+    observations = np.pad(subject.env.reset(seed=0)[0], ((0, 0), (0, 2)), constant_values=PAD)
+    policy = subject.policy
     weights = [p for p in policy.lm.parameters() if p.requires_grad]
     kept = [p.detach().clone() for p in weights]
     worst = 0.0
@@ -235,13 +236,14 @@ def cache(patient: Patient) -> Problem | None:
         finally:
             for p, before in zip(weights, kept, strict=True):
                 p.copy_(before)
-    if worst <= patient.tolerance:
+    if worst <= subject.tolerance:
         return None
     return Problem(
         "cache",
         f"cached decoding is {worst:.2g} nats from a full forward pass",
-        "drop keys and values whenever a parameter changes (rlhf_gym.lm.decoding.decode_cache.DecodeCache does), and "
-        "write each row at its own position",
+        "drop keys and values whenever a parameter changes "
+        "(rlhf_gym.lm.decoding.decode_cache.DecodeCache does), and write each row at its own "
+        "position",
     )
 
 

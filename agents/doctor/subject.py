@@ -40,7 +40,7 @@ class Problem:
         return f"{self.check}: {self.what}\n  mend: {self.mend}"
 
 
-class Patient:
+class Subject:
     """An environment and a policy, with one wave of the policy's own responses.
 
     Args:

@@ -115,7 +115,15 @@ def train_and_measure(
     quiet()
     config = with_options(algorithm, options)
     folder.mkdir(parents=True, exist_ok=True)
-    figures = train(env, algorithm, config, total_tokens=total_tokens, run_dir=folder, seed=seed)
+    figures = train(
+        env,
+        algorithm,
+        config,
+        total_tokens=total_tokens,
+        run_dir=folder,
+        seed=seed,
+        resume=True,  # a study that was stopped goes on
+    ).figures
     policy = CausalLM.load(str(folder / "policy"), device=env.objective.reference.device)
     row = ruler.measure(policy, seed)
     for name in ("policy", "reference", "tensorboard"):

@@ -1,24 +1,59 @@
 """A training: make the learner, check it, learn, save."""
 
 import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.utils import set_random_seed
 
-from agents.doctor import Patient, examine
-from agents.runs.algorithm import load_algorithm
+from agents.doctor import Subject, examine
+from agents.runs.algorithm import Learner, load_algorithm
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.utils.files import whole_folder, write_json
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.utils.files import folder_or_temporary, whole_folder, write_json
+from rlhf_gym.utils.progress import transformers_quiet
 
 DEFAULT_ALGORITHM = "ppo"
 
 
 COUNTS = ("batch_size", "n_epochs", "n_minibatches", "n_steps", "n_waves")
 """Options of algorithms by which less than one of something would be asked for."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training ends with.
+
+    Attributes:
+        env: Where it learned.
+        learner: The learner, which may go on learning.
+        figures: Episodes, tokens, seconds and tokens per second.
+        metrics: What was measured at each update: the rows of metrics.csv.
+    """
+
+    env: TokenVectorEnv
+    learner: Learner
+    figures: dict[str, float]
+    metrics: list[dict[str, float]]
+
+    @cached_property
+    def policy(self) -> CausalLM:
+        """The trained policy as a language model, adapters merged: for `evaluate_policy`."""
+        policy = self.learner.policy
+        if isinstance(policy, CausalLMPolicy):
+            policy.set_training_mode(False)
+            return policy.plain()
+        # Any other learner promises only to save its policy.
+        with tempfile.TemporaryDirectory() as folder, transformers_quiet():
+            self.learner.save(Path(folder) / "policy")
+            device = self.env.objective.reference.device
+            return CausalLM.load(str(Path(folder) / "policy"), device=device)
 
 
 def check_counts(algorithm_config: Any, **more: int) -> None:
@@ -39,24 +74,79 @@ def check_counts(algorithm_config: Any, **more: int) -> None:
 
 def train(
     env: TokenVectorEnv,
-    algorithm: str,
-    algorithm_config: Any,
+    algorithm: str = DEFAULT_ALGORITHM,
+    algorithm_config: Any = None,
     *,
     total_tokens: int,
-    run_dir: Path,
-    seed: int,
+    run_dir: Path | str | None = None,
+    seed: int = 0,
     start: Path | None = None,
     goes_on: bool = False,
+    resume: bool = False,
     wandb: bool = False,
-) -> dict[str, float]:
-    """Learn on `env` and write policy/, reference/ and policy.json; the figures of the latter.
+    progress: bool = True,
+) -> Trained:
+    """Train a policy on an environment.
 
-    The policy starts as the reference, or as one that was saved to `start`; with `goes_on`, what is
-    saved here will be such a start.
+    Args:
+        env: The environment; rows, prompts and reward are its own.
+        algorithm: A module under `agents`, or a dotted path.
+        algorithm_config: Its options, an instance of the module's `Config`; the defaults if None.
+        total_tokens: Response tokens to sample, about.
+        run_dir: Gets policy/, reference/, policy.json (the figures), metrics.csv, samples,
+            tensorboard/, and checkpoints until it is done. None keeps nothing on disk.
+        seed: Seed of everything; Python's, NumPy's and torch's global generators are seeded too.
+        start: A folder that a learner saved its policy to, to start from instead of the reference.
+        goes_on: Whether the policy saved here will be such a start.
+        resume: Go on from the last checkpoint in `run_dir`; else checkpoints there are removed.
+        wandb: Log to Weights & Biases too.
+        progress: Whether to show progress on stderr.
+
+    Returns:
+        The learner with its figures and metrics; `Trained.policy` is the language model.
+
+    Raises:
+        InputError: The algorithm, one of its options or the environment does not fit.
+        RuntimeError: Environment and policy do not pass the doctor's checks.
     """
+    if not isinstance(env, TokenVectorEnv):
+        raise InputError(f"{env} is not a TokenVectorEnv; train on one without wrappers")
+    module = load_algorithm(algorithm)
+    options = module.Config() if algorithm_config is None else algorithm_config
+    check_counts(options, total_tokens=total_tokens)
     set_random_seed(seed)
     env.reset(seed=seed)
-    learner = load_algorithm(algorithm).make(algorithm_config, env)
+    played = env.episodes
+    with transformers_quiet(), folder_or_temporary(run_dir) as folder:
+        learner = module.make(options, env)
+        _start(learner, algorithm, start, goes_on)
+        if isinstance(learner.policy, CausalLMPolicy):
+            check(env, learner.policy, fresh=start is None)
+        if not resume:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if run_dir is not None:
+            with whole_folder(folder / "reference") as partial:
+                env.objective.reference.save_pretrained(partial)
+        label = f"{algorithm} on {len(env.prompts)} prompts"
+        with TrainingRun(folder, total_tokens, label, wandb=wandb, progress=progress) as run:
+            learner.learn(total_tokens, run)
+            seconds = run.seconds
+            tokens = run.tokens
+        figures = {
+            "episodes": env.episodes - played,
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+        }
+        if run_dir is not None:
+            learner.save(folder / "policy")
+            write_json(folder / "policy.json", figures)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return Trained(env, learner, figures, run.metrics)
+
+
+def _start(learner: Learner, algorithm: str, start: Path | None, goes_on: bool) -> None:
+    """Take over a saved policy, if there is one to start from."""
     if (goes_on or start is not None) and not hasattr(learner, "start_from"):
         raise InputError(
             f"the learner of {algorithm!r} has no start_from(directory), which --rounds needs; add "
@@ -64,26 +154,6 @@ def train(
         )
     if start is not None:
         learner.start_from(start)
-    if isinstance(learner.policy, CausalLMPolicy):
-        check(env, learner.policy, fresh=start is None)
-    reference = env.objective.reference
-    with whole_folder(run_dir / "reference") as folder:
-        reference.save_pretrained(folder)
-    label = f"{algorithm} on {len(env.prompts)} prompts"
-    with TrainingRun(run_dir, total_tokens, label, wandb=wandb) as run:
-        learner.learn(total_tokens, run)
-        seconds = run.seconds
-        tokens = run.tokens
-    learner.save(run_dir / "policy")
-    figures = {
-        "episodes": env.episodes,
-        "tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-    }
-    write_json(run_dir / "policy.json", figures)
-    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
-    return figures
 
 
 def check(env: TokenVectorEnv, policy: CausalLMPolicy, *, fresh: bool) -> None:
@@ -92,6 +162,6 @@ def check(env: TokenVectorEnv, policy: CausalLMPolicy, *, fresh: bool) -> None:
     Raises:
         RuntimeError: Something that must hold does not.
     """
-    problems = examine(Patient(env, policy, fresh=fresh))
+    problems = examine(Subject(env, policy, fresh=fresh))
     if problems:
         raise RuntimeError("not fit to train:\n" + "\n".join(map(str, problems)))

@@ -30,10 +30,17 @@ class TrainingRun:
         total_tokens: Tokens at which the progress bar is full.
         label: Text next to the progress bar.
         wandb: If True, log the metrics to Weights & Biases too.
+        progress: If True, show a progress bar, or lines where there is no terminal.
     """
 
     def __init__(
-        self, run_dir: Path, total_tokens: int, label: str, *, wandb: bool = False
+        self,
+        run_dir: Path,
+        total_tokens: int,
+        label: str,
+        *,
+        wandb: bool = False,
+        progress: bool = True,
     ) -> None:
         self.run_dir = run_dir
         self.checkpoints = run_dir / "checkpoints"
@@ -45,7 +52,7 @@ class TrainingRun:
         self._tensorboard: SummaryWriter | None = None
         self._earlier_seconds = 0.0
         self._begun = time.monotonic()
-        console = Console(stderr=True)
+        console = Console(stderr=True, quiet=not progress)
         self._progress = time_bar(
             console, TextColumn("{task.percentage:3.0f} %  {task.fields[note]}")
         )
@@ -78,6 +85,11 @@ class TrainingRun:
     def tokens(self) -> int:
         """Tokens sampled at the last record."""
         return int(self._rows[-1]["tokens"]) if self._rows else 0
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """What was recorded so far: a row per update, `tokens` and `seconds` among its columns."""
+        return [{name: float(value) for name, value in row.items()} for row in self._rows]
 
     @property
     def updates(self) -> int:

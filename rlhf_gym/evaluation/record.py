@@ -1,4 +1,4 @@
-"""An evaluation, written into a folder."""
+"""A whole evaluation of a policy, and its record in a folder."""
 
 import json
 from pathlib import Path
@@ -6,51 +6,89 @@ from typing import Any
 
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.evaluation.policies import Drawn, evaluate
+from rlhf_gym.evaluation.drawing import Drawn
+from rlhf_gym.evaluation.policies import evaluate
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.utils.files import write_json, write_text
-from rlhf_gym.utils.progress import progress_bar
+from rlhf_gym.utils.progress import progress_bar, transformers_quiet
 
 N_SAMPLES = 24
 
 
-def measure(
+def evaluate_policy(
+    policy: CausalLM | str | Path,
     env: TokenVectorEnv,
-    policy: CausalLM,
-    run_dir: Path,
     *,
-    n_prompts: int,
-    n_policy: int,
-    n_reference: int,
-    seed: int,
+    episodes: int = 2304,
+    prompts: int = 48,
+    reference_samples: int = 128,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
-    """Evaluate on the environment's prompts and write evaluation.json and samples.jsonl."""
-    n_prompts = min(n_prompts, len(env.prompts))
+    """Measure a policy on an environment's prompts, next to the reference and the optimum.
+
+    Args:
+        policy: The policy; or a folder that `from_pretrained` can load, or a hub name.
+        env: Objective, prompts and gold scorer. Made with ``split="held_out"``, its prompts are
+            those that no training has seen.
+        episodes: Responses of the policy in all.
+        prompts: Prompts that they are spread over, at most those of the environment.
+        reference_samples: Responses of the reference to each prompt; they carry the estimate of J*.
+        seed: Seed of prompts and responses.
+        run_dir: Gets evaluation.json (the figures) and samples.jsonl (responses of both, side by
+            side). None writes nothing.
+        progress: Whether to show progress on stderr.
+
+    Returns:
+        The figures (see `rlhf_gym.evaluation.policies.summarise`).
+
+    Raises:
+        InputError: There are too few prompts or samples, the environment is wrapped, or the
+            policy's vocabulary is not the reference's.
+    """
+    check_sizes(episodes, prompts, reference_samples)
+    if not isinstance(env, TokenVectorEnv):
+        raise InputError(f"{env} is not a TokenVectorEnv; evaluate on one without wrappers")
+    n_prompts, n_policy = min(prompts, len(env.prompts)), episodes // prompts
     if n_prompts < 2:
         raise InputError(
             "at least two held-out prompts are needed: give more prompts, or raise `held_out`"
         )
-    with progress_bar("evaluating responses", n_prompts * (n_policy + n_reference)) as advance:
-        figures, from_policy, from_reference = evaluate(
-            policy,
-            env.objective,
-            env.prompts,
-            max_new_tokens=env.max_new_tokens,
-            stop_at_eos=env.stop_at_eos,
-            n_prompts=n_prompts,
-            n_policy=n_policy,
-            n_reference=n_reference,
-            gold=env.gold,
-            seed=seed,
-            progress=advance,
-        )
-    rows = samples(from_policy, from_reference)
-    write_text(
-        run_dir / "samples.jsonl",
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
-    )
-    write_json(run_dir / "evaluation.json", figures)
+    total = n_prompts * (n_policy + reference_samples)
+    with transformers_quiet():
+        if not isinstance(policy, CausalLM):
+            policy = CausalLM.load(str(policy), device=env.objective.reference.device)
+        with progress_bar("evaluating responses", total, shown=progress) as advance:
+            figures, from_policy, from_reference = evaluate(
+                policy,
+                env.objective,
+                env.prompts,
+                max_new_tokens=env.max_new_tokens,
+                stop_at_eos=env.stop_at_eos,
+                n_prompts=n_prompts,
+                n_policy=n_policy,
+                n_reference=reference_samples,
+                gold=env.gold,
+                seed=seed,
+                progress=advance,
+            )
+    if run_dir is not None:
+        folder = Path(run_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = samples(from_policy, from_reference)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        write_text(folder / "samples.jsonl", "".join(lines))
+        write_json(folder / "evaluation.json", figures)
     return figures
+
+
+def check_sizes(episodes: int, prompts: int, reference_samples: int) -> None:
+    """Raise an InputError if an evaluation of these sizes could say nothing."""
+    if prompts < 2 or episodes < prompts or reference_samples < 1:
+        raise InputError(
+            "prompts must be at least 2, episodes no fewer, reference_samples at least 1"
+        )
 
 
 def samples(policy: Drawn, reference: Drawn) -> list[dict[str, Any]]:

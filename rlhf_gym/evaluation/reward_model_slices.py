@@ -5,6 +5,7 @@ Notation: N comparisons, K candidates of one.
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,29 @@ import numpy as np
 import numpy.typing as npt
 
 from rlhf_gym.evaluation.reward_models import (
-    Judgement,
+    Predictions,
     agreement,
     bag_of_words,
     baseline,
     calibration,
     clustered,
     longest,
+    predictions,
     probabilities,
     prompt_numbers,
     uniform,
 )
+from rlhf_gym.lm.architecture import context_length
 from rlhf_gym.preferences.comparison import Comparison
+from rlhf_gym.preferences.encoded import TooLong, encode_comparisons
+from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.utils.arrays import Floats, Ints
 from rlhf_gym.utils.statistics import Figure
 
 QUARTILES = (0.25, 0.5, 0.75)
 
 
-def lead(model: Judgement, rule: Judgement, prompts: Ints, seed: int = 0) -> Figure:
+def lead(model: Predictions, rule: Predictions, prompts: Ints, seed: int = 0) -> Figure:
     """Top-1 accuracy of a model less that of a rule on the same comparisons.
 
     The interval is that of the differences, so what makes a comparison hard for both cancels.
@@ -44,7 +49,7 @@ def lead(model: Judgement, rule: Judgement, prompts: Ints, seed: int = 0) -> Fig
     return clustered(model.top1 - rule.top1, prompts, seed)
 
 
-def margins(said: Judgement) -> Floats:
+def margins(said: Predictions) -> Floats:
     """(N,) highest logit of each comparison less the second highest."""
     return np.array([float(np.diff(np.sort(x)[-2:])[0]) for x in said.logits])
 
@@ -73,7 +78,7 @@ def quartiles(values: Floats) -> Ints:
 
 
 def accuracy_by_size(
-    said: Judgement, chance: Judgement, prompts: Ints, seed: int = 0
+    said: Predictions, chance: Predictions, prompts: Ints, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Top-1 accuracy for each K.
 
@@ -95,7 +100,7 @@ def accuracy_by_size(
 
 
 def accuracy_by_quartile(
-    values: Floats, said: Judgement, chance: Judgement, prompts: Ints, seed: int = 0
+    values: Floats, said: Predictions, chance: Predictions, prompts: Ints, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Top-1 accuracy in each quarter of the comparisons that have a preference.
 
@@ -121,7 +126,7 @@ def accuracy_by_quartile(
 
 
 def _slice(
-    inside: npt.NDArray[np.bool_], said: Judgement, chance: Judgement, prompts: Ints, seed: int
+    inside: npt.NDArray[np.bool_], said: Predictions, chance: Predictions, prompts: Ints, seed: int
 ) -> dict[str, Any]:
     return {
         "accuracy": clustered(said.top1[inside], prompts[inside], seed),
@@ -129,7 +134,7 @@ def _slice(
     }
 
 
-def worst_mistakes(said: Judgement, most: int) -> list[int]:
+def worst_mistakes(said: Predictions, most: int) -> list[int]:
     """Which comparisons the model got wrong with most conviction, the worst first.
 
     Args:
@@ -148,7 +153,43 @@ def worst_mistakes(said: Judgement, most: int) -> list[int]:
 MISTAKES = 20
 
 
-def measure(said: Judgement, learnt: Sequence[Comparison], seed: int) -> dict[str, Any]:
+def analyse_reward_model(
+    model: RewardModel,
+    comparisons: Sequence[Comparison],
+    learnt: Sequence[Comparison] = (),
+    *,
+    max_tokens: int | None = None,
+    too_long: TooLong = "drop",
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """All that comparisons say of a reward model: accuracies by slice, calibration, mistakes.
+
+    Args:
+        model: The reward model.
+        comparisons: What it is measured on; best none that it learnt from.
+        learnt: What the bag of words, one of the rules it is compared with, is fitted to; the rule
+            is left out if they imply too few pairs.
+        max_tokens: Longest prompt + candidate; by default the model's context.
+        too_long: What to do with longer ones.
+        seed: Seed of the resampling behind intervals.
+        progress: Whether to print how many comparisons fit.
+
+    Returns:
+        The figures, as strict JSON can hold them; `counts` says how many comparisons fitted.
+
+    Raises:
+        InputError: No comparison fits the model.
+    """
+    longest_row = max_tokens or context_length(model.model)
+    encoded, fit = encode_comparisons(comparisons, model, longest_row, too_long=too_long)
+    if progress:
+        print(f"{len(encoded)} comparisons to judge; of all, {fit} ({longest_row} tokens)")
+    figures = measure(predictions(model, encoded), learnt, seed)
+    return plain({"counts": asdict(fit), **figures})  # type: ignore[no-any-return]
+
+
+def measure(said: Predictions, learnt: Sequence[Comparison], seed: int) -> dict[str, Any]:
     """All figures.
 
     Args:
@@ -196,8 +237,8 @@ def measure(said: Judgement, learnt: Sequence[Comparison], seed: int) -> dict[st
     }
 
 
-def mistake(said: Judgement, i: int) -> dict[str, Any]:
-    """A comparison beside what the model says of it."""
+def mistake(said: Predictions, i: int) -> dict[str, Any]:
+    """A comparison, and what the model says of it."""
     comparison = said.comparisons[i]
     return {
         "prompt": comparison.prompt,

@@ -1,4 +1,4 @@
-"""Judging a reward model on comparisons that it was not trained on.
+"""Evaluation of a reward model on comparisons that it was not trained on.
 
 Notation: N comparisons, B candidates in all, P implied pairs in all.
 """
@@ -29,8 +29,8 @@ CALIBRATION_BINS = 10
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a model or a baseline says about N comparisons.
+class Predictions:
+    """What a model or a baseline predicts of N comparisons.
 
     Attributes:
         comparisons: The comparisons.
@@ -99,11 +99,11 @@ def _top_share(comparison: Comparison, x: Floats) -> float:
     return sum(int(i) in comparison.tops for i in highest) / len(highest)
 
 
-def judgement(model: RewardModel, comparisons: Sequence[EncodedComparison]) -> Judgement:
-    """What a reward model says: its logits.
+def predictions(model: RewardModel, comparisons: Sequence[EncodedComparison]) -> Predictions:
+    """What a reward model predicts: its logits.
 
-    A model that pays a label's probability is judged by log-probabilities, which order candidates
-    as the probabilities do, and whose softmax gives each its share of their sum.
+    A model that pays a label's probability gives log-probabilities instead: they order candidates
+    as the probabilities do, and their softmax gives each its share of their sum.
     """
     rows = candidate_rows(comparisons).to(model.device)
     if model.probability:
@@ -113,16 +113,16 @@ def judgement(model: RewardModel, comparisons: Sequence[EncodedComparison]) -> J
         said = model.logits(rows)
     logits = said.double().cpu().numpy()
     ends = np.cumsum([len(c.candidates) for c in comparisons])
-    return Judgement(
+    return Predictions(
         [c.comparison for c in comparisons],
         np.split(logits, ends[:-1]),
         [c.choices for c in comparisons],
     )
 
 
-def baseline(scorer: Scorer, comparisons: Sequence[Comparison]) -> Judgement:
-    """What a plain rule says."""
-    return Judgement(comparisons, [np.asarray(scorer(c), dtype=np.float64) for c in comparisons])
+def baseline(scorer: Scorer, comparisons: Sequence[Comparison]) -> Predictions:
+    """What a plain rule predicts."""
+    return Predictions(comparisons, [np.asarray(scorer(c), dtype=np.float64) for c in comparisons])
 
 
 def longest(comparison: Comparison) -> list[float]:
@@ -215,7 +215,7 @@ def clustered(values: Floats, prompts: npt.NDArray[np.int64], seed: int = 0) -> 
     }
 
 
-def figures(said: Judgement, prompts: npt.NDArray[np.int64]) -> dict[str, Figure]:
+def figures(said: Predictions, prompts: npt.NDArray[np.int64]) -> dict[str, Figure]:
     """Top-1 accuracy (`accuracy`) and pairwise accuracy."""
     return {
         "accuracy": clustered(said.top1, prompts),
@@ -265,16 +265,20 @@ def prompt_numbers(comparisons: Sequence[Comparison]) -> npt.NDArray[np.int64]:
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
-def judge_reward_model(
+def evaluate_reward_model(
     model: RewardModel, comparisons: Sequence[EncodedComparison]
 ) -> dict[str, Any]:
-    """Accuracies, NLL and calibration error, beside "the longest is the best" and chance.
+    """Accuracies, NLL and calibration error, next to "the longest is the best" and chance.
+
+    Args:
+        model: The reward model.
+        comparisons: What it is measured on; best none that it learnt from.
 
     Returns:
         `accuracy`, `accuracy_pairwise`, `nll` (nats), `accuracy_longest`, `accuracy_chance`, each a
         figure with its interval over prompts, and the number `ece`.
     """
-    said = judgement(model, comparisons)
+    said = predictions(model, comparisons)
     plain = said.comparisons
     prompts = prompt_numbers(plain)
     return {

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.evaluation.policies import draw_responses
+from rlhf_gym.evaluation.drawing import draw_responses
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.objective.enumeration import Enumeration, listable
 from rlhf_gym.objective.optimum import best_of_n, best_value, optimality

@@ -37,7 +37,8 @@ class RewardTraining:
     Attributes:
         epochs: Passes over the comparisons.
         batch_size: Comparisons an optimiser step.
-        learning_rate: Peak of a linear schedule to 0 after a 5 % warm-up.
+        learning_rate: Peak of a linear schedule to 0 after a 5 % warm-up. Models of 100 M
+            parameters and more want 1e-5 to 5e-5.
         weight_decay: Of AdamW.
         microbatch_tokens: Most tokens, padding included, in one forward and backward pass (at
             least one comparison); the gradient does not depend on it.
@@ -54,7 +55,7 @@ class RewardTraining:
 
     epochs: float = 1.0
     batch_size: int = 32
-    learning_rate: float = 5e-5
+    learning_rate: float = 5e-4
     weight_decay: float = 0.01
     microbatch_tokens: int | None = None
     bf16: bool = False
@@ -179,6 +180,8 @@ def train_reward_model(
     checkpoint_dir: str | Path,
     validation: Sequence[EncodedComparison] = (),
     resume: bool = False,
+    checkpoints: bool = True,
+    progress: bool = True,
 ) -> None:
     """Maximise the likelihood of the choices; the model is changed in place.
 
@@ -189,6 +192,8 @@ def train_reward_model(
         checkpoint_dir: Where the Trainer keeps what `resume` needs.
         validation: Comparisons that early stopping looks at.
         resume: Go on from the last checkpoint.
+        checkpoints: Whether to write what `resume` needs; early stopping writes it anyway.
+        progress: Whether to show progress on stderr.
 
     Raises:
         InputError: `patience` is given, but no validation comparisons.
@@ -210,13 +215,13 @@ def train_reward_model(
     if options.gradient_checkpointing:
         recompute_activations(model.model, True)
     model.train()
-    with RichProgress("reward model") as progress:
-        callbacks: list[TrainerCallback] = [progress]
+    with RichProgress("reward model", shown=progress) as bar:
+        callbacks: list[TrainerCallback] = [bar]
         if options.patience is not None:
             callbacks.append(EarlyStoppingCallback(options.patience))
         trainer = _Trainer(
             model=_Choices(model, options.share_prompts),
-            args=_arguments(options, checkpoint_dir, len(comparisons), model.device),
+            args=_arguments(options, checkpoint_dir, len(comparisons), model.device, checkpoints),
             train_dataset=list(comparisons),
             eval_dataset=list(validation) or None,
             data_collator=collate,
@@ -235,7 +240,11 @@ def train_reward_model(
 
 
 def _arguments(
-    options: RewardTraining, folder: str | Path, n: int, device: torch.device
+    options: RewardTraining,
+    folder: str | Path,
+    n: int,
+    device: torch.device,
+    checkpoints: bool,
 ) -> TrainingArguments:
     steps = max(1, int(np.ceil(n / options.batch_size) * options.epochs))
     every = max(1, steps // max(4, round(4 * options.epochs)))
@@ -263,7 +272,8 @@ def _arguments(
         seed=options.seed,
         data_seed=options.seed,
         logging_steps=max(1, steps // 50),
-        save_strategy="steps",
+        # Early stopping goes back to the best checkpoint.
+        save_strategy="steps" if checkpoints or stopping else "no",
         save_steps=every,
         save_total_limit=1,
         report_to="none",

@@ -32,7 +32,7 @@ from rlhf_gym.training.sft_data import (
     pack,
 )
 from rlhf_gym.training.trainer_progress import RichProgress
-from rlhf_gym.utils.files import last_checkpoint, whole_folder
+from rlhf_gym.utils.files import folder_or_temporary, last_checkpoint, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def response_nll(lm: CausalLM, examples: Sequence[SFTExample]) -> dict[str, floa
 def train_sft(
     lm: CausalLM,
     data: SFTData,
-    run_dir: str | Path,
+    run_dir: str | Path | None,
     *,
     epochs: float = 1.0,
     learning_rate: float = 1e-4,
@@ -91,6 +91,7 @@ def train_sft(
     packing: bool = True,
     seed: int = 0,
     resume: bool = False,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Fine-tune `lm.model` in place and save it with its tokenizer in ``run_dir/policy``.
 
@@ -100,13 +101,14 @@ def train_sft(
     Args:
         lm: The model, on the device to train on.
         data: What `prepare` gave for this model.
-        run_dir: Folder of the run.
+        run_dir: Folder of the run; None writes neither checkpoints nor policy.
         epochs: Passes over the data.
         learning_rate: Its peak.
         batch_tokens: Tokens of an update, prompts included, about.
         packing: Whether several examples may share a row (if the model can keep them apart).
         seed: Seed of the data's order.
         resume: Whether to go on from the last checkpoint; else checkpoints there are removed.
+        progress: Whether to show progress on stderr.
 
     Returns:
         The figures measured. Losses are nats a response token, `response_nll` of the held-out
@@ -120,21 +122,25 @@ def train_sft(
         )
     rows = pack(data.train, data.max_tokens) if packed else [[e] for e in data.train]
     before = response_nll(lm, data.held_out)
-    checkpoints = Path(run_dir) / "checkpoints_sft"
-    if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    arguments = _arguments(
-        lm,
-        rows,
-        batch_tokens,
-        output_dir=str(checkpoints),
-        num_train_epochs=epochs,
-        learning_rate=learning_rate,
-        seed=seed,
-    )
-    now, updates, seconds = _fit(lm, rows, collate if packed else collate_alone, arguments)
+    with folder_or_temporary(run_dir) as folder:
+        checkpoints = folder / "checkpoints_sft"
+        if not resume:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        arguments = _arguments(
+            lm,
+            rows,
+            batch_tokens,
+            output_dir=str(checkpoints),
+            save_strategy="no" if run_dir is None else "steps",
+            num_train_epochs=epochs,
+            learning_rate=learning_rate,
+            seed=seed,
+        )
+        collator = collate if packed else collate_alone
+        now, updates, seconds = _fit(lm, rows, collator, arguments, progress)
     after = response_nll(lm, data.held_out)
-    save(lm, Path(run_dir) / "policy")
+    if run_dir is not None:
+        save(lm, Path(run_dir) / "policy")
     tokens = sum(len(e.ids) for e in data.train)
     return {
         "examples": len(data.train),
@@ -171,7 +177,6 @@ def _arguments(
         warmup_steps=0.05,
         max_grad_norm=1.0,
         logging_steps=0.01,
-        save_strategy="steps",
         save_steps=0.1,
         save_total_limit=1,
         use_cpu=on_cpu,
@@ -192,20 +197,21 @@ def _fit(
     rows: list[list[SFTExample]],
     collator: Callable[[Sequence[Sequence[SFTExample]]], dict[str, Tensor]],
     arguments: TrainingArguments,
+    shown: bool,
 ) -> tuple[int, int, float]:
     """Train; the updates made now and in all, and the seconds that it took."""
     checkpoint = last_checkpoint(Path(str(arguments.output_dir)))
     use_cache = lm.model.config.use_cache
     _check_saveable(lm)
     began = time.monotonic()
-    with RichProgress("fine-tuning") as progress:
+    with RichProgress("fine-tuning", shown=shown) as bar:
         trainer = Trainer(
             model=lm.model,
             args=arguments,
             train_dataset=rows,
             data_collator=collator,
             compute_loss_func=partial(response_loss, lm),
-            callbacks=[progress],
+            callbacks=[bar],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -217,7 +223,7 @@ def _fit(
 
 
 def _check_saveable(lm: CausalLM) -> None:
-    """Mend what `save_pretrained` would refuse, a sampling option without `do_sample`."""
+    """Fix what `save_pretrained` would refuse, a sampling option without `do_sample`."""
     generation = lm.model.generation_config
     try:
         generation.validate(strict=True)

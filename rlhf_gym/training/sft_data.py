@@ -94,8 +94,11 @@ def load_examples(
         split: Split of a `datasets` dataset.
 
     Raises:
-        InputError: The source is missing or empty, or a row is none of these; it is named.
+        InputError: The source is missing or empty, a row is none of these (it is named), or the
+            share is no share.
     """
+    if not 0 <= held_out < 1:
+        raise InputError(f"held_out must be at least 0 and below 1, not {held_out}")
     examples = []
     for where, row in load_rows(source, split=split):
         prompt, response = _texts(where, row, column)

@@ -21,11 +21,12 @@ class RichProgress(TrainerCallback):
     Args:
         label: What is being trained.
         console: Where to write; stderr if None.
+        shown: Whether to write anything to stderr.
     """
 
-    def __init__(self, label: str, console: Console | None = None) -> None:
+    def __init__(self, label: str, console: Console | None = None, *, shown: bool = True) -> None:
         self.label = label
-        self.console = console or Console(stderr=True)
+        self.console = console or Console(stderr=True, quiet=not shown)
         self._bar = time_bar(
             self.console, MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}")
         )
@@ -95,5 +96,5 @@ class RichProgress(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar where it is."""
         self._bar.stop()

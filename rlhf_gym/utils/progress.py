@@ -15,8 +15,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-import rlhf_gym  # noqa: F401 (registers the environments)
-
 
 def time_bar(console: Console, *columns: ProgressColumn) -> Progress:
     """Return a bar with label, `columns`, elapsed and remaining time; hidden without a terminal."""
@@ -28,14 +26,20 @@ def time_bar(console: Console, *columns: ProgressColumn) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        disable=not console.is_terminal,
+        disable=console.quiet or not console.is_terminal,
     )
 
 
 @contextmanager
-def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar with the remaining time; yield the function that advances it by n steps."""
-    console = Console(stderr=True)
+def progress_bar(label: str, total: int, *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show a bar with the remaining time; yield the function that advances it by n steps.
+
+    Args:
+        label: Text before the bar.
+        total: Steps in all.
+        shown: If False, write nothing.
+    """
+    console = Console(stderr=True, quiet=not shown)
     bar = time_bar(console, MofNCompleteColumn())
     if not console.is_terminal:
         console.print(f"{label}: {total}", highlight=False)
@@ -45,9 +49,25 @@ def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def quiet() -> None:
-    """Silence transformers, so that only our own progress bars use the terminal."""
+    """Silence transformers for the rest of the process, so that only our own bars are shown."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+@contextmanager
+def transformers_quiet() -> Iterator[None]:
+    """Leave the terminal to our own progress bars inside a `with` block, then as it was."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

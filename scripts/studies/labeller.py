@@ -24,7 +24,7 @@ from agents.cli.command import device, run
 from agents.runs.experiments import read_rows
 from agents.runs.setup import begin_run, check_same_run, make_env
 from rlhf_gym.errors import InputError
-from rlhf_gym.evaluation.reward_models import judgement
+from rlhf_gym.evaluation.reward_models import predictions
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences.collect import collect_comparisons
 from rlhf_gym.preferences.comparison import Comparison, write_comparisons
@@ -212,7 +212,7 @@ def judged(config: Config, labelled: list[Comparison], backbone: str, seed: int)
     )
     with tempfile.TemporaryDirectory() as folder:
         train_reward_model(model, train, options, checkpoint_dir=folder)
-    return np.array(judgement(model, test).logits)
+    return np.array(predictions(model, test).logits)
 
 
 def _alone(comparison: Comparison, opening: tuple[int, ...]) -> Comparison:

@@ -29,8 +29,8 @@ from rlhf_gym.evaluation.reward_models import (
     bag_of_words,
     baseline,
     clustered,
-    judgement,
     longest,
+    predictions,
     prompt_numbers,
 )
 from rlhf_gym.preferences.comparison import Comparison
@@ -148,7 +148,7 @@ def cross(
             seed=config.seed,
         )
         train_reward_model(model, learned, options, checkpoint_dir=Path(folder) / "checkpoints")
-    said = judgement(model, judged)
+    said = predictions(model, judged)
     seen = [c.comparison for c in learned]
     plain = said.comparisons
     words, length = baseline(bag_of_words(seen), plain), baseline(longest, plain)

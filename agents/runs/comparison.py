@@ -1,0 +1,222 @@
+"""Algorithms against each other: the same tokens, the same effort in tuning, other seeds."""
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agents.runs.comparison_options import (
+    ComparisonOptions,
+    all_options,
+    budgets,
+    check_options,
+    keywords,
+    multiple,
+    multiplied,
+    own_options,
+)
+from agents.runs.experiments import read_rows, run_jobs, train_and_measure
+from agents.runs.setup import apart, begin_run, check_same_run, listed, make_env
+from rlhf_gym.errors import InputError
+from rlhf_gym.evaluation.yardstick import Row, Yardstick
+from rlhf_gym.reports.comparison_page import write_report
+from rlhf_gym.utils.files import read_json, write_json
+
+COLUMNS = "env,algorithm,tuning,rate,seed,optimality,objective,score,kl,gold,tokens,seconds".split(
+    ","
+)
+
+FIRST_TUNING_SEED = 1000
+"""Seeds from here on are for tuning, so that the comparison has seen none of its own."""
+
+BEST_OF = (4, 16)
+"""Best-of-n of the reference, which costs nothing to train and n times as much to sample."""
+
+
+class Job(NamedTuple):
+    """One training.
+
+    Attributes:
+        env: Environment id.
+        algorithm: Its name.
+        tuning: Whether it is one of the trials that choose the learning rate.
+        rate: Multiple of the default learning rate, or of what `ComparisonOptions.tuned` names.
+        seed: The seed.
+    """
+
+    env: str
+    algorithm: str
+    tuning: bool
+    rate: float
+    seed: int
+
+    @property
+    def split(self) -> str:
+        """Whose prompts it is measured on."""
+        return "train" if self.tuning else "held_out"
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folder."""
+        kind = "tuning" if self.tuning else "seed"
+        parts = (self.env.split("/")[-1], self.algorithm, f"{kind}-{self.rate:g}-{self.seed}")
+        return "-".join(parts)
+
+
+def compare(options: ComparisonOptions) -> None:
+    """Tune the algorithms, compare them, and write what came out into ``options.run_dir``.
+
+    A comparison that was stopped goes on when it is called again; more algorithms, environments,
+    rates and seeds may then be asked for.
+
+    Raises:
+        InputError: An option does not fit, or the folder has a comparison under other terms.
+    """
+    check_options(options)
+    plain = dataclasses.asdict(options)
+    # More algorithms, environments, rates and seeds may be added to a comparison later.
+    growing = "algorithms envs total_tokens seeds rates tuned options workers".split()
+    fixed = {k: v for k, v in plain.items() if k not in growing}
+    check_same_run(options.run_dir, fixed, resume=True)
+    begin_run(options.run_dir, fixed)
+    check_same_terms(options)
+    file = options.run_dir / "results.csv"
+    pairs = [(env, algorithm) for env in options.envs for algorithm in options.algorithms]
+    for split in ("train", "held_out") if options.rates else ("held_out",):
+        for env in options.envs:
+            yardstick(options, env, split)  # drawn before the processes need it
+    trials = [
+        Job(env, algorithm, True, rate, FIRST_TUNING_SEED)
+        for rate in options.rates
+        for env, algorithm in pairs
+    ]
+    do(options, trials, file)
+    chosen = best_rates(read_rows(file), pairs, options.rates)
+    jobs = [
+        Job(env, algorithm, False, chosen[env, algorithm], seed)
+        for seed in range(options.seeds)
+        for env, algorithm in pairs
+    ]
+    do(options, jobs, file)
+    scales = {env: scale(yardstick(options, env, "held_out")) for env in options.envs}
+    compared = {(job.env, job.algorithm, job.rate, job.seed) for job in jobs}
+    rows = [row for row in read_rows(file) if row["tuning"] == "0"]
+    rows = [
+        row
+        for row in rows
+        # Rows of another rate are left from when fewer had been tried.
+        if (row["env"], row["algorithm"], float(row["rate"]), int(row["seed"])) in compared
+    ]
+    shown = {k: v for k, v in plain.items() if k not in ("run_dir", "workers")}
+    write_report(options.run_dir, shown, rows, scales, chosen)
+
+
+def check_same_terms(options: ComparisonOptions) -> None:
+    """Note every environment's tokens and every algorithm's options; refuse other ones later.
+
+    The options are all of them: a default that has changed since makes other terms too.
+
+    Raises:
+        InputError: Rows that are there already were made under other terms.
+    """
+    file = options.run_dir / "terms.json"
+    before = read_json(file) if file.exists() else {"tuned": {}}
+    # Before there was --tuned it was the learning rate.
+    before.setdefault("tuned", dict.fromkeys(before.get("options", ()), "learning_rate"))
+    terms: dict[str, dict[str, Any]] = {
+        "tokens": budgets(options),
+        "options": {name: all_options(options, name) for name in options.algorithms},
+        "tuned": {n: multiplied(options, n)[0] for n in options.algorithms if options.rates},
+    }
+    for kind, now in terms.items():
+        for name, value in now.items():
+            there = before.setdefault(kind, {}).setdefault(name, value)
+            if other := apart({name: there}, {name: value}):
+                raise InputError(
+                    f"{options.run_dir} holds a comparison with {kind} {listed(other)}; give the "
+                    "same ones to go on, or another --run-dir"
+                )
+    write_json(file, before)
+
+
+def do(options: ComparisonOptions, jobs: list[Job], file: Path) -> None:
+    """Train whatever of `jobs` has no row yet."""
+    done = {
+        (r["env"], r["algorithm"], r["tuning"], float(r["rate"]), int(r["seed"]))
+        for r in read_rows(file)
+    }
+    left = [
+        job
+        for job in jobs
+        if (job.env, job.algorithm, str(int(job.tuning)), job.rate, job.seed) not in done
+    ]
+    run_jobs(left, partial(trained, options), file, COLUMNS, options.workers)
+
+
+def trained(options: ComparisonOptions, job: Job) -> Row:
+    """Train and measure."""
+    own = own_options(options, job.algorithm)
+    if options.rates:
+        own |= multiple(options, job.algorithm, job.rate)
+    measure = partial(
+        train_and_measure,
+        yardstick(options, job.env, job.split),
+        job.algorithm,
+        own,
+        make_env(job.env, options.num_envs, keywords(options)),
+        options.run_dir / "runs" / job.folder,
+        total_tokens=budgets(options)[job.env],
+        seed=job.seed,
+    )
+    if not job.tuning:
+        return {**job._asdict(), "tuning": 0, **measure()}
+    try:
+        row = measure()
+    except InputError as error:
+        # A rate at which it breaks is an answer too; the comparison goes on with another.
+        name, _ = multiplied(options, job.algorithm)
+        print(f"{job.algorithm} at {job.rate:g} times its {name}: {error}")
+        row = {name: float("-inf") for name in COLUMNS[5:9]} | {"tokens": 0, "seconds": 0.0}
+    return {**job._asdict(), "tuning": 1, **row}
+
+
+def yardstick(options: ComparisonOptions, env_id: str, split: str) -> Yardstick:
+    """What all runs in an environment are measured by."""
+    name = env_id.replace("/", "_")
+    return Yardstick(
+        make_env(env_id, 1, {"split": split, **keywords(options)}),
+        options.run_dir / f"reference_{name}_{split}.npz",
+        options.prompts,
+        options.reference_samples,
+        options.policy_samples,
+    )
+
+
+def scale(ruler: Yardstick) -> dict[str, Any]:
+    """What an environment's figures are compared with."""
+    return {
+        "objective_reference": float(ruler.before.mean()),
+        "objective_optimum": float(ruler.best.mean()),
+        "effective_sample_size": ruler.ess if np.isfinite(ruler.ess) else None,
+        "best_of_n_optimality": {str(n): ruler.best_of(n) for n in BEST_OF},
+        "best_deterministic_optimality": ruler.best_deterministic(),
+    }
+
+
+def best_rates(
+    rows: list[dict[str, str]], pairs: list[tuple[str, str]], rates: tuple[float, ...]
+) -> dict[tuple[str, str], float]:
+    """The one of `rates` with the highest optimality on training prompts; 1 if there are none."""
+    chosen = {}
+    for env, algorithm in pairs:
+        found = {
+            float(r["rate"]): float(np.nan_to_num(float(r["optimality"]), nan=-np.inf))
+            for r in rows
+            if r["tuning"] == "1"
+            and (r["env"], r["algorithm"]) == (env, algorithm)
+            and float(r["rate"]) in rates
+        }
+        chosen[env, algorithm] = max(found, key=found.__getitem__, default=1.0)
+    return chosen

@@ -1,0 +1,113 @@
+"""Comparisons from files and data sets: read with their bad rows told, or converted."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.lm.loading import load_tokenizer
+from rlhf_gym.preferences.comparison import Comparison, write_comparisons
+from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.preferences.survey import survey
+
+OnBadRow = Literal["error", "skip"]
+
+
+def load_comparisons(
+    source: str,
+    *,
+    format: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    tokenizer: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+) -> tuple[list[Comparison], int]:
+    """Read comparisons, and print each row that is left out.
+
+    Args:
+        source: A file, or a dataset of the `datasets` library.
+        format: What the rows are, one of `FORMATS` in `rlhf_gym.preferences.formats`; by default
+            each row's keys tell.
+        on_bad_row: What to do with a row that is no comparison: stop, or leave it out.
+        tokenizer: For files of token ids, the tokenizer that they belong to: a hub name or a path.
+        split: Split of a `datasets` dataset.
+        revision: Commit or tag of a hub dataset.
+
+    Returns:
+        The comparisons, and how many rows were left out.
+
+    Raises:
+        InputError: The source cannot be read, or has a bad row, or no good one.
+    """
+    skipped: list[str] = []
+    try:
+        comparisons = read_comparisons(
+            source,
+            format=format,
+            skipped=skipped if on_bad_row == "skip" else None,
+            tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
+            split=split,
+            revision=revision,
+        )
+    finally:
+        # Where all rows are bad, this is what tells why none is left.
+        for problem in skipped:
+            print(f"skipped: {problem}")
+    return comparisons, len(skipped)
+
+
+def convert_comparisons(
+    source: str,
+    output: Path,
+    *,
+    format: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    tokenizer: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+) -> dict[str, Any]:
+    """Write comparisons of any format as the project's JSON Lines.
+
+    Args:
+        source: As in `load_comparisons`, like all keywords.
+        output: File to write, ending in .jsonl; it must not exist yet.
+        format: Format of the rows.
+        on_bad_row: What to do with a row that is no comparison.
+        tokenizer: Tokenizer of token ids.
+        split: Split of a `datasets` dataset.
+        revision: Commit or tag of a hub dataset.
+
+    Returns:
+        What the comparisons are (see `survey`), and how many rows were left out (`skipped`).
+
+    Raises:
+        InputError: The output has another ending or exists, or the source cannot be read.
+    """
+    # Another ending would be read back as plain text, a line at a time.
+    if output.suffix != ".jsonl":
+        raise InputError(f"--output must end in .jsonl, unlike {output}")
+    if output.exists():
+        raise InputError(f"{output} exists; name another file, or move that one away")
+    comparisons, skipped = load_comparisons(
+        source,
+        format=format,
+        on_bad_row=on_bad_row,
+        tokenizer=tokenizer,
+        split=split,
+        revision=revision,
+    )
+    counts = {**survey(comparisons), "skipped": skipped}
+    write_whole(output, comparisons)
+    return counts
+
+
+def write_whole(output: Path, comparisons: Sequence[Comparison]) -> None:
+    """Write comparisons under a temporary name, and rename the file when it is complete."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        write_comparisons(partial, comparisons)
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,61 @@
+"""The doctor's checks on an environment, a policy, and a task that can be solved exactly."""
+
+from pathlib import Path
+
+from stable_baselines3.common.utils import ConstantSchedule
+
+from agents.doctor import Problem, Subject, examine
+from agents.runs.setup import make_env
+from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
+from agents.sb3.vec_env import policy_kwargs
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.objective.enumeration import Enumeration
+
+
+def examine_environment(
+    env: TokenVectorEnv, policy: str | Path | None = None, *, rows: int = 16
+) -> list[Problem]:
+    """Run the doctor's checks on an environment with a policy.
+
+    Args:
+        env: The environment; its rows stay as they are.
+        policy: Folder of a trained policy; if None, the policy that a training would start from,
+            which must then be the reference.
+        rows: Responses to examine.
+
+    Returns:
+        What does not hold; empty if all does.
+    """
+    fresh = policy is None
+    return examine(Subject(env, make_policy(env, policy), fresh=fresh, rows=rows))
+
+
+def make_policy(env: TokenVectorEnv, model: str | Path | None) -> CausalLMPolicy:
+    """The policy as training would build it, from a folder or from the reference."""
+    options = policy_kwargs(env) | (
+        {} if model is None else {"model": str(model), "revision": None}
+    )
+    policy = CausalLMPolicy(
+        env.single_observation_space, env.single_action_space, ConstantSchedule(0.0), **options
+    )
+    policy.follow(env.objective.reference)
+    return policy.to(env.objective.reference.device)
+
+
+def check_exact_task() -> list[Problem]:
+    """Exact policy iteration must reach the enumerated optimum of Exact-v0."""
+    env = make_env("rlhf_gym/Exact-v0", 1, {"device": "cpu", "max_new_tokens": 3})
+    task = Enumeration(env.objective, env.prompts.ids, max_new_tokens=3)
+    policy = task.reference
+    for _ in range(task.horizon):
+        policy = task.improved(policy)
+    reached = task.optimality(task.value(policy).objective)
+    if abs(reached - 1) < 1e-6:
+        return []
+    return [
+        Problem(
+            "toy",
+            f"policy iteration on Exact-v0 ends at optimality {reached:.6f}, not 1",
+            "the packaged models or the arithmetic of this installation are broken; reinstall",
+        )
+    ]

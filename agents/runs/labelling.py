@@ -1,0 +1,103 @@
+"""Comparisons among a model's own samples, and what they say of the last reward model."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.evaluation.reward_models import (
+    clustered,
+    evaluate_reward_model,
+    prompt_numbers,
+)
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.preferences.collect import collect_comparisons
+from rlhf_gym.preferences.comparison import Comparison
+from rlhf_gym.preferences.encoded import candidate_rows, encode_comparisons
+from rlhf_gym.rewards.functions import TextReward, load_callable
+from rlhf_gym.rewards.reward_model import RewardModel
+from rlhf_gym.utils.progress import progress_bar
+
+SIMULATED_HUMAN = "rlhf_gym.rewards.human:compound"
+
+
+def label_samples(
+    env: TokenVectorEnv,
+    n: int,
+    *,
+    model: CausalLM | None = None,
+    human: TextReward | str = SIMULATED_HUMAN,
+    candidates: int = 4,
+    temperature: float = 0.25,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Comparison]:
+    """A simulated human's choices among a model's own responses to an environment's prompts.
+
+    Args:
+        env: Prompts, token budget and reference; its reward does not matter.
+        n: How many comparisons.
+        model: Who responds; the environment's reference if None.
+        human: Utility of each response, as (prompts, responses) -> numbers, or the name of such a
+            function, "package.module:function".
+        candidates: Responses to each prompt that the human chooses among, K.
+        temperature: P(choice) ∝ exp(utility / temperature).
+        seed: Seed of everything.
+        progress: Whether to show progress on stderr.
+    """
+    reference = env.objective.reference
+    with progress_bar("comparisons", n, shown=progress) as advance:
+        return collect_comparisons(
+            reference if model is None else model.following(reference),
+            env.prompts,
+            utility(human),
+            n,
+            k=candidates,
+            temperature=temperature,
+            max_new_tokens=env.max_new_tokens,
+            stop_at_eos=env.stop_at_eos,
+            seed=seed,
+            progress=advance,
+        )
+
+
+def hindsight(
+    model: RewardModel, comparisons: Sequence[Comparison], human: TextReward | str
+) -> dict[str, Any]:
+    """What choices among a policy's samples say of the reward model that it was trained against.
+
+    A policy that hacks its reward model has a high score, a gold score that does not follow, and
+    samples among which the model no longer predicts the choices.
+
+    Args:
+        model: The reward model.
+        comparisons: Choices among the policy's samples, with their token ids.
+        human: Who chose.
+
+    Returns:
+        The samples' mean `score` and `gold`, and the model's `accuracy_on_own_samples`, each a
+        figure with its interval over prompts.
+    """
+    encoded, _ = encode_comparisons(comparisons, model, None)
+    texts = [text for c in comparisons for text in c.candidates]
+    # As the human read them when choosing; a chat is kept as its messages.
+    asked = [
+        str(model.tokenizer.decode(list(c.ids[0]), skip_special_tokens=True))
+        for c in comparisons
+        if c.ids
+    ]
+    said = [prompt for prompt, c in zip(asked, comparisons, strict=True) for _ in c.candidates]
+    gold = np.asarray(utility(human)(said, texts), dtype=np.float64)
+    scores = model.scores(candidate_rows(encoded).to(model.device)).double().cpu().numpy()
+    prompts = prompt_numbers([c for c in comparisons for _ in c.candidates])
+    return {
+        "score": clustered(scores, prompts),
+        "gold": clustered(gold, prompts),
+        "accuracy_on_own_samples": evaluate_reward_model(model, encoded)["accuracy"],
+    }
+
+
+def utility(human: TextReward | str) -> TextReward:
+    """The simulated human, by name or itself."""
+    return cast(TextReward, load_callable(human)) if isinstance(human, str) else human

@@ -1,0 +1,233 @@
+"""From comparisons to a reward model: split, encode, train, measure on held-out ones, save."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from rlhf_gym.errors import InputError
+from rlhf_gym.evaluation.reward_models import evaluate_reward_model
+from rlhf_gym.lm.architecture import context_length
+from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.preferences.comparison import Comparison
+from rlhf_gym.preferences.encoded import (
+    EncodedComparison,
+    Fit,
+    TooLong,
+    candidate_rows,
+    encode_comparisons,
+)
+from rlhf_gym.preferences.splits import split_comparisons
+from rlhf_gym.rewards.reward_model import RewardModel
+from rlhf_gym.training.reward_training import RewardTraining, train_reward_model
+from rlhf_gym.utils.devices import resolve_device
+from rlhf_gym.utils.files import folder_or_temporary, whole_folder, write_json
+from rlhf_gym.utils.progress import transformers_quiet
+
+NORMALISED_ON = 1024
+"""Candidates that gain and bias are measured on, about."""
+
+
+class FittedRewardModel(NamedTuple):
+    """A trained reward model and what it is worth.
+
+    Attributes:
+        reward_model: The model. Its scores have mean 0 and variance 1 on held-out candidates.
+        figures: Counts of the comparisons, accuracies and likelihood on the held-out ones (see
+            `evaluate_reward_model`), gain and bias.
+    """
+
+    reward_model: RewardModel
+    figures: dict[str, Any]
+
+
+class RewardData(NamedTuple):
+    """Comparisons as a model reads them.
+
+    Attributes:
+        train: To learn from.
+        validation: To stop by.
+        test: Held out, to measure on.
+        fit: How many of all fitted the model's context.
+        max_tokens: Longest prompt + candidate.
+    """
+
+    train: list[EncodedComparison]
+    validation: list[EncodedComparison]
+    test: list[EncodedComparison]
+    fit: Fit
+    max_tokens: int | None
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.train)} comparisons to learn, {len(self.validation)} to stop by, "
+            f"{len(self.test)} held out; of all, {self.fit} ({self.max_tokens} tokens)"
+        )
+
+
+def fit_reward_model(
+    comparisons: Sequence[Comparison],
+    backbone: str | CausalLM | RewardModel,
+    options: RewardTraining | None = None,
+    *,
+    max_tokens: int | None = None,
+    too_long: TooLong = "drop",
+    soft_temperature: float | None = None,
+    held_out: float = 0.1,
+    validation: float = 0.1,
+    device: str = "auto",
+    run_dir: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
+    skipped: int = 0,
+    resume: bool = False,
+    progress: bool = True,
+) -> FittedRewardModel:
+    """Train a reward model on comparisons and measure it on held-out ones.
+
+    Listwise: P(y_i | x) is the softmax over the K candidates of a comparison, and the loss is the
+    negative log-likelihood of the choice. Torch's global generator is seeded with ``options.seed``.
+
+    Args:
+        comparisons: Human choices, K varying from one to the next.
+        backbone: Causal LM or classifier to start from, by hub name or local path; or a `CausalLM`,
+            which is copied; or `RewardModel.from_backbone(…)`, which is trained in place.
+        options: Of the training; `RewardTraining()` if None.
+        max_tokens: Longest prompt + candidate; by default the model's context.
+        too_long: What to do with longer ones: drop them, or cut whole turns off the dialogue's
+            front.
+        soft_temperature: Read `scores` as soft labels, softmax(scores / this).
+        held_out: Share of the comparisons that is held out, split by prompt.
+        validation: Share of the others that early stopping looks at (``options.patience``).
+        device: Where to train a backbone that is named: "auto", "cpu", "cuda" …
+        run_dir: Gets reward_model/ (for transformers' `from_pretrained`, and for the keyword
+            `reward_model` of an environment), reward_model.json (the figures) and checkpoints until
+            it is done. None writes nothing.
+        config: What config.json in `run_dir` says, written once the comparisons are found good;
+            None writes none.
+        skipped: Rows left out while the comparisons were read, for the figures.
+        resume: Go on from the last checkpoint in `run_dir`, which must be of the same comparisons
+            and options; else checkpoints there are removed.
+        progress: Whether to print counts and show progress.
+
+    Returns:
+        The model and its figures.
+
+    Raises:
+        InputError: The comparisons cannot be split or do not fit, or the backbone cannot be used.
+    """
+    options = options or RewardTraining()
+    if max_tokens is not None and max_tokens < 2:
+        raise InputError(f"max_tokens must be at least 2, not {max_tokens}")
+    with transformers_quiet():
+        model = _untrained(backbone, options.seed, device)
+        data = _encode(
+            model,
+            comparisons,
+            max_tokens,
+            too_long=too_long,
+            soft_temperature=soft_temperature,
+            shares=(held_out, 0.0 if options.patience is None else validation),
+        )
+        if progress:
+            print(data)
+        with folder_or_temporary(run_dir) as folder:
+            if run_dir is not None and config is not None:
+                write_json(folder / "config.json", config)
+            checkpoints = folder / "checkpoints_reward"
+            if not resume:
+                shutil.rmtree(checkpoints, ignore_errors=True)
+            # Before training too: every backbone's logits start with variance 1.
+            model.start_at(candidate_rows(data.train, NORMALISED_ON).to(model.device))
+            before = evaluate_reward_model(model, data.test)
+            train_reward_model(
+                model,
+                data.train,
+                options,
+                validation=data.validation,
+                checkpoint_dir=checkpoints,
+                resume=resume,
+                checkpoints=run_dir is not None,
+                progress=progress,
+            )
+            figures: dict[str, Any] = {
+                "comparisons": len(data.train),
+                "held_out": len(data.test),
+                "skipped": skipped,
+                **asdict(data.fit),
+                "accuracy_untrained": before["accuracy"],
+                **evaluate_reward_model(model, data.test),
+            }
+            # Held-out candidates: on the training ones an overfitted logit would spread more.
+            model.normalise(candidate_rows(data.test, NORMALISED_ON).to(model.device))
+            figures |= {"gain": model.scale.gain, "bias": model.scale.bias}
+            if run_dir is not None:
+                _save(model, figures, folder)
+    return FittedRewardModel(model, figures)
+
+
+def _untrained(backbone: str | CausalLM | RewardModel, seed: int, device: str) -> RewardModel:
+    """The model before training; a head that is made here depends on the seed."""
+    if isinstance(backbone, RewardModel):
+        return backbone
+    torch.manual_seed(seed)
+    if isinstance(backbone, str):
+        return RewardModel.from_backbone(backbone, device=resolve_device(device))
+    # By way of a folder: its weights may have changed since they were loaded by name.
+    with tempfile.TemporaryDirectory() as folder:
+        backbone.save_pretrained(folder)
+        model = RewardModel.from_backbone(folder, device=backbone.device)
+    model.model.name_or_path = backbone.model.name_or_path
+    return model
+
+
+def _encode(
+    model: RewardModel,
+    comparisons: Sequence[Comparison],
+    max_tokens: int | None,
+    *,
+    too_long: TooLong,
+    soft_temperature: float | None,
+    shares: tuple[float, float],
+) -> RewardData:
+    """Split, then encode each side; `shares` are those held out, and of the rest to stop by."""
+    train, test = split_comparisons(comparisons, shares[0])
+    validation: list[Comparison] = []
+    if shares[1]:
+        train, validation = split_comparisons(train, shares[1], salt="validation")
+    longest = max_tokens or context_length(model.model)
+    total = Fit()
+
+    def encoded(side: list[Comparison]) -> list[EncodedComparison]:
+        nonlocal total
+        if not side:
+            return []
+        rows, fit = encode_comparisons(
+            side, model, longest, too_long=too_long, soft_temperature=soft_temperature
+        )
+        total += fit
+        return rows
+
+    sides = encoded(train), encoded(validation), encoded(test)
+    return RewardData(*sides, total, longest)
+
+
+def _save(model: RewardModel, figures: dict[str, Any], folder: Path) -> None:
+    with whole_folder(folder / "reward_model") as partial:
+        model.save_pretrained(partial)
+    # The figures come last: where they are, all the rest is whole.
+    write_json(folder / "reward_model.json", figures)
+    shutil.rmtree(folder / "checkpoints_reward", ignore_errors=True)
+
+
+def accuracy_line(figures: Mapping[str, Any]) -> str:
+    """One line: held-out accuracy next to its baselines."""
+    accuracy, longest = figures["accuracy"], figures["accuracy_longest"]
+    return (
+        f"held-out accuracy {accuracy['value']:.3f} ± {accuracy['se']:.3f} "
+        f"({accuracy['n']} comparisons); always the longest {longest['value']:.3f}, chance "
+        f"{figures['accuracy_chance']['value']:.3f}; NLL {figures['nll']['value']:.3f} nats"
+    )
