@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,12 @@ from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.training import RewardTraining, fine_tune, fit_reward_model, load_examples
 
-EXAMPLE = """\
-import gymnasium as gym
-from agents.runs import label_samples, train
-from rlhf_gym.evaluation import evaluate_policy
-from rlhf_gym.training import fit_reward_model
-
-task = gym.make_vec("rlhf_gym/Reviews-v0")
-comparisons = label_samples(task, 3072)  # or read_comparisons("comparisons.jsonl")
-reward_model, accuracy = fit_reward_model(comparisons, task.objective.reference)
-reward_model.save_pretrained("reward_model")
-env = gym.make_vec("rlhf_gym/Reviews-v0", num_envs=256, reward_model="reward_model")
-policy = train(env, "ppo", total_tokens=180_000).policy
-held_out = gym.make_vec("rlhf_gym/Reviews-v0", split="held_out", reward_model="reward_model")
-figures = evaluate_policy(policy, held_out)
-"""
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+(EXAMPLE,) = [
+    block
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    if "label_samples" in block
+]
 
 SMALL = {
     "(task, 3072)": "(task, 128)",

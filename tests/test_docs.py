@@ -11,6 +11,7 @@ import pytest
 from test_scripts import run
 
 import rlhf_gym  # noqa: F401 (registers the ids)
+from agents.cli.subcommands import SUBCOMMANDS
 from agents.runs.algorithm import load_algorithm
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.objective.enumeration import Enumeration
@@ -37,23 +38,23 @@ def test_the_reinforce_loop_learns_exact_v0():
     assert 0.85 < reached <= 1, reached
 
 
-COMMAND = re.compile(r"python scripts/(\w+)\.py ([^\n#]*)")
+COMMAND = re.compile(r"(?:python scripts/(\w+)\.py|rlhf-gym ([\w-]+)) ([^\n#]*)")
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
     """Each script that a page's shell blocks run, and what follows it."""
     shell = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     return [
-        (script, rest.split())
+        (script or SUBCOMMANDS[name].module, rest.split())
         for block in shell
-        for script, rest in COMMAND.findall(block.replace("\\\n", " "))
+        for script, name, rest in COMMAND.findall(block.replace("\\\n", " "))
     ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_docs_take_options_that_there_are(page):
     for script, words in commands(page):
-        known = {f.name for f in fields(importlib.import_module(f"agents.cli.{script}").Config)}
+        known = {"config"} | {f.name for f in fields(importlib.import_module(f"agents.cli.{script}").Config)}
         if script in ("train_policy", "rlhf"):
             name = words[words.index("--algorithm") + 1] if "--algorithm" in words else "ppo"
             if "." in name:

@@ -98,7 +98,7 @@ def train(
         seed: Seed of everything; Python's, NumPy's and torch's global generators are seeded too.
         start: A folder that a learner saved its policy to, to start from instead of the reference.
         goes_on: Whether the policy saved here will be such a start.
-        resume: Go on from the last checkpoint in `run_dir`; else checkpoints there are removed.
+        resume: Continue from the last checkpoint in `run_dir`, if there is one.
         wandb: Log to Weights & Biases too.
         progress: Whether to show progress on stderr.
 
@@ -106,7 +106,8 @@ def train(
         The learner with its figures and metrics; `Trained.policy` is the language model.
 
     Raises:
-        InputError: The algorithm, one of its options or the environment does not fit.
+        InputError: The algorithm, one of its options or the environment does not fit, or `run_dir`
+            has the checkpoints of a stopped run and `resume` is False.
         RuntimeError: Environment and policy do not pass the doctor's checks.
     """
     if not isinstance(env, TokenVectorEnv):
@@ -122,8 +123,11 @@ def train(
         _start(learner, algorithm, start, goes_on)
         if isinstance(learner.policy, CausalLMPolicy):
             check(env, learner.policy, fresh=start is None)
-        if not resume:
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if not resume and any((folder / "checkpoints").glob("tokens_*")):
+            raise InputError(
+                f"{run_dir} has the checkpoints of a stopped run: pass resume=True to continue it, "
+                "or another run_dir"
+            )
         if run_dir is not None:
             with whole_folder(folder / "reference") as partial:
                 env.objective.reference.save_pretrained(partial)
