@@ -54,7 +54,9 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_docs_take_options_that_there_are(page):
     for script, words in commands(page):
-        known = {"config"} | {f.name for f in fields(importlib.import_module(f"agents.cli.{script}").Config)}
+        known = {"config"} | {
+            f.name for f in fields(importlib.import_module(f"agents.cli.{script}").Config)
+        }
         if script in ("train_policy", "rlhf"):
             name = words[words.index("--algorithm") + 1] if "--algorithm" in words else "ppo"
             if "." in name:

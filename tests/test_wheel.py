@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,10 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    here = ["--no-isolation"] if importlib.util.find_spec("setuptools") else []
+    # Without isolation if setuptools is new enough; else `build` installs the one that is needed.
+    spec = importlib.util.find_spec("setuptools")
+    recent = spec is not None and int(version("setuptools").split(".")[0]) >= 77
+    here = ["--no-isolation"] if recent else []
     done([sys.executable, "-m", "build", "--wheel", *here, "--outdir", source / "dist"], source)
     (file,) = (source / "dist").glob("*.whl")
     return file
