@@ -16,9 +16,9 @@ from torch import Tensor
 
 from agents.online_dpo import Labels, check_beta, dpo_loss
 from agents.sb3.groups import GroupLearner, Groups
+from agents.sb3.learning.learner import SB3Learner, response_learner
 from agents.sb3.options import ResponseOptions
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer
-from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM

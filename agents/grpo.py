@@ -9,9 +9,9 @@ None puts the penalty back into the reward, where its gradient is that of J.
 
 from dataclasses import dataclass
 
+from agents.sb3.learning.learner import SB3Learner, response_learner
 from agents.sb3.options import KLLoss, MeanOver, PolicyGradientOptions, without_critic
 from agents.sb3.response_ppo import PPO
-from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 
 

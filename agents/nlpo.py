@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from agents import ppo
+from agents.sb3.learning.learner import SB3Learner, response_learner
 from agents.sb3.options import ResponseOptions
 from agents.sb3.response_ppo import PPO
-from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM

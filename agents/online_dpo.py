@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agents.sb3.groups import GroupLearner, Groups
+from agents.sb3.learning.learner import SB3Learner, response_learner
 from agents.sb3.options import GroupOptions, ResponseOptions
-from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 

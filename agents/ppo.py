@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from agents.sb3.learning.learner import SB3Learner, response_learner
 from agents.sb3.options import PPOOptions
 from agents.sb3.response_ppo import PPO
-from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 
 

@@ -8,9 +8,9 @@ under PPO's clip. With `baseline` group_mean, `samples_per_prompt` above 1, `sca
 from dataclasses import dataclass
 from typing import Literal
 
+from agents.sb3.learning.learner import SB3Learner, response_learner
 from agents.sb3.options import NormalizeOver, PolicyGradientOptions, without_critic
 from agents.sb3.response_ppo import PPO
-from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 
 

@@ -7,9 +7,9 @@ PPO's; with `n_minibatches` 1 the one step is REINFORCE's.
 
 from dataclasses import dataclass
 
+from agents.sb3.learning.learner import SB3Learner, response_learner
 from agents.sb3.options import PolicyGradientOptions, without_critic
 from agents.sb3.response_ppo import PPO
-from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 
 

@@ -7,7 +7,7 @@ depend on the state (`min_new_tokens`, `top_k`, `top_p`) in a loop with one toke
 from dataclasses import dataclass
 
 from agents import sb3_ppo
-from agents.sb3.run.learner import SB3Learner, stock_learner
+from agents.sb3.learning.learner import SB3Learner, stock_learner
 from agents.sb3.stock.contrib import contrib
 from rlhf_gym.envs import TokenVectorEnv
 

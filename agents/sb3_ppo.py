@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import stable_baselines3
 
-from agents.sb3.run.learner import SB3Learner, stock_learner
+from agents.sb3.learning.learner import SB3Learner, stock_learner
 from rlhf_gym.envs import TokenVectorEnv
 
 

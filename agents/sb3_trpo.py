@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agents.sb3.run.learner import SB3Learner, stock_learner
+from agents.sb3.learning.learner import SB3Learner, stock_learner
 from agents.sb3.stock.contrib import contrib
 from rlhf_gym.envs import TokenVectorEnv
 

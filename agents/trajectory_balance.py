@@ -6,8 +6,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from agents.sb3.groups import GroupLearner, Groups
+from agents.sb3.learning.learner import SB3Learner, response_learner
 from agents.sb3.options import GroupOptions, ResponseOptions
-from agents.sb3.run.learner import SB3Learner, response_learner
 from rlhf_gym.envs import TokenVectorEnv
 
 

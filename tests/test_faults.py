@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from test_resume import finish, learner_on, record
 
+from agents.sb3.learning import checkpoint
 from agents.sb3.response_ppo import PPO
-from agents.sb3.run import checkpoint
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.errors import InputError
 from rlhf_gym.utils.files import whole_folder, whole_lines

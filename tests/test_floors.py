@@ -81,7 +81,7 @@ FLOORS: dict[str, list[str]] = {
         "loss",
         "response_algorithm",
         "build groups response_ppo",
-        "run",
+        "learning",
         "stock",
     ],
     "agents/sb3/policy": [
@@ -89,7 +89,7 @@ FLOORS: dict[str, list[str]] = {
         "causal_lm_policy",
     ],
     "agents/sb3/rollout": ["buffer metrics", "advantages collection"],
-    "agents/sb3/run": ["stopping token_samples", "checkpoint", "learner"],
+    "agents/sb3/learning": ["stopping token_samples", "checkpoint", "learner"],
     "agents/sb3/stock": ["contrib maskable q_network trpo", "quantiles"],
     "agents/doctor": ["subject", "environment_checks policy_checks"],
     "agents/tracking": ["wandb", "training_run"],

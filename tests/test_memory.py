@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from agents import nlpo, ppo
 from agents.doctor import Subject, examine
 from agents.sb3 import PPO, build
-from agents.sb3.run.learner import SB3Learner
+from agents.sb3.learning.learner import SB3Learner
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -515,7 +515,9 @@ def test_stopped_and_resumed_is_never_stopped_with_every_saving_on(make_vector_e
     finish(make_vector_env(16), tmp_path / "resumed", 120)
     torch.manual_seed(99)
     assert_equal(finish(make_vector_env(16), tmp_path / "resumed", 300), whole)
-    assert all("lora" in name or name.startswith("critic.head") for name in whole), "only what is trained"
+    assert all("lora" in name or name.startswith("critic.head") for name in whole), (
+        "only what is trained"
+    )
     (last,) = (tmp_path / "resumed" / "checkpoints").glob("*3*/policy.safetensors")
     assert last.stat().st_size < 100_000
 

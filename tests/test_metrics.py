@@ -20,10 +20,10 @@ from transformers import PreTrainedTokenizerFast
 
 from agents import ppo
 from agents.sb3 import PPO, build
+from agents.sb3.learning.learner import SB3Learner
+from agents.sb3.learning.token_samples import SampleCallback, token_texts
 from agents.sb3.loss import Loss
 from agents.sb3.rollout.metrics import Scale, known_scale, rollout_metrics
-from agents.sb3.run.learner import SB3Learner
-from agents.sb3.run.token_samples import SampleCallback, token_texts
 from agents.tracking.training_run import TrainingRun
 from agents.tracking.wandb import require_wandb
 from rlhf_gym.errors import InputError

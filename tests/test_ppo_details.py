@@ -17,11 +17,11 @@ from transformers import BertConfig, BertModel
 import agents
 from agents import ppo
 from agents.sb3 import PPO, build
+from agents.sb3.learning.checkpoint import save_checkpoint
+from agents.sb3.learning.learner import SB3Learner
 from agents.sb3.ptx import PretrainingMix, pretraining_mix
 from agents.sb3.response_ppo import critic_start
 from agents.sb3.rollout.advantages import group_mean, leave_one_out
-from agents.sb3.run.checkpoint import save_checkpoint
-from agents.sb3.run.learner import SB3Learner
 from agents.sb3.tf1_adam import TF1Adam
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError

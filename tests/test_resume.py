@@ -13,9 +13,9 @@ from stable_baselines3.common.utils import set_random_seed
 
 from agents.nlpo import NLPO
 from agents.sb3 import PPO, build
+from agents.sb3.learning.checkpoint import save_checkpoint
+from agents.sb3.learning.learner import SB3Learner
 from agents.sb3.ptx import PretrainingMix
-from agents.sb3.run.checkpoint import save_checkpoint
-from agents.sb3.run.learner import SB3Learner
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.errors import InputError
 from rlhf_gym.tokens import Sequences

@@ -1,6 +1,8 @@
 """The objective, defined once: r_t = −β (log π − log π_ref) + 1[t = T] · R(x, y).
 
-Nothing else in the project computes a reward. Notation: N rows, M chosen tokens, β = `kl_coef`.
+Nothing else in the project computes a reward. An agent with a KL weight of its own adds the
+difference of the two penalties (`agents.sb3.rollout.collection.WavePlayer`).
+Notation: N rows, M chosen tokens, β = `kl_coef`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -21,7 +21,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from agents.sb3.run.learner import RunFormat
+from agents.sb3.learning.learner import RunFormat
 from agents.sb3.vec_env import TokenSB3VecEnv, policy_kwargs
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv

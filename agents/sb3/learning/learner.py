@@ -14,14 +14,14 @@ from torch import Tensor
 
 from agents.sb3.build import build
 from agents.sb3.finite import NonFiniteError
+from agents.sb3.learning.checkpoint import CheckpointCallback, restore_latest
+from agents.sb3.learning.stopping import stop_when_asked
+from agents.sb3.learning.token_samples import SampleCallback
 from agents.sb3.options import ResponseOptions, SampledOptions
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.response_algorithm import ResponseAlgorithm
 from agents.sb3.response_ppo import PPO
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer
-from agents.sb3.run.checkpoint import CheckpointCallback, restore_latest
-from agents.sb3.run.stopping import stop_when_asked
-from agents.sb3.run.token_samples import SampleCallback
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.sb3.learning.stopping import StopRequest
 from agents.sb3.response_algorithm import ResponseAlgorithm
-from agents.sb3.run.stopping import StopRequest
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
