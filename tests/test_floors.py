@@ -85,7 +85,7 @@ FLOORS: dict[str, list[str]] = {
         "stock",
     ],
     "agents/sb3/policy": [
-        "critic distribution last_actions shared_base update_graphs",
+        "critic distribution last_actions optimizer shared_base update_graphs",
         "causal_lm_policy",
     ],
     "agents/sb3/rollout": ["buffer metrics", "advantages collection"],

@@ -22,7 +22,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM
 
 from agents.sb3 import PPO, build
-from agents.sb3.policy import causal_lm_policy as policy_module
 from agents.sb3.policy import update_graphs
 from agents.sb3.policy.update_graphs import UpdateGraphs, size_for
 from agents.trajectory_balance import TrajectoryBalance
@@ -460,7 +459,7 @@ def test_a_policy_with_checkpointing_or_groups_learns_as_before(device, monkeypa
     for name, options in (("ppo", {"gradient_checkpointing": True}), ("groups", {})):
         weights = []
         for fixed in (True, False):
-            monkeypatch.setattr(policy_module, "takes_graphs", lambda lm, fixed=fixed: fixed)
+            monkeypatch.setattr(update_graphs, "takes_graphs", lambda lm, fixed=fixed: fixed)
             rows = {"rows_per_prompt": 4} if name == "groups" else {}
             env = gymnasium.make_vec(
                 "rlhf_gym/Exact-v0", num_envs=32, device=device, **rows
@@ -474,7 +473,7 @@ def test_a_policy_with_checkpointing_or_groups_learns_as_before(device, monkeypa
                 seed=0,
             )
             learner.learn(2 * 32 * env.max_new_tokens)
-            assert bool(learner.policy._update_graphs) == (fixed and name == "groups")
+            assert bool(learner.policy._learning_states.graphs) == (fixed and name == "groups")
             weights.append(torch.nn.utils.parameters_to_vector(learner.policy.parameters()))
         torch.testing.assert_close(*weights, atol=1e-4, rtol=1e-3)
 
@@ -491,7 +490,7 @@ def test_what_takes_long_is_computed_without(load, device, monkeypatch):
 def test_a_training_learns_the_same_with_and_without(device, monkeypatch, precision, critic):
     weights = []
     for fixed in (True, False):
-        monkeypatch.setattr(policy_module, "takes_graphs", lambda lm, fixed=fixed: fixed)
+        monkeypatch.setattr(update_graphs, "takes_graphs", lambda lm, fixed=fixed: fixed)
         env = gymnasium.make_vec("rlhf_gym/Exact-v0", num_envs=32, device=device).unwrapped
         # Adam would make steps of full size of what is rounding alone.
         options = {"precision": precision, "optimizer_class": torch.optim.SGD}
@@ -503,7 +502,7 @@ def test_a_training_learns_the_same_with_and_without(device, monkeypatch, precis
         parameters = learner.policy.parameters
         before = torch.nn.utils.parameters_to_vector(parameters()).detach().clone()
         learner.learn(3 * 32 * env.max_new_tokens)
-        assert bool(learner.policy._update_graphs) == fixed
+        assert bool(learner.policy._learning_states.graphs) == fixed
         weights.append(torch.nn.utils.parameters_to_vector(parameters()).detach())
     apart = (weights[0] - weights[1]).norm() / (weights[0] - before).norm()
     assert apart < (0.01 if precision == "fp32" else 0.3)

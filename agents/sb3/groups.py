@@ -120,9 +120,9 @@ class GroupLearner(ResponseAlgorithm):
 
         `alone`: the backward pass of these rows comes before any other forward pass.
         """
-        core, sequences = self.policy.core, rows.observations
-        hidden = self.policy.learning_states(sequences, core) if alone else core.states(sequences)
-        return core.log_probs_of(hidden, rows.actions.long(), core.limits(sequences, hidden))
+        return self.policy.evaluate_sequences(
+            rows.observations, values=False, learning=alone
+        ).log_probs
 
     def _groups(self, minibatch: SequenceSamples, log_probs: Tensor) -> Groups:
         k, lengths = self._together(), minibatch.observations.lengths

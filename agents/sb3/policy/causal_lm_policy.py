@@ -15,22 +15,22 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.sb3.policy.critic import Critic, Observations, load_critic
 from agents.sb3.policy.distribution import TokenDistribution
 from agents.sb3.policy.last_actions import LastActions
+from agents.sb3.policy.optimizer import build_optimizer
 from agents.sb3.policy.shared_base import Lent, do_without_frozen, leave_out_frozen
-from agents.sb3.policy.update_graphs import UpdateGraphs
+from agents.sb3.policy.update_graphs import LearningStates
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import (
     has_dynamic_rope,
     recompute_activations,
-    recomputes_activations,
 )
 from rlhf_gym.lm.batching import passes
 from rlhf_gym.lm.causal_lm import CausalLM
-from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden, takes_graphs
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
 from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.lm.lora import add_adapters, merged, twin
 from rlhf_gym.lm.masks import NO_MASK, Limits, Mask
@@ -148,17 +148,13 @@ class CausalLMPolicy(ActorCriticPolicy):
         self._cache = DecodeCache(self.core)
         self._guide_cache: DecodeCache | None = None  # of the model that a top-k mask asks
         self._last: LastActions | None = None
-        self._update_graphs: dict[nn.Module, UpdateGraphs] = {}
+        self._learning_states = LearningStates()
         head = list(self.critic.head.parameters())
-        options = dict(self.optimizer_kwargs)
-        others = any(options.get(name) for name in ("foreach", "differentiable"))
-        if issubclass(self.optimizer_class, torch.optim.Adam) and not others:
-            # The same step in a quarter of the time: one kernel for all tensors.
-            options.setdefault("fused", True)
-        self.optimizer = self.optimizer_class(
+        self.optimizer = build_optimizer(
+            self.optimizer_class,
             [*groups, {"params": head, "lr_scale": self.value_lr_scale}],
-            lr=lr_schedule(1),  # type: ignore[call-arg]
-            **options,
+            lr_schedule(1),
+            self.optimizer_kwargs,
         )
 
     def _load_core(self) -> CausalLM:
@@ -240,12 +236,12 @@ class CausalLMPolicy(ActorCriticPolicy):
             values: Whether the critic's values are needed too.
             entropies: Whether the entropies are.
             learning: Whether the backward pass of this call comes before the next call. On a GPU
-                the pass may then be a CUDA graph, see `learning_states`.
+                the pass may then be a CUDA graph, see `LearningStates`.
         """
         self._check_guide()
 
         def states(core: CausalLM) -> Tensor:
-            return self.learning_states(sequences, core) if learning else core.states(sequences)
+            return self._learning_states(sequences, core) if learning else core.states(sequences)
 
         hidden = states(self.core)
         limits = self.core.limits(sequences, hidden)
@@ -355,18 +351,6 @@ class CausalLMPolicy(ActorCriticPolicy):
         """Adopt the temperature, end ids and mask of the environment's reference."""
         self.core = self.core.following(reference)
         self._guide_cache = None if self.core.guide is None else DecodeCache(self.core.guide)
-
-    def learning_states(self, sequences: Sequences, core: CausalLM) -> Tensor:
-        """Last hidden states of `core` (the policy or the critic's trunk) for an update, (M, d).
-
-        On a GPU a CUDA graph computes them where the model allows it. Its backward pass must then
-        come before the next call, which writes into the same memory.
-        """
-        if not takes_graphs(core) or recomputes_activations(core.model):
-            return core.states(sequences)
-        if core.model not in self._update_graphs:
-            self._update_graphs[core.model] = UpdateGraphs(core)
-        return self._update_graphs[core.model].states(sequences)
 
     def _check_guide(self) -> None:
         if self.core.mask.follows_reference and self.core.guide is None:

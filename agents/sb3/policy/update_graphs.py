@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from rlhf_gym.lm.architecture import context_length, trunk
+from rlhf_gym.lm.architecture import context_length, recomputes_activations, trunk
 from rlhf_gym.lm.attention import additive_mask
 from rlhf_gym.lm.batching import layer_weights
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.cuda_graphs import Graph, captured, new_pool
+from rlhf_gym.lm.decoding.decode_cache import takes_graphs
 from rlhf_gym.tokens import Sequences, model_ids
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,25 @@ class UpdateGraphs:
             attention_mask=mask.expand(rows, 1, -1, -1),
             position_ids=positions,
         )
+
+
+class LearningStates:
+    """Last hidden states for an update, by CUDA graphs where the model allows it.
+
+    The backward pass of a call must come before the next call, which writes into the same memory.
+    """
+
+    def __init__(self) -> None:
+        self.graphs: dict[nn.Module, UpdateGraphs] = {}
+
+    def __call__(self, sequences: Sequences, core: CausalLM) -> Tensor:
+        """Last hidden states of `core`, the policy or the critic's trunk: (M, d)."""
+        # Recomputed activations need a second forward pass, which no captured graph contains.
+        if not takes_graphs(core) or recomputes_activations(core.model):
+            return core.states(sequences)
+        if core.model not in self.graphs:
+            self.graphs[core.model] = UpdateGraphs(core)
+        return self.graphs[core.model].states(sequences)
 
 
 class _Whole(nn.Module):
