@@ -1,8 +1,8 @@
 """`python scripts/convert_preferences.py --data FILE --output FILE.jsonl` converts preferences.
 
 Reads comparisons from a file or from a dataset of the `datasets` library, in any format that
-rlhf_gym/preferences/formats.py knows, and writes them as the project's JSON Lines. Prints a summary:
-the number of comparisons, candidates and prompts, the kinds of labels, duplicates and
+rlhf_gym/preferences/formats.py knows, and writes them as the project's JSON Lines. Prints the
+numbers of comparisons, prompts and candidates, the kinds of labels, and the duplicates and
 contradictions. The output file appears only when it is complete, and an existing file is never
 overwritten.
 """

@@ -61,7 +61,7 @@ class Config:
     """What to do with a row that is not a comparison: stop (error), or print the problem and leave
     the row out (skip)."""
     max_tokens: int | None = None
-    """Most tokens of a prompt with one candidate, at least 2. None takes the model's context."""
+    """Most tokens of a prompt with one candidate. None takes the model's context."""
     too_long: TooLong = "drop"
     """What to do with a comparison longer than that: drop it, or cut whole turns off the start of
     the dialogue until it fits (cut_turns)."""
