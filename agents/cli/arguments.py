@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 
 def given(arguments: Sequence[str], name: str) -> str | None:
-    """Return the value of `--name VALUE` or `--name=VALUE`. If it is repeated, the last one wins."""
+    """Return the value of `--name VALUE` or `--name=VALUE`; the last one if it is repeated."""
     values = all_given(arguments, name)
     return values[0] if values else None
 
 
 def all_given(arguments: Sequence[str], name: str) -> list[str]:
-    """Return all values of an option that takes several. If it is repeated, the last one wins."""
+    """Return all values of an option that takes several; the last ones if it is repeated."""
     found: list[str] = []
     for i, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")

@@ -100,7 +100,7 @@ def train_and_measure(
     total_tokens: int,
     seed: int,
 ) -> Row:
-    """Train one policy and measure it, then delete all of its run folder but the metrics.
+    """Train one policy and measure it, then delete the large folders of its run.
 
     Args:
         ruler: Measures the policy.

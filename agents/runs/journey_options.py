@@ -38,7 +38,8 @@ class JourneyOptions:
     """Responses per comparison, from which the simulated human chooses one; at least 2."""
     human: str = SIMULATED_HUMAN
     """Function that returns the simulated human's utility of each response,
-    "package.module:function". It is also the gold score of the evaluation; no training sees it."""
+    "package.module:function". It is also the gold score in the evaluation; the policy is never
+    trained on it."""
     human_temperature: float = 0.25
     """Temperature of the simulated human's choices, at least 0: P(choice) ∝ exp(utility /
     temperature). 0 always chooses the best response."""
