@@ -356,7 +356,7 @@ def test_a_run_folder_is_gone_on_with_only_as_it_was(tmp_path):
         same = parsed("--config", named)
         assert same.run_dir == run_dir, "wherever the folder is now"
         assert not same.resume, "that is asked each time"
-        with pytest.raises(InputError, match="count = 2, not 3; give --run-dir for a new run"):
+        with pytest.raises(InputError, match="count = 2, not 3; give the same options to continue"):
             parsed("--config", named, "--count", 3)
         with pytest.raises(InputError, match=r"env_kwargs\.k = 1, not 2"):
             parsed("--config", named, "--env-kwargs", "k", 2)
@@ -388,7 +388,7 @@ def test_the_file_may_name_the_algorithm_and_its_options(tmp_path, capsys):
     assert algorithm_options("--config", file, "--n-epochs", 2).algorithm_options.n_epochs == 2
     other = algorithm_options("--config", file, "--algorithm", "sb3_ppo")
     assert other.algorithm_options == type(other.algorithm_options)()
-    assert "the options of ppo are left out" in capsys.readouterr().out
+    assert "the options of ppo are ignored" in capsys.readouterr().out
     for bad, message in (
         ("algorithm_options: {n_epoch: 1}", "no option 'n_epoch'; did you mean n_epochs?"),
         ("algorithm_options: {critic: x}", "critic: 'x' is not one of auto, shared"),

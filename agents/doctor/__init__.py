@@ -44,14 +44,11 @@ CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (
     rewards,
 )
 FATAL = (vocabulary, mask, ends)
-"""If one of these fails, the checks after it cannot run: they would index out of range."""
+"""The checks after these rely on them, so if one of these fails, the rest are not run."""
 
 
 def examine(subject: Subject) -> list[Problem]:
-    """Run all checks and return the problems found.
-
-    Random state: torch's global generators are restored at the end.
-    """
+    """Run all checks and return the problems found. torch's random state is left unchanged."""
     found = []
     with own_chance():
         for check in CHECKS:

@@ -116,9 +116,8 @@ def look_back(journey: Journey, stage: Round, comparisons: list[Comparison]) -> 
 def fit_reward(journey: Journey, env: TokenVectorEnv, stage: Round) -> None:
     """Stage 2: train a reward model from the reference.
 
-    Writes reward_model/ and reward_model.json into the round's folder. The training works in the
-    folder reward_run, and the results are moved out of it, because the run folder's config.json is
-    that of the whole run.
+    The training works in the folder reward_run. When it is complete, reward_model/ and
+    reward_model.json are moved from there into the round's folder.
     """
     options, work = journey.options, stage.folder / "reward_run"
     if (stage.folder / "reward_model.json").exists():
