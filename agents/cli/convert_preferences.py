@@ -1,7 +1,7 @@
 """`python scripts/convert_preferences.py --data FILE --output FILE.jsonl` converts preferences.
 
 Reads comparisons from a file or from a dataset of the `datasets` library, in any format that
-rlhf_gym/preferences/formats.py knows, and writes them as the project's JSON Lines. Prints the
+rlhf_gym/preferences/formats.py reads, and writes them as the project's JSON Lines. Prints the
 numbers of comparisons, prompts and candidates, the kinds of labels, and the duplicates and
 contradictions. The output file appears only when it is complete, and an existing file is never
 overwritten.

@@ -1,8 +1,8 @@
 """`python scripts/train_policy.py --env ID --algorithm NAME --total-tokens N` trains a policy.
 
-The environment can be any registered one. NAME is a module under `agents` (ppo, sb3_ppo, sb3_a2c
-…) or the dotted path of your own. Each algorithm has its own options, listed after the common ones:
---algorithm NAME --help shows them.
+The environment can be any registered one. NAME is a module under `agents`, such as ppo, sb3_ppo or
+sb3_a2c, or the dotted path of your own. Each algorithm has its own options, and --help together
+with --algorithm NAME lists them after the common ones.
 
 Writes policy/ (for transformers' from_pretrained), reference/, metrics.csv, training_samples.jsonl,
 tensorboard/ and checkpoints/ into the run folder. --resume continues a stopped run from its last
