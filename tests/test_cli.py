@@ -326,7 +326,7 @@ def test_a_file_fills_the_options_and_the_command_line_wins(tmp_path):
         ("a.yaml", "- data", "must map names of options to values"),
         ("a.yaml", "", "must map names of options to values"),
         ("a.yaml", "data: x\nnames: [a\ncount: 1", "line 3"),
-        ("a.yaml", "data: \x00", "a.yaml is no YAML"),
+        ("a.yaml", "data: \x00", "a.yaml is not valid YAML"),
         ("a.json", '{"data": "x",\n "count" 1}', "a.json, line 2: Expecting ':'"),
     ],
 )
@@ -401,7 +401,7 @@ def test_the_file_may_name_the_algorithm_and_its_options(tmp_path, capsys):
 def test_a_run_repeats_from_its_folder(policy_run, tmp_path, command):
     assert "nothing to do" in command("policy", "--config", policy_run)
     said = command("policy", "--config", policy_run, "--seed", 1, code=2)
-    assert "seed = 0, not 1; give --run-dir" in said
+    assert "seed = 0, not 1; give the same options" in said
     again = tmp_path / "new"
     command("policy", "--config", policy_run, "--seed", 1, "--run-dir", again)
     old, new = (json.loads((run / "config.json").read_text()) for run in (policy_run, again))
