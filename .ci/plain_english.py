@@ -4,7 +4,8 @@
     python .ci/plain_english.py README.md  # these files
 
 Prints `file:line: "what is written" -> the plain words` and exits 1 if it finds any. It reads
-Python, Markdown, TOML and shell files, prose and code alike. A phrase may span a line break.
+Python, Markdown, TOML, shell, HTML and CSS files, prose and code alike. A phrase may span a line
+break.
 """
 
 import re
@@ -16,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TRACKED = ("*.py", "*.md", "*.toml", "*.sh", ".ci/*")
+TRACKED = ("*.py", "*.md", "*.toml", "*.sh", "*.html", "*.css", ".ci/*")
 
 # These two quote the words. ALLOWED is for a (file, phrase in lower case) whose words are right.
 QUOTING = {".ci/plain_english.py", "tests/test_plain_english.py"}

@@ -1,7 +1,6 @@
-"""`python scripts/compare.py --help` says what it does.
+"""`python scripts/compare.py` is `rlhf-gym compare` in a checkout.
 
-After an installation it is `rlhf-gym compare`. Its code is in
-agents/cli/compare.py.
+--help shows its options. The code is in agents/cli/compare.py.
 """
 
 from agents.cli.compare import cli

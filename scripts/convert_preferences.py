@@ -1,7 +1,6 @@
-"""`python scripts/convert_preferences.py --help` says what it does.
+"""`python scripts/convert_preferences.py` is `rlhf-gym convert` in a checkout.
 
-After an installation it is `rlhf-gym convert`. Its code is in
-agents/cli/convert_preferences.py.
+--help shows its options. The code is in agents/cli/convert_preferences.py.
 """
 
 from agents.cli.convert_preferences import cli

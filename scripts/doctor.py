@@ -1,7 +1,6 @@
-"""`python scripts/doctor.py --help` says what it does.
+"""`python scripts/doctor.py` is `rlhf-gym doctor` in a checkout.
 
-After an installation it is `rlhf-gym doctor`. Its code is in
-agents/cli/doctor.py.
+--help shows its options. The code is in agents/cli/doctor.py.
 """
 
 from agents.cli.doctor import cli

@@ -1,7 +1,6 @@
-"""`python scripts/evaluate.py --help` says what it does.
+"""`python scripts/evaluate.py` is `rlhf-gym evaluate` in a checkout.
 
-After an installation it is `rlhf-gym evaluate`. Its code is in
-agents/cli/evaluate.py.
+--help shows its options. The code is in agents/cli/evaluate.py.
 """
 
 from agents.cli.evaluate import cli

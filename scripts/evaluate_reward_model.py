@@ -1,7 +1,6 @@
-"""`python scripts/evaluate_reward_model.py --help` says what it does.
+"""`python scripts/evaluate_reward_model.py` is `rlhf-gym evaluate-reward-model` in a checkout.
 
-After an installation it is `rlhf-gym evaluate-reward-model`. Its code is in
-agents/cli/evaluate_reward_model.py.
+--help shows its options. The code is in agents/cli/evaluate_reward_model.py.
 """
 
 from agents.cli.evaluate_reward_model import cli

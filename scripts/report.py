@@ -1,7 +1,6 @@
-"""`python scripts/report.py --help` says what it does.
+"""`python scripts/report.py` is `rlhf-gym report` in a checkout.
 
-After an installation it is `rlhf-gym report`. Its code is in
-agents/cli/report.py.
+--help shows its options. The code is in agents/cli/report.py.
 """
 
 from agents.cli.report import cli

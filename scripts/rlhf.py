@@ -1,7 +1,6 @@
-"""`python scripts/rlhf.py --help` says what it does.
+"""`python scripts/rlhf.py` is `rlhf-gym run` in a checkout.
 
-After an installation it is `rlhf-gym run`. Its code is in
-agents/cli/rlhf.py.
+--help shows its options. The code is in agents/cli/rlhf.py.
 """
 
 from agents.cli.rlhf import cli

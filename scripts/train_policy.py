@@ -1,7 +1,6 @@
-"""`python scripts/train_policy.py --help` says what it does.
+"""`python scripts/train_policy.py` is `rlhf-gym policy` in a checkout.
 
-After an installation it is `rlhf-gym policy`. Its code is in
-agents/cli/train_policy.py.
+--help shows its options. The code is in agents/cli/train_policy.py.
 """
 
 from agents.cli.train_policy import cli

@@ -1,7 +1,6 @@
-"""`python scripts/train_sft.py --help` says what it does.
+"""`python scripts/train_sft.py` is `rlhf-gym sft` in a checkout.
 
-After an installation it is `rlhf-gym sft`. Its code is in
-agents/cli/train_sft.py.
+--help shows its options. The code is in agents/cli/train_sft.py.
 """
 
 from agents.cli.train_sft import cli

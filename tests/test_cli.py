@@ -326,7 +326,7 @@ def test_a_file_fills_the_options_and_the_command_line_wins(tmp_path):
         ("a.yaml", "- data", "must map names of options to values"),
         ("a.yaml", "", "must map names of options to values"),
         ("a.yaml", "data: x\nnames: [a\ncount: 1", "line 3"),
-        ("a.yaml", "data: \x00", "a.yaml is no YAML"),
+        ("a.yaml", "data: \x00", "a.yaml is not valid YAML"),
         ("a.json", '{"data": "x",\n "count" 1}', "a.json, line 2: Expecting ':'"),
     ],
 )
@@ -356,7 +356,7 @@ def test_a_run_folder_is_gone_on_with_only_as_it_was(tmp_path):
         same = parsed("--config", named)
         assert same.run_dir == run_dir, "wherever the folder is now"
         assert not same.resume, "that is asked each time"
-        with pytest.raises(InputError, match="count = 2, not 3; give --run-dir for a new run"):
+        with pytest.raises(InputError, match="count = 2, not 3; give the same options to continue"):
             parsed("--config", named, "--count", 3)
         with pytest.raises(InputError, match=r"env_kwargs\.k = 1, not 2"):
             parsed("--config", named, "--env-kwargs", "k", 2)
@@ -388,7 +388,7 @@ def test_the_file_may_name_the_algorithm_and_its_options(tmp_path, capsys):
     assert algorithm_options("--config", file, "--n-epochs", 2).algorithm_options.n_epochs == 2
     other = algorithm_options("--config", file, "--algorithm", "sb3_ppo")
     assert other.algorithm_options == type(other.algorithm_options)()
-    assert "the options of ppo are left out" in capsys.readouterr().out
+    assert "the options of ppo are ignored" in capsys.readouterr().out
     for bad, message in (
         ("algorithm_options: {n_epoch: 1}", "no option 'n_epoch'; did you mean n_epochs?"),
         ("algorithm_options: {critic: x}", "critic: 'x' is not one of auto, shared"),
@@ -401,7 +401,7 @@ def test_the_file_may_name_the_algorithm_and_its_options(tmp_path, capsys):
 def test_a_run_repeats_from_its_folder(policy_run, tmp_path, command):
     assert "nothing to do" in command("policy", "--config", policy_run)
     said = command("policy", "--config", policy_run, "--seed", 1, code=2)
-    assert "seed = 0, not 1; give --run-dir" in said
+    assert "seed = 0, not 1; give the same options" in said
     again = tmp_path / "new"
     command("policy", "--config", policy_run, "--seed", 1, "--run-dir", again)
     old, new = (json.loads((run / "config.json").read_text()) for run in (policy_run, again))

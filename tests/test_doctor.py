@@ -239,7 +239,7 @@ def test_every_check_has_a_fault():
     assert {check.__name__.replace("_", " ") for check in CHECKS} == names
 
 
-def test_the_script_exits_with_what_to_mend(tmp_path):
+def test_the_script_exits_with_what_to_fix(tmp_path):
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "doctor.py", "--env", "rlhf_gym/Exact-v0", *arguments]
         return subprocess.run(command, cwd=SCRIPTS, capture_output=True, text=True, check=False)
@@ -255,7 +255,7 @@ def test_the_script_exits_with_what_to_mend(tmp_path):
     ill = run("--env-kwargs", "kl_estimator", "k3", "--policy", str(tmp_path))
     assert ill.returncode == 1
     assert "rewards" in ill.stdout
-    assert "mend:" in ill.stdout
+    assert "fix:" in ill.stdout
 
 
 def test_one_token_is_enough_and_so_is_one_label_of_several(tmp_path):

@@ -256,7 +256,7 @@ def test_doctor_finds_a_policy_without_the_mask(make_vector_env):
     learner.policy.core = replace(learner.policy.core, mask=Mask())
     (problem,) = examine(Subject(env, learner.policy))
     assert problem.check == "mask"
-    assert "follow" in problem.mend
+    assert "follow" in problem.fix
 
 
 def test_sb3_finds_the_masks(make_vector_env):

@@ -879,7 +879,7 @@ def test_a_bad_row_exits_2_and_nothing_is_written(tmp_path):
 def test_a_file_is_never_written_over(tmp_path, script):
     file = write_rows(tmp_path, GOOD)
     before = file.read_bytes()
-    with pytest.raises(InputError, match=r"c\.jsonl exists; name another file"):
+    with pytest.raises(InputError, match=r"c\.jsonl already exists; give another file"):
         script.main(script.Config(data=str(file), output=file))
     assert file.read_bytes() == before
     with pytest.raises(InputError, match=r"must end in \.jsonl, unlike .*o\.json"):

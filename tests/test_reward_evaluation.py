@@ -532,7 +532,7 @@ def test_a_missing_model_is_bad_input(tmp_path):
     ("options", "message"),
     [
         ({"max_tokens": 2}, "exceed max_tokens = 2"),
-        ({"held_out": 0.5, "train_data": "x.jsonl"}, "already says"),
+        ({"held_out": 0.5, "train_data": "x.jsonl"}, "give only one of them"),
         ({"format": "hh"}, "not of the format"),
         ({"label": "GOOD"}, "'GOOD' is none of them"),
     ],

@@ -107,7 +107,7 @@ def test_rlhf_makes_the_whole_run_folder_and_skips_what_is_done(journey):
     assert "Token by token" in (run_dir / "report.html").read_text()
     stamp = (run_dir / "policy" / "model.safetensors").stat().st_mtime_ns
     again = run("rlhf.py", *command)
-    assert again.count("done before") == 4
+    assert again.count("already done") == 4
     assert (run_dir / "policy" / "model.safetensors").stat().st_mtime_ns == stamp
     run("rlhf.py", *command, "--kl-old-coef", 0.5, code=2)
 
@@ -133,7 +133,7 @@ def test_rounds_label_the_policy_s_own_samples_and_go_on(journey, tmp_path):
     assert "Rounds of labelling" in (last / "report.html").read_text()
     hindsight = json.loads((first / "round.json").read_text())
     assert hindsight["accuracy_on_own_samples"]["n"] <= len(early)
-    assert run("rlhf.py", *command).count("done before") == 7
+    assert run("rlhf.py", *command).count("already done") == 7
 
 
 def test_the_saved_policy_generates_with_plain_transformers(journey):
@@ -182,7 +182,7 @@ def test_train_policy_resumes_refuses_and_evaluates(tiny, tmp_path):
     assert (tmp_path / "run" / "evaluation.json").exists()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["total_tokens"] == 100
     (tmp_path / "run" / "evaluation_config.json").unlink()
-    assert "another script's" in run(*evaluation, "--run-dir", tmp_path / "run", code=2)
+    assert "written by another script" in run(*evaluation, "--run-dir", tmp_path / "run", code=2)
 
 
 def test_resuming_without_a_checkpoint_is_said(tmp_path):
@@ -191,7 +191,7 @@ def test_resuming_without_a_checkpoint_is_said(tmp_path):
         *("--num-envs", 8, "--n-steps", 4, "--total-tokens", 32, "--device", "cpu"),
         *("--run-dir", tmp_path / "run", "--resume"),
     ]
-    said = f"no checkpoint in {tmp_path / 'run'}: training begins anew"
+    said = f"no checkpoint in {tmp_path / 'run'}: training starts from scratch"
     assert said in run(*command)
     assert said not in run(*command), "it is done"
 

@@ -293,10 +293,12 @@ def test_rates_multiply_the_option_that_is_tuned(monkeypatch, tmp_path):
 def test_a_comparison_says_what_is_wrong_before_hours_are_spent(tmp_path):
     command = ["compare.py", "--algorithms", "ppo", "--run-dir", tmp_path, "--device", "cpu"]
     assert "ppo has no option 'gamme'" in run(*command, "--options", "ppo.gamme", 1, code=2)
-    assert "say ALGORITHM.NAME" in run(*command, "--options", "gamma", 1, code=2)
+    assert "give ALGORITHM.NAME" in run(*command, "--options", "gamma", 1, code=2)
     assert "must be at least 1" in run(*command, "--total-tokens", 0, code=2)
     assert "one for each" in run(*command, "--total-tokens", 1, 2, code=2)
-    assert "say one of ['ppo']" in run(*command, "--rates", 1, "--tuned", "rloo", "gamma", code=2)
+    assert "must be one of ['ppo']" in run(
+        *command, "--rates", 1, "--tuned", "rloo", "gamma", code=2
+    )
     wrong = ("--rates", 1, "--tuned", "ppo", "critic")
     assert "ppo has no option critic that is a number" in run(*command, *wrong, code=2)
     assert "give --rates too" in run(*command, "--tuned", "ppo", "clip_range", code=2)

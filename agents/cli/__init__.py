@@ -1,4 +1,4 @@
-"""The command line: `rlhf-gym COMMAND …`; scripts/*.py call the same commands from a checkout."""
+"""The command line, `rlhf-gym COMMAND …`. In a checkout, scripts/*.py call the same commands."""
 
 import importlib
 import sys
@@ -11,12 +11,13 @@ HELP = ("help", "-h", "--help")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command that the first argument names; never returns.
+    """Run the command named by the first argument. Never returns.
 
-    Only that command's module is imported, so that help takes no time.
+    It imports only that command's module, because torch and transformers take seconds to import
+    and `rlhf-gym --help` should answer at once.
 
     Args:
-        arguments: What follows `rlhf-gym`; by default that of the process.
+        arguments: The words after `rlhf-gym`; None reads them from `sys.argv`.
     """
     name, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["help"]
     if name in HELP and rest and rest[0] in SUBCOMMANDS:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def overview() -> str:
-    """All commands, a line each."""
+    """List all commands, one per line."""
     width = max(map(len, SUBCOMMANDS))
     return "\n".join(
         [
@@ -49,7 +50,7 @@ def overview() -> str:
             "",
             *(f"  {name:{width}}  {command.help}" for name, command in SUBCOMMANDS.items()),
             "",
-            "rlhf-gym COMMAND --help shows the options of a command; --config FILE fills them",
-            "from a YAML or JSON file or from a run folder. rlhf-gym --version shows the version.",
+            "rlhf-gym COMMAND --help shows the options of a command. --config FILE reads them from",
+            "a YAML or JSON file or from a run folder. rlhf-gym --version shows the version.",
         ]
     )

@@ -1,4 +1,4 @@
-"""What every command shares: parse the command line, run, and turn errors into exit statuses."""
+"""Shared by all commands: parse the command line, run, and turn errors into exit statuses."""
 
 import shlex
 import sys
@@ -36,19 +36,20 @@ def run(
     kept_as: str = "config.json",
     then: Callable[[Config], str] | None = None,
 ) -> NoReturn:
-    """Parse the options of a command and run `main`; never returns.
+    """Parse the options of a command and run `main`. Never returns.
 
-    Exit status 0 is done, 2 bad input (a clear line on stderr), 1 anything else.
+    The exit status is 0 for success, 2 for bad input (one line on stderr says what to fix) and 1
+    for anything else.
 
     Args:
-        main: What the command does.
-        config_class: Its options.
-        doc: What --help says of it.
-        arguments: As in `parse`, and so the next three.
-        prog: As in `parse`.
-        with_algorithm: As in `parse`.
-        kept_as: As in `parse`.
-        then: What is printed at the end: where the results are and what comes next.
+        main: The function that does the command's work.
+        config_class: The dataclass of its options.
+        doc: The description that --help shows.
+        arguments: See `parse`.
+        prog: See `parse`.
+        with_algorithm: See `parse`.
+        kept_as: See `parse`.
+        then: Returns the text to print after success: where the results are and what to run next.
     """
     try:
         config: Config = parse(
@@ -64,7 +65,7 @@ def run(
 
 
 def status(main: Callable[[Config], object], config: Config) -> int:
-    """Run `main(config)` and say how it ended."""
+    """Run `main(config)` and return the exit status."""
     quiet()
     prepare_process()
     try:
@@ -73,7 +74,7 @@ def status(main: Callable[[Config], object], config: Config) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on (policy: with --resume)", file=sys.stderr)
+        print("stopped; the same command continues it (policy: add --resume)", file=sys.stderr)
         return 1
     except Exception:
         traceback.print_exc()
@@ -82,17 +83,17 @@ def status(main: Callable[[Config], object], config: Config) -> int:
 
 
 def command_line(name: str, *arguments: object) -> str:
-    """A command that can be copied and run.
+    """Format a command so that it can be copied and run.
 
     Args:
-        name: One of `SUBCOMMANDS`.
-        *arguments: What follows it.
+        name: A key of `SUBCOMMANDS`.
+        *arguments: Its arguments, not yet quoted for the shell.
     """
     return f"{called_as(name)} {shlex.join(map(str, arguments))}"
 
 
 def results_and_next(results: str, *commands: str) -> str:
-    """Where results are, and the commands that may come next, a line each."""
+    """Format the place of the results and the commands to run next, one line each."""
     lines = [f"results: {results}"]
     lines += [f"{'next:' if i == 0 else '':8} {line}" for i, line in enumerate(commands)]
     return "\n".join(lines)

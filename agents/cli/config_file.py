@@ -1,4 +1,4 @@
-"""Options from a file: YAML or JSON of your own, or what a run folder keeps of its run."""
+"""Options from a file: your own YAML or JSON, or the record that a run folder keeps of its run."""
 
 import dataclasses
 import json
@@ -18,7 +18,10 @@ from rlhf_gym.utils.type_hints import as_hinted
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML reads `1e-4` as text, since YAML 1.1 wants a dot in it; in YAML 1.2 it is a number."""
+    """A YAML loader that reads `1e-4` as a number, as YAML 1.2 does.
+
+    PyYAML follows YAML 1.1, where a float needs a dot, so it would read a learning rate as text.
+    """
 
 
 _Loader.add_implicit_resolver(
@@ -34,8 +37,8 @@ class OptionsFile:
 
     Attributes:
         path: The file.
-        values: Its options by name, as the file has them.
-        run_dir: The run folder whose own record the file is; None for any other file.
+        values: The options by name, as written in the file.
+        run_dir: The run folder, if the file is that folder's own record; else None.
     """
 
     path: Path
@@ -43,10 +46,11 @@ class OptionsFile:
     run_dir: Path | None
 
     def check_same(self, config: Any) -> None:
-        """Refuse to go on with the run that the file is of under other options than it had.
+        """Check that a run is continued with the options it was started with.
 
         Raises:
-            InputError: An option that matters to a result differs.
+            InputError: The file is the record of the run in ``config.run_dir``, and an option that
+                affects the result differs from it.
         """
         if self.run_dir is None or config.run_dir != self.run_dir:
             return
@@ -55,8 +59,8 @@ class OptionsFile:
         now = {name: value for name, value in flat(now).items() if name in before}
         if other := apart(before, now):
             raise InputError(
-                f"{self.path} is of a run with {listed(other)}; give --run-dir for a new run, or "
-                "the same options to go on"
+                f"{self.path} is the record of a run with {listed(other)}; give the same options "
+                "to continue that run, or --run-dir to start a new one"
             )
 
 
@@ -65,10 +69,10 @@ def read_options(path: Path, kept_as: str) -> OptionsFile:
 
     Args:
         path: The file, or a run folder.
-        kept_as: Name of the file in which a run folder keeps the options of the run.
+        kept_as: Name of the file in a run folder that records the run's options.
 
     Raises:
-        InputError: It cannot be read, or does not map names to values.
+        InputError: The file cannot be read, or it does not map names to values.
     """
     is_folder = path.is_dir()
     file = path / kept_as if is_folder else path
@@ -84,7 +88,7 @@ def read_options(path: Path, kept_as: str) -> OptionsFile:
         raise InputError(f"{file} must map names of options to values")
     values = {name.replace("-", "_"): value for name, value in values.items()}
     recorded = values.get("run_dir")
-    # A folder may have been moved, so its name is enough.
+    # Compare names, not paths: the run folder may have been moved since.
     is_record = is_folder or (
         file.name == kept_as
         and isinstance(recorded, str)
@@ -94,7 +98,7 @@ def read_options(path: Path, kept_as: str) -> OptionsFile:
 
 
 def _parse(file: Path, text: str) -> Any:
-    """What a text of YAML or JSON says; errors name the line."""
+    """Parse YAML or JSON text. Errors name the line."""
     try:
         if file.suffix == ".json":
             return json.loads(text)
@@ -106,35 +110,35 @@ def _parse(file: Path, text: str) -> Any:
         line = "" if mark is None else f", line {mark.line + 1}"
         raise InputError(f"{file}{line}: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{file} is no YAML: {error}") from error
+        raise InputError(f"{file} is not valid YAML: {error}") from error
 
 
 def default_instance(kind: type[Any], file: OptionsFile | None) -> Any:
-    """The options as they are before the command line is read.
+    """Return the options as they are before the command line is applied.
 
     Args:
-        kind: The dataclass of the options. The file may have those of a nested one,
-            `algorithm_options`, under that name or next to the others.
-        file: Where the options come from; None for the defaults of `kind`.
+        kind: The dataclass of the options. The file may put the options of its nested dataclass
+            `algorithm_options` under that name or at the top level.
+        file: The file of options; None gives the defaults of `kind`.
 
     Returns:
-        An instance of `kind`; what is required, and not in the file, is `tyro.MISSING`.
+        An instance of `kind`. A required option that the file does not have is `tyro.MISSING`.
 
     Raises:
-        InputError: The file has an unknown option, or one of the wrong type.
+        InputError: The file has an unknown option, or a value of the wrong type.
     """
     if file is None:
         return _instance(kind, {})
     values = dict(file.values)
     if file.run_dir is not None:
         values["run_dir"] = str(file.run_dir)
-        # Whether to go on is asked each time.
+        # --resume is a decision for each call, not a property of the run.
         values.pop("resume", None)
     return _instance(kind, _fitted(kind, values, file.path))
 
 
 def _fitted(kind: type[Any], values: Mapping[str, Any], file: Path) -> dict[str, Any]:
-    """The values of a file as the fields of a dataclass have them, checked."""
+    """Check the values of a file and convert them to the types of the dataclass's fields."""
     hints = get_type_hints(kind)
     groups: dict[str, Any] = {
         n: hint for n, hint in hints.items() if dataclasses.is_dataclass(hint)
@@ -162,7 +166,7 @@ def _fitted(kind: type[Any], values: Mapping[str, Any], file: Path) -> dict[str,
 
 def _value(name: str, value: Any, hint: Any, file: Path) -> Any:
     if hint == dict[str, str] and isinstance(value, dict):
-        # As on the command line, where values are JSON or else text.
+        # Like on the command line, where each value is text that `parse_values` reads as JSON.
         return {
             str(key): inner if isinstance(inner, str) else json.dumps(inner, default=str)
             for key, inner in value.items()
@@ -174,7 +178,7 @@ def _value(name: str, value: Any, hint: Any, file: Path) -> Any:
 
 
 def _instance(kind: type[Any], values: dict[str, Any]) -> Any:
-    """An instance with these values, defaults, and `tyro.MISSING` where there is neither."""
+    """Build an instance from values and defaults; `tyro.MISSING` where a field has neither."""
     missing = {
         field.name: tyro.MISSING
         for field in dataclasses.fields(kind)

@@ -1,9 +1,10 @@
 """`python scripts/convert_preferences.py --data FILE --output FILE.jsonl` converts preferences.
 
-Reads comparisons in any format that rlhf_gym/preferences/formats.py knows, from a file or from a
-dataset of the `datasets` library, writes them as the project's JSON Lines, and prints what they
-hold: how many, of how many candidates, under which labels, and what in them speaks against each
-other. The file is there whole or not at all; one that exists is never written over.
+Reads comparisons from a file or from a dataset of the `datasets` library, in any format that
+rlhf_gym/preferences/formats.py reads, and writes them as the project's JSON Lines. Prints the
+numbers of comparisons, prompts and candidates, the kinds of labels, and the duplicates and
+contradictions. The output file appears only when it is complete, and an existing file is never
+overwritten.
 """
 
 from collections.abc import Sequence
@@ -20,27 +21,28 @@ from agents.runs.comparison_files import convert_comparisons
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the script."""
+    """Options of the command."""
 
     data: str
-    """Comparisons: a file, or a dataset of the `datasets` library."""
+    """The comparisons to convert: a file, or a dataset of the `datasets` library."""
     output: Path
-    """File to write, FILE.jsonl; it must not exist yet."""
+    """File to write. Its name must end in .jsonl, and it must not exist yet."""
     format: str | None = None
-    """What the rows are, one of `FORMATS` in rlhf_gym/preferences/formats.py; by default each row's
-    keys tell."""
+    """Format of the rows, a key of `FORMATS` in rlhf_gym/preferences/formats.py. None recognises
+    each row by its keys."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What to do with a row that is no comparison: stop, or leave it out and say so."""
+    """What to do with a row that is not a comparison: stop (error), or print the problem and leave
+    the row out (skip)."""
     tokenizer: str | None = None
-    """For files of token ids, the tokenizer that they belong to: a hub name or a local path."""
+    """Tokenizer of files that have token ids instead of text: a hub name or a local path."""
     split: str = "train"
-    """Split of a `datasets` dataset."""
+    """Split to read from a `datasets` dataset. Ignored for a file."""
     revision: str | None = None
-    """Commit or tag of a hub dataset."""
+    """Commit or tag of a hub dataset. None takes the newest."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Convert, and print the counts; the counts."""
+    """Convert the file, print the counts and return them."""
     counts = convert_comparisons(
         config.data,
         config.output,
@@ -55,7 +57,7 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def table(counts: dict[str, Any]) -> Table:
-    """The counts as a table."""
+    """Format the counts as a table."""
     longer = counts["longer_won"]
     rows = {
         "comparisons": counts["comparisons"],
@@ -79,5 +81,5 @@ def table(counts: dict[str, Any]) -> Table:
 
 
 def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
-    """Parse the command line, by default that of the process, and run; never returns."""
+    """Parse the command line (None reads `sys.argv`) and run. Never returns."""
     run(main, Config, __doc__, arguments, prog)

@@ -1,7 +1,9 @@
-"""`python scripts/doctor.py --env ID [--policy DIR]` examines an environment and a policy.
+"""`python scripts/doctor.py --env ID [--policy DIR]` checks an environment and a policy.
 
-A pre-flight of seconds: one log-prob everywhere, ratio 1, KL 0 at the start, one reward by every
-way, and a toy task solved exactly. Exit status 1, and what to mend, where something does not hold.
+It takes seconds and finds the usual faults before hours of training: log-probs that differ between
+sampling, scoring and the update; a first ratio other than 1; an initial KL other than 0; `step` and
+`play` that pay different rewards. It also solves a small task exactly. For each check that fails it
+prints the problem and the fix, and exits with status 1.
 """
 
 import sys
@@ -17,32 +19,34 @@ from agents.runs.setup import make_env, parse_values
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the script."""
+    """Options of the command."""
 
     env: str = "rlhf_gym/Reviews-v0"
     """Environment id."""
     policy: str | None = None
-    """A trained policy's folder; the environment's reference, as training would start, if none."""
+    """Folder of a trained policy. None checks the policy that a training would start from: a copy
+    of the environment's reference."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
-    """Keywords of the environment, KEY VALUE …."""
+    """Keywords of the environment, KEY VALUE … Values are parsed as JSON, else taken as text;
+    --env-kwargs help lists the keywords."""
     rows: int = 16
-    """Responses to examine."""
+    """Responses to draw and check, at least 1."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda."""
+    """Where to run: auto (the GPU if there is one, else the CPU), cpu or cuda."""
 
 
 def main(config: Config) -> None:
-    """Examine, print what does not hold, and exit with status 1 if anything does not."""
+    """Run all checks, print the problems, and exit with status 1 if there are any."""
     keywords = {"device": device(config.device), **parse_values(config.env_kwargs)}
     env = make_env(config.env, 1, keywords)
     problems = examine_environment(env, config.policy, rows=config.rows) + check_exact_task()
     for problem in problems:
         print(f"✗ {problem}")
-    print(f"{len(CHECKS) + 1 - len(problems)} of {len(CHECKS) + 1} checks hold")
+    print(f"{len(CHECKS) + 1 - len(problems)} of {len(CHECKS) + 1} checks pass")
     if problems:
         sys.exit(1)
 
 
 def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
-    """Parse the command line, by default that of the process, and run; never returns."""
+    """Parse the command line (None reads `sys.argv`) and run. Never returns."""
     run(main, Config, __doc__, arguments, prog)

@@ -1,4 +1,4 @@
-"""`--env-kwargs help`: the keywords of an environment, with type, default and description."""
+"""`--env-kwargs help`: list the keywords of an environment, with type, default and description."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from rlhf_gym.tasks.keywords import REQUIRED, Keyword, keywords_of
 
 
 def asks_for_keywords(config_class: type[Any], arguments: Sequence[str]) -> bool:
-    """Whether the command has environment keywords and `--env-kwargs help` is asked for."""
+    """Return whether the command takes environment keywords and `--env-kwargs help` is given."""
     names = {field.name for field in dataclasses.fields(config_class)}
     return "env_kwargs" in names and all_given(arguments, "env-kwargs") == ["help"]
 
@@ -26,17 +26,18 @@ def print_keywords(
     """Print the keywords of every environment that a command line names.
 
     Args:
-        config_class: The command's options; those with `envs` take several environments.
+        config_class: The dataclass of the command's options; one with a field `envs` takes several
+            environments.
         arguments: The command line.
-        from_file: Options from a file.
+        from_file: The options of the --config file.
 
     Raises:
-        InputError: No environment is named, or it is unknown.
+        InputError: No environment is given, or it is unknown.
     """
     for env_id in _env_ids(config_class, arguments, from_file):
         keywords = keywords_of(env_id)
         if keywords is None:
-            print(f"{env_id} does not say which keywords it takes")
+            print(f"{env_id} does not describe its keywords")
             continue
         print(f"Keywords of {env_id}: --env-kwargs KEY VALUE KEY VALUE …\n")
         for keyword in keywords:
@@ -55,16 +56,16 @@ def _env_ids(
         return [env_ids] if isinstance(env_ids, str) else list(env_ids)
     policy = given(arguments, "policy") or from_file.get("policy")
     if policy is None:
-        raise InputError("--env-kwargs help: say whose keywords, --env ID")
+        raise InputError("--env-kwargs help: name the environment with --env ID")
     return [environment_of(policy).env]
 
 
 def _entry(keyword: Keyword) -> str:
-    """A keyword in two or more lines."""
+    """Format a keyword: its name, type and default in one line, the description below it."""
     if keyword.default is REQUIRED:
         default = "required"
     elif isinstance(keyword.default, list | tuple):
-        # As JSON, so that it can be given as it is printed.
+        # Print JSON, because that is how the value must be written on the command line.
         default = f"default {json.dumps(keyword.default)}"
     else:
         default = f"default {keyword.default}"

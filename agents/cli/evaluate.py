@@ -1,11 +1,13 @@
 """`python scripts/evaluate.py --policy DIR --env ID --episodes N` measures a policy.
 
-On held-out prompts, next to its reference: score, gold, exact KL, the objective J, optimality,
-perplexity under the reference, distinct n-grams, length, ends and win rates, each with a standard
-error; samples side by side. Without --env the environment is that of the run folder around DIR.
-Writes evaluation.json, samples.jsonl and evaluation_config.json, which says what was evaluated,
-into the run folder, which may be that of the training; one that holds another evaluation is
-refused.
+It compares the policy with its reference on held-out prompts: score, gold score, exact KL, the
+objective J, optimality, perplexity under the reference, distinct n-grams, length, how responses
+end, and win rates. Every figure has a standard error. Without --env, the environment is read from
+the run folder that contains DIR.
+
+Writes evaluation.json, samples.jsonl (responses of both, side by side) and evaluation_config.json
+(the options) into --run-dir. That may be the training's own folder, but not a folder with another
+evaluation.
 """
 
 from collections.abc import Sequence
@@ -25,36 +27,40 @@ from rlhf_gym.reports.terminal import table
 from rlhf_gym.utils.files import write_json
 
 OPTIONS = "evaluation_config.json"
-"""What evaluation.json is of."""
+"""File in the run folder with the options that produced evaluation.json."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the script."""
+    """Options of the command."""
 
     policy: str
-    """The policy: a folder that from_pretrained can load, a run folder, or a hub name."""
+    """The policy: a run folder, a folder that from_pretrained can load, or a hub name."""
     env: str | None = None
-    """Environment id; if not given, that of the run folder around the policy."""
+    """Environment id. None takes the environment that the policy was trained in, from its run
+    folder."""
     episodes: int = 2304
-    """Responses of the policy in all."""
+    """Responses of the policy over all prompts, at least one per prompt. Each prompt gets
+    episodes / prompts of them, rounded down."""
     prompts: int = 48
-    """Held-out prompts that they are spread over."""
+    """Held-out prompts to evaluate on, at least 2. If the environment has fewer, all are used."""
     reference_samples: int = 128
-    """Responses of the reference to each prompt; they carry the estimate of J*."""
+    """Responses of the reference to each prompt, at least 1. They determine how precise the
+    estimate of J* is."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
-    """Keywords of the environment, KEY VALUE …; `split` is held_out unless given. Without
-    --env the run's keywords apply too, and its reward model."""
+    """Keywords of the environment, KEY VALUE … Values are parsed as JSON, else taken as text;
+    --env-kwargs help lists the keywords. `split` is held_out unless given. Without --env, the
+    training run's keywords and reward model are used too."""
     run_dir: Path = Path("runs/evaluation")
-    """Folder to write to."""
+    """Folder for the results."""
     seed: int = 0
-    """Seed of prompts and responses."""
+    """Seed of the choice of prompts and of the responses."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda."""
+    """Where to run: auto (the GPU if there is one, else the CPU), cpu or cuda."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Make the environment, measure the policy, and print the figures; the figures."""
+    """Make the environment, measure the policy, print the figures and return them."""
     check_sizes(config.episodes, config.prompts, config.reference_samples)
     config = with_environment(config)
     assert config.env is not None
@@ -63,7 +69,7 @@ def main(config: Config) -> dict[str, Any]:
     env = make_env(config.env, 1, {"device": device(config.device), **keywords})
     policy = CausalLM.load(config.policy, device=env.objective.reference.device)
     config.run_dir.mkdir(parents=True, exist_ok=True)
-    # First, so that figures are never there without what they are of.
+    # Write the options first, so that figures never exist without the options behind them.
     write_json(config.run_dir / OPTIONS, asdict(config))
     figures = evaluate_policy(
         policy,
@@ -79,10 +85,10 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def with_environment(config: Config) -> Config:
-    """The options with the policy and the environment that a run folder stands for.
+    """Replace a run folder by its policy, and fill in the run's environment if none is given.
 
     Raises:
-        InputError: No environment is given, and the policy is in no run folder that has one.
+        InputError: No environment is given, and no run folder around the policy records one.
     """
     policy = saved_policy(config.policy)
     if config.env is not None:
@@ -95,18 +101,18 @@ def with_environment(config: Config) -> Config:
 
 
 def check_same_evaluation(config: Config) -> None:
-    """Raise an InputError if the folder holds the figures of another evaluation."""
+    """Raise an InputError if the folder contains another evaluation."""
     figures, options = config.run_dir / "evaluation.json", config.run_dir / OPTIONS
     if not figures.exists():
         return
     if not options.exists():
-        raise InputError(f"{figures} is another script's; give another --run-dir")
+        raise InputError(f"{figures} was written by another script; give another --run-dir")
     if other := other_options(options, asdict(config)):
         raise InputError(
-            f"{figures} is of an evaluation with {listed(other)}; give another --run-dir"
+            f"{figures} is from an evaluation with {listed(other)}; give another --run-dir"
         )
 
 
 def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
-    """Parse the command line, by default that of the process, and run; never returns."""
+    """Parse the command line (None reads `sys.argv`) and run. Never returns."""
     run(main, Config, __doc__, arguments, prog, kept_as=OPTIONS)

@@ -1,10 +1,10 @@
-"""`python scripts/evaluate_reward_model.py --reward-model DIR --data FILE` judges a reward model.
+"""`python scripts/evaluate_reward_model.py --reward-model DIR --data FILE` measures a reward model.
 
-On human comparisons, beside plain rules (the longest answer, a bag of words, chance): top-1 and
-pairwise accuracy, likelihood, calibration, accuracy by kind of comparison, agreement between
-annotators, and the worst mistakes to read; intervals are by bootstrap over prompts. Writes
-reward_evaluation.json and reward_report.html (one file, readable without a network) into the run
-folder.
+It measures, on human comparisons: top-1 and pairwise accuracy, likelihood, calibration, accuracy by
+kind of comparison and the agreement between annotators, and lists the worst mistakes. Three simple
+rules are measured next to the model: the longest answer, a bag of words, and chance. Intervals are
+bootstrap intervals over prompts. Writes reward_evaluation.json and reward_report.html (one file
+that needs no network) into the run folder.
 """
 
 from collections.abc import Sequence
@@ -29,54 +29,57 @@ from rlhf_gym.utils.files import write_json, write_text
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the script."""
+    """Options of the command."""
 
     reward_model: str
-    """Reward model: a hub name or a local path, any classifier of transformers."""
+    """The reward model: any sequence classifier of transformers, a hub name or a local path."""
     data: str
-    """Comparisons: a file, or a dataset of the `datasets` library, in any format that
+    """Comparisons to measure on: a file, or a dataset of the `datasets` library, in any format that
     rlhf_gym/preferences/formats.py reads."""
     run_dir: Path = Path("runs/reward_evaluation")
-    """Folder to write to."""
+    """Folder for the results."""
     train_data: str | None = None
-    """Comparisons that the bag of words is fitted to; best those that the model learnt from."""
+    """Comparisons to fit the bag of words to, ideally those that the model was trained on. None
+    leaves this rule out, unless --held-out is given."""
     held_out: float | None = None
-    """Judge this share of --data only, split by prompt as train_reward_model.py splits it, and fit
-    the bag of words to the rest."""
+    """Measure only this share of --data, between 0 and 1, and fit the bag of words to the rest. The
+    split is by prompt and the same as in train_reward_model.py. None measures on all of --data."""
     label: int | str | None = None
-    """The label that is the reward, by name or index, of a classifier with several."""
+    """Name or index of the label that is the reward, for a classifier with several labels."""
     probability: bool = False
-    """Judge the label's probability instead of its logit."""
+    """Measure the label's probability instead of its logit."""
     revision: str | None = None
-    """Commit or tag of a hub model."""
+    """Commit or tag of a hub model. None takes the newest."""
     format: str | None = None
-    """What the rows are, one of `FORMATS` in rlhf_gym/preferences/formats.py; by default each row's
-    keys tell."""
+    """Format of the rows, a key of `FORMATS` in rlhf_gym/preferences/formats.py. None recognises
+    each row by its keys."""
     tokenizer: str | None = None
-    """For files of token ids, the tokenizer that they belong to: a hub name or a local path."""
+    """Tokenizer of files that have token ids instead of text: a hub name or a local path."""
     data_split: str = "train"
-    """Split of a `datasets` dataset."""
+    """Split to read from a `datasets` dataset. Ignored for a file."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What to do with a row that is no comparison: stop, or leave it out and say so."""
+    """What to do with a row that is not a comparison: stop (error), or print the problem and leave
+    the row out (skip)."""
     max_tokens: int | None = None
-    """Longest prompt + candidate; by default the model's context."""
+    """Most tokens of a prompt with one candidate. None takes the model's context."""
     too_long: TooLong = "drop"
-    """What to do with longer ones: drop them, or cut whole turns off the dialogue's front."""
+    """What to do with a comparison longer than that: drop it, or cut whole turns off the start of
+    the dialogue until it fits (cut_turns)."""
     chat_template: Literal["own", "plain"] = "own"
-    """Chat messages are written by the tokenizer's own template, or as plain Human / Assistant
-    turns."""
+    """Write chat messages with the tokenizer's own template, or as plain Human / Assistant turns
+    (plain)."""
     seed: int = 0
-    """Seed of the resampling behind intervals."""
+    """Seed of the bootstrap behind the intervals."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda."""
+    """Where to run: auto (the GPU if there is one, else the CPU), cpu or cuda."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Read the comparisons, evaluate, and write the page; the figures."""
+    """Read the comparisons, evaluate, write the page, and return the figures."""
     if config.held_out is not None and config.train_data is not None:
         raise InputError(
-            "--held-out already says what the bag of words is fitted to; leave it or --train-data "
-            "out"
+            "--held-out and --train-data both choose what the bag of words is fitted to; give only "
+            "one of them"
         )
     comparisons, learnt, skipped = read(config)
     found = analyse_reward_model(
@@ -101,7 +104,12 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def read(config: Config) -> tuple[list[Comparison], list[Comparison], dict[str, int]]:
-    """The comparisons to measure on, those to fit the bag of words to (or none), and bad rows."""
+    """Read the comparisons.
+
+    Returns:
+        The comparisons to measure on, those to fit the bag of words to (may be empty), and the
+        number of bad rows skipped in each file.
+    """
 
     def comparisons_of(source: str) -> tuple[list[Comparison], int]:
         return load_comparisons(
@@ -123,7 +131,7 @@ def read(config: Config) -> tuple[list[Comparison], list[Comparison], dict[str, 
 
 
 def load(config: Config) -> RewardModel:
-    """The reward model, with the chat template that was asked for."""
+    """Load the reward model and set its chat template."""
     model = RewardModel.load(
         config.reward_model,
         revision=config.revision,
@@ -137,5 +145,5 @@ def load(config: Config) -> RewardModel:
 
 
 def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
-    """Parse the command line, by default that of the process, and run; never returns."""
+    """Parse the command line (None reads `sys.argv`) and run. Never returns."""
     run(main, Config, __doc__, arguments, prog)

@@ -1,4 +1,4 @@
-"""Parse the command line of a command, with what a file of options fills in."""
+"""Parse the command line of a command, on top of the options of a --config file."""
 
 import dataclasses
 import re
@@ -17,10 +17,10 @@ from agents.runs.algorithm import load_algorithm
 from agents.runs.training import DEFAULT_ALGORITHM
 
 CONFIG_HELP = (
-    "Options from a file: YAML, JSON, or a run folder, which keeps those of its run. What the "
-    "command line gives wins; --env-kwargs and its like add to the file's. A run folder without "
-    "--run-dir goes on with that very run, so its options must stay the same; with --run-dir they "
-    "make a new run."
+    "Read options from a YAML or JSON file, or from a run folder, which records the options of its "
+    "run. Options on the command line win over the file; KEY VALUE options such as --env-kwargs "
+    "are added to the file's. A run folder without --run-dir continues that run, so its options "
+    "must stay the same; with --run-dir, a new run starts with them. None uses the defaults."
 )
 
 
@@ -33,23 +33,23 @@ def parse(
     with_algorithm: bool = False,
     kept_as: str = "config.json",
 ) -> Any:
-    """The options of a command.
+    """Parse the options of a command.
 
     Args:
-        config_class: Their dataclass.
-        doc: What --help says of the command.
-        arguments: The command line without the program; by default that of the process.
-        prog: The program as --help shows it; by default the script of the process.
-        with_algorithm: Whether the options of the algorithm that --algorithm or the file names are
-            options too. They are `algorithm_options` in the result.
-        kept_as: Name of the file in which a run folder keeps the options of this command.
+        config_class: The dataclass of the options.
+        doc: The description that --help shows.
+        arguments: The command line without the program; None reads `sys.argv`.
+        prog: The program's name in --help; None takes the script that runs.
+        with_algorithm: Whether to add the options of the algorithm that --algorithm or the file
+            names. The result then has them as `algorithm_options`.
+        kept_as: Name of the file in a run folder that records the options of this command.
 
     Returns:
         An instance of `config_class`.
 
     Raises:
-        InputError: The file, or the algorithm's name, is bad.
-        SystemExit: Help was asked for, or the command line is bad.
+        InputError: The file or the algorithm's name is bad.
+        SystemExit: --help is given, or the command line is bad.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     name = given(arguments, "config")
@@ -63,7 +63,8 @@ def parse(
         whole = _with_options_of(algorithm, config_class)
     parse_class = _with_config(whole)
     defaults = vars(default_instance(whole, file))
-    # tyro makes an option of each key of a dict that is not empty, so they are merged afterwards.
+    # A default dict that is not empty would make tyro add one option per key, and refuse other
+    # keys. So tyro gets empty dicts, and the file's entries are merged in afterwards.
     mappings = {name: value for name, value in defaults.items() if isinstance(value, dict)}
     parsed = tyro.cli(
         parse_class,
@@ -82,24 +83,28 @@ def parse(
 def _choose_algorithm(
     asked: str | None, file: OptionsFile | None
 ) -> tuple[str, OptionsFile | None]:
-    """The algorithm of the command line, else of the file; and the file without another's options.
+    """Choose the algorithm: from the command line, else from the file, else the default.
 
-    What an option of one algorithm is set to says nothing of another's of the same name.
+    If the command line names another algorithm than the file, the file's algorithm options are
+    dropped: a value chosen for one algorithm is no guide for an option of the same name in another.
+
+    Returns:
+        The algorithm's name, and the file without options of another algorithm.
     """
     if file is None:
         return asked or DEFAULT_ALGORITHM, None
     recorded = file.values.get("algorithm", DEFAULT_ALGORITHM)
     if asked is None or asked == recorded or "algorithm_options" not in file.values:
         return asked or str(recorded), file
-    print(f"{file.path}: the options of {recorded} are left out, since --algorithm is {asked}")
+    print(f"{file.path}: the options of {recorded} are ignored, because --algorithm is {asked}")
     values = {k: v for k, v in file.values.items() if k != "algorithm_options"}
     return asked, dataclasses.replace(file, values=values)
 
 
 def _with_options_of(algorithm: str, config_class: type[Any]) -> type[Any]:
-    """The options with `algorithm_options`, which are named without a prefix."""
+    """Add the field `algorithm_options`; on the command line its options have no prefix."""
     options = load_algorithm(algorithm).Config
-    # mypy takes an index for the parameter of a generic class, unless this is Any.
+    # Any, because mypy would read the index below as the parameter of a generic class.
     without_prefix: Any = tyro.conf.OmitArgPrefixes
     return make_dataclass(
         "Options",
@@ -110,13 +115,13 @@ def _with_options_of(algorithm: str, config_class: type[Any]) -> type[Any]:
 
 
 def _with_config(kind: type[Any]) -> type[Any]:
-    """The options with --config, which is none of the run's own and in no record of it."""
+    """Add the option --config. It is kept out of `kind`, so no run folder records it."""
     hint = Annotated[Path | None, tyro.conf.arg(help=CONFIG_HELP, metavar="FILE")]
     return make_dataclass("Options", [("config", hint, None)], bases=(kind,), frozen=True)
 
 
 def _described(doc: str | None, prog: str | None) -> str | None:
-    """The description, which begins with a command, with the command as it was called."""
+    """Replace the script named at the start of a description by the program that was called."""
     if doc is None or prog is None:
         return doc
     return re.sub(r"`python scripts/\w+\.py", f"`{prog}", doc, count=1)

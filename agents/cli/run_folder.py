@@ -8,17 +8,17 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.utils.files import read_json
 
 OF_TRAINING = ("split", "rows_per_prompt", "device")
-"""Keywords that say how a run trained, and not what it trained for."""
+"""Keywords of how a run was trained. They do not define its task, so evaluation ignores them."""
 
 
 @dataclass(frozen=True)
 class TrainedIn:
-    """What a policy was trained in.
+    """The environment that a policy was trained in.
 
     Attributes:
-        file: Where this is recorded.
+        file: The file that records it.
         env: Environment id.
-        env_kwargs: Its keywords, as on the command line; none of `OF_TRAINING`.
+        env_kwargs: Its keywords, as on the command line, without those in `OF_TRAINING`.
     """
 
     file: Path
@@ -27,28 +27,28 @@ class TrainedIn:
 
 
 def saved_policy(policy: str) -> str:
-    """The folder `policy/` of a run folder; any other folder, and a hub name, as it is."""
+    """Return the folder `policy/` of a run folder. Other folders and hub names stay as they are."""
     inside = Path(policy) / "policy"
     return str(inside) if (inside / "config.json").exists() else policy
 
 
 def environment_of(policy: str) -> TrainedIn:
-    """The environment of the run that made a policy.
+    """Find the environment that a policy was trained in.
 
-    A run of the whole journey (agents/cli/rlhf.py) trains against its own reward model, with the
-    simulated human as the gold scorer; neither is among the options of the environment.
+    A run of agents/cli/rlhf.py trains against its own reward model and uses the simulated human as
+    the gold scorer. Neither is in its environment keywords, so both are added here.
 
     Args:
-        policy: The policy's folder, or the run folder around it.
+        policy: The policy's folder, or the run folder that contains it.
 
     Raises:
-        InputError: There is no run folder, or its run had no environment.
+        InputError: There is no run folder, or it records no environment.
     """
     folder = Path(saved_policy(policy)).parent
-    # Earlier rounds of labelling are in rounds/1, rounds/2 …; the options are those of the run.
+    # Earlier rounds are in rounds/1, rounds/2 … of the run folder, which has the only config.json.
     is_round = Path(os.path.abspath(folder)).parent.name == "rounds"
     file = (folder / ".." / ".." if is_round else folder) / "config.json"
-    missing = f"{policy} does not say what environment it was trained in; give --env ID"
+    missing = f"cannot tell what environment {policy} was trained in; give --env ID"
     if not file.exists():
         raise InputError(f"{missing} (there is no {file})")
     options = read_json(file)

@@ -1,6 +1,6 @@
 """The commands of `rlhf-gym`: name, module and one line of help.
 
-This table is all that `rlhf-gym --help` reads, so nothing slow is imported here.
+`rlhf-gym --help` needs only this table, so this module imports nothing slow.
 """
 
 import sys
@@ -13,7 +13,7 @@ class Subcommand(NamedTuple):
 
     Attributes:
         module: Its module in `agents.cli`, and the name of its script in scripts/.
-        help: What it does, in a line.
+        help: One line that says what it does.
     """
 
     module: str
@@ -21,7 +21,7 @@ class Subcommand(NamedTuple):
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {
-    "run": Subcommand("rlhf", "the whole of RLHF: comparisons, reward model, policy, report"),
+    "run": Subcommand("rlhf", "run all of RLHF: comparisons, reward model, policy, report"),
     "sft": Subcommand("train_sft", "fine-tune a language model on responses"),
     "reward-model": Subcommand("train_reward_model", "train a reward model on comparisons"),
     "policy": Subcommand("train_policy", "train a policy with any algorithm"),
@@ -37,13 +37,14 @@ SUBCOMMANDS: dict[str, Subcommand] = {
 
 
 def called_as(name: str) -> str:
-    """How to call a command in the way in which this process was called.
+    """Return how to call a command, in the style in which this process was called.
 
     Args:
-        name: One of `SUBCOMMANDS`.
+        name: A key of `SUBCOMMANDS`.
 
     Returns:
-        `python scripts/MODULE.py` if a script of a checkout runs, else `rlhf-gym NAME`.
+        `python scripts/MODULE.py` if this process runs a script of a checkout, else
+        `rlhf-gym NAME`.
     """
     script = Path(sys.argv[0])
     modules = [command.module for command in SUBCOMMANDS.values()]

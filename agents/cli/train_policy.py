@@ -1,10 +1,13 @@
 """`python scripts/train_policy.py --env ID --algorithm NAME --total-tokens N` trains a policy.
 
-Any registered environment, any algorithm: NAME is a module under `agents` (ppo, sb3_ppo, sb3_a2c)
-or the dotted path of your own; its options follow the common ones, so ask for --help together with
---algorithm. Writes policy/ (for transformers' from_pretrained), reference/, metrics.csv,
-training_samples.jsonl, tensorboard/ and checkpoints/ into the run folder; with --resume a stopped
-run of ppo, or of an algorithm over its rollout, goes on; others have no checkpoints and begin anew.
+The environment can be any registered one. NAME is a module under `agents`, such as ppo, sb3_ppo or
+sb3_a2c, or the dotted path of your own. Each algorithm has its own options, and --help together
+with --algorithm NAME lists them after the common ones.
+
+Writes policy/ (for transformers' from_pretrained), reference/, metrics.csv, training_samples.jsonl,
+tensorboard/ and checkpoints/ into the run folder. --resume continues a stopped run from its last
+checkpoint. Only ppo and the algorithms built on its rollout write checkpoints; the others restart
+from scratch.
 """
 
 import dataclasses
@@ -26,27 +29,31 @@ class Config:
     env: str = "rlhf_gym/Reviews-v0"
     """Environment id."""
     algorithm: str = DEFAULT_ALGORITHM
-    """A module under `agents`, or a dotted path."""
+    """Algorithm: a module under `agents`, or the dotted path of your own."""
     total_tokens: int = 260_000
-    """Response tokens to sample in all."""
+    """Response tokens to sample over the whole training, at least 1. The training may end a little
+    above it, because each update is completed."""
     num_envs: int = 256
-    """Rows of the environment; ppo plays one episode in each a wave."""
+    """Environments that run in parallel, at least 1. ppo plays one episode in each of them per
+    wave."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
-    """Keywords of the environment, KEY VALUE …; values are parsed as JSON, else taken as text."""
+    """Keywords of the environment, KEY VALUE … Values are parsed as JSON, else taken as text;
+    --env-kwargs help lists the keywords."""
     run_dir: Path = Path("runs/policy")
-    """Folder to write to."""
+    """Folder for the results."""
     seed: int = 0
-    """Seed of everything."""
+    """Seed of all randomness in the run."""
     device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
+    """Where to train: auto (the GPU if there is one, else the CPU), cpu or cuda."""
     resume: bool = False
-    """Go on from the run folder's last checkpoint, if there is one."""
+    """Continue from the last checkpoint in the run folder. Without a checkpoint, the training
+    starts from scratch."""
     wandb: bool = False
-    """Log to Weights & Biases too (the package wandb)."""
+    """Also log to Weights & Biases. Needs the package wandb."""
 
 
 def main(config: Config) -> None:
-    """Make environment and learner, learn, save."""
+    """Make the environment and the learner, train, and save the policy."""
     if config.wandb:
         require_wandb()
     algorithm_config = config.algorithm_options  # type: ignore[attr-defined]
@@ -55,7 +62,7 @@ def main(config: Config) -> None:
     plain = dataclasses.asdict(config)
     check_same_run(config.run_dir, plain, resume=config.resume or done)
     if done:
-        print(f"{config.run_dir}/policy.json is there already: nothing to do")
+        print(f"{config.run_dir}/policy.json already exists: nothing to do")
         return
     env = make_env(
         config.env,
@@ -64,7 +71,7 @@ def main(config: Config) -> None:
     )
     begin_run(config.run_dir, plain)
     if config.resume and not any((config.run_dir / "checkpoints").glob("tokens_*")):
-        print(f"no checkpoint in {config.run_dir}: training begins anew")
+        print(f"no checkpoint in {config.run_dir}: training starts from scratch")
     train(
         env,
         config.algorithm,
@@ -78,7 +85,7 @@ def main(config: Config) -> None:
 
 
 def next_steps(config: Config) -> str:
-    """Where the results are, and how to measure and read them."""
+    """Return the lines that say where the results are and how to evaluate the policy."""
     return results_and_next(
         f"{config.run_dir} (the policy is in {config.run_dir / 'policy'})",
         command_line("evaluate", "--policy", config.run_dir, "--run-dir", config.run_dir),
@@ -87,5 +94,5 @@ def next_steps(config: Config) -> str:
 
 
 def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
-    """Parse the command line, by default that of the process, and run; never returns."""
+    """Parse the command line (None reads `sys.argv`) and run. Never returns."""
     run(main, Config, __doc__, arguments, prog, with_algorithm=True, then=next_steps)

@@ -1,9 +1,9 @@
 """`python scripts/train_reward_model.py --data FILE --backbone MODEL` trains a reward model.
 
-Listwise: P(y_i | x) is the softmax over the K candidates of a comparison, and the loss the
-negative log-likelihood of the human's choice. Writes reward_model/ (model and tokenizer, for
-transformers' from_pretrained), reward_model.json (held-out accuracy and baselines) and
-config.json into the run folder. Stopped midway, the same command goes on from the last checkpoint.
+Training is listwise: P(y_i | x) is the softmax over the K candidates of a comparison, and the loss
+is the negative log-likelihood of the human's choice. Writes reward_model/ (model and tokenizer, for
+transformers' from_pretrained), reward_model.json (held-out accuracy and baselines) and config.json
+into the run folder. The same command continues a stopped run from its last checkpoint.
 """
 
 import dataclasses
@@ -26,75 +26,84 @@ from rlhf_gym.training.reward_training import RewardTraining
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the script."""
+    """Options of the command."""
 
     data: str
-    """Comparisons: a file, or a dataset of the `datasets` library, in any format that
+    """Comparisons to train on: a file, or a dataset of the `datasets` library, in any format that
     rlhf_gym/preferences/formats.py reads."""
     backbone: str
     """Causal LM or classifier to start from: a hub name or a local path."""
     backbone_tokenizer: str | None = None
-    """Where the backbone's tokenizer lies, if not with it."""
+    """Hub name or local path of the backbone's tokenizer. None loads it from the backbone."""
     run_dir: Path = Path("runs/reward_model")
-    """Folder to write to."""
+    """Folder for the results."""
     revision: str | None = None
-    """Commit or tag of a hub model."""
+    """Commit or tag of a hub model. None takes the newest."""
     format: str | None = None
-    """Format of the comparisons; found from each row's keys if not given."""
+    """Format of the rows, a key of `FORMATS` in rlhf_gym/preferences/formats.py. None recognises
+    each row by its keys."""
     data_revision: str | None = None
-    """Commit or tag of a hub dataset."""
+    """Commit or tag of a hub dataset. None takes the newest."""
     data_split: str = "train"
-    """Split of a `datasets` dataset."""
+    """Split to read from a `datasets` dataset. Ignored for a file."""
     tokenizer: str | None = None
-    """What token ids are decoded with, in files that hold no text: a hub name or a local path."""
+    """Tokenizer of files that have token ids instead of text: a hub name or a local path."""
     seed: int = 0
-    """Seed of the head's start and of the data's order."""
+    """Seed of the head's initial weights and of the order of the data."""
     device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
+    """Where to train: auto (the GPU if there is one, else the CPU), cpu or cuda."""
     epochs: float = 1.0
-    """Passes over the comparisons."""
+    """Passes over the comparisons, above 0."""
     batch_size: int = 32
-    """Comparisons an update."""
+    """Comparisons per update, at least 1."""
     learning_rate: float = 5e-4
-    """Peak of the learning rate. Models of 100 M parameters and more want 1e-5 to 5e-5."""
+    """Peak of the learning rate, above 0. Models of 100 M parameters and more need 1e-5 to 5e-5."""
     heads: int = 1
-    """Heads on one trunk; several are an ensemble."""
+    """Reward heads on one trunk, at least 1. More than one make an ensemble."""
     max_tokens: int | None = None
-    """Longest prompt + candidate; by default the model's context."""
+    """Most tokens of a prompt with one candidate, at least 2. None takes the model's context."""
     too_long: TooLong = "drop"
-    """What to do with longer ones: drop them, or cut whole turns off the dialogue's front."""
+    """What to do with a comparison longer than that: drop it, or cut whole turns off the start of
+    the dialogue until it fits (cut_turns)."""
     soft_temperature: float | None = None
-    """Read `scores` as soft labels, softmax(scores / this), instead of as an order."""
+    """Read `scores` as soft labels, softmax(scores / soft_temperature). Must be above 0. None uses
+    only the order of the scores."""
     chat_template: Literal["own", "plain"] = "own"
-    """Chat messages are written by the tokenizer's own template, or as plain Human / Assistant
-    turns, which are then the saved tokenizer's template."""
+    """Write chat messages with the tokenizer's own template, or as plain Human / Assistant turns
+    (plain). The plain template is saved with the tokenizer."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """What to do with a row that is no comparison: stop, or leave it out and say so."""
+    """What to do with a row that is not a comparison: stop (error), or print the problem and leave
+    the row out (skip)."""
     held_out: float = 0.1
-    """Share of the comparisons that is held out, split by prompt."""
+    """Share of the comparisons held out to measure accuracy, between 0 and 1. The split is by
+    prompt."""
     validation: float = 0.1
-    """Share of the others that early stopping looks at (with --patience only)."""
+    """Share of the remaining comparisons used for early stopping, between 0 and 1. Only used with
+    --patience."""
     patience: int | None = None
-    """Stop after so many evaluations without a lower validation loss; there are four an epoch."""
+    """Stop after this many evaluations in a row without a lower validation loss, at least 1, and
+    keep the best weights. There are four evaluations per epoch. None never stops early."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     microbatch_tokens: int | None = None
-    """Most tokens in one forward and backward pass; bounds memory, changes nothing."""
+    """Most tokens, padding included, in one forward and backward pass, at least 1. It bounds memory
+    and changes no gradient. None takes 4,096 on a CPU and 32,768 on a GPU."""
     bf16: bool = False
-    """Autocast to bfloat16."""
+    """Compute in bfloat16 (autocast); the weights stay float32."""
     gradient_checkpointing: bool = False
-    """Recompute activations instead of keeping them."""
+    """Recompute activations in the backward pass: less memory, more work."""
     lora_rank: int | None = None
-    """Train low-rank adapters only (package peft), merged at the end."""
+    """Train LoRA adapters of this rank, at least 1, and the head; the adapters are merged into the
+    weights at the end. Needs the package peft. None trains all weights."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Read the comparisons, train, and print the held-out accuracy; the figures."""
+    """Read the comparisons, train, print the held-out accuracy, and return the figures."""
     options = training_options(config)
     check_same_run(config.run_dir, asdict(config), resume=True)
     figures_file = config.run_dir / "reward_model.json"
     if figures_file.exists():
-        print(f"{figures_file} is there already: nothing to do; another --run-dir starts a new run")
+        print(f"{figures_file} already exists: nothing to do; another --run-dir starts a new run")
         return {}
     comparisons, skipped = load_comparisons(
         config.data,
@@ -123,13 +132,13 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def training_options(config: Config) -> RewardTraining:
-    """The options of the training itself, checked."""
+    """Collect and check the options of the training itself."""
     shared = {f.name for f in dataclasses.fields(RewardTraining)} & asdict(config).keys()
     return RewardTraining(**{name: getattr(config, name) for name in shared})
 
 
 def untrained(config: Config) -> RewardModel:
-    """A fresh head on the backbone."""
+    """Load the backbone and put a new head on it."""
     torch.manual_seed(config.seed)
     model = RewardModel.from_backbone(
         config.backbone,
@@ -144,9 +153,10 @@ def untrained(config: Config) -> RewardModel:
 
 
 def next_steps(config: Config) -> str:
-    """Where the results are, and the commands that use them."""
+    """Return the lines that say where the results are and which commands use them."""
     model = config.run_dir / "reward_model"
-    # The same comparisons as in training, read alike, of which the same share is held out.
+    # Pass on all options that decide how comparisons are read and split, so that the evaluation
+    # holds out the same comparisons as the training did.
     names = "format data_split tokenizer on_bad_row too_long max_tokens chat_template".split()
     default = {field.name: field.default for field in dataclasses.fields(Config)}
     same = [
@@ -177,5 +187,5 @@ def next_steps(config: Config) -> str:
 
 
 def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
-    """Parse the command line, by default that of the process, and run; never returns."""
+    """Parse the command line (None reads `sys.argv`) and run. Never returns."""
     run(main, Config, __doc__, arguments, prog, then=next_steps)

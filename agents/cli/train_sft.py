@@ -1,8 +1,8 @@
 """`python scripts/train_sft.py --model MODEL --data FILE --run-dir DIR` fine-tunes a causal LM.
 
-Supervised: it learns to give the responses of a data set. Writes policy/ (model and tokenizer, for
-transformers' from_pretrained), sft.json (the figures) and config.json into the run folder. Stopped
-midway, the same command goes on from the last checkpoint.
+This is supervised fine-tuning: the model learns to give the responses of a dataset. Writes policy/
+(model and tokenizer, for transformers' from_pretrained), sft.json (the figures) and config.json
+into the run folder. The same command continues a stopped run from its last checkpoint.
 """
 
 from collections.abc import Sequence
@@ -20,40 +20,45 @@ from rlhf_gym.training.sft_run import check_positive, fine_tune, loss_line
 
 @dataclass(frozen=True)
 class Config:
-    """Options of the script."""
+    """Options of the command."""
 
     model: str
     """The causal LM to start from: a folder that save_pretrained wrote, or a hub name."""
     data: str
-    """What to learn: a .json, .jsonl, .jsonl.gz or text file, or the name of a dataset. Rows have
-    prompt and response (or completion), or are plain texts or lists of chat messages."""
+    """The examples: a .json, .jsonl, .jsonl.gz or text file, or the name of a dataset. Each row has
+    a prompt and a response (or completion), or is one plain text or one list of chat messages."""
     run_dir: Path
-    """Folder to write to."""
+    """Folder for the results."""
     column: str | None = None
-    """Column of the plain texts or of the messages; by default prompt and response, else text."""
+    """Column with the plain text or the chat messages. None reads prompt and response if a row has
+    a prompt, else the column text."""
     revision: str | None = None
-    """Commit or tag of a hub model."""
+    """Commit or tag of a hub model. None takes the newest."""
     seed: int = 0
-    """Seed of the data's order."""
+    """Seed of the order of the data."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; auto takes a GPU where there is one."""
+    """Where to train: auto (the GPU if there is one, else the CPU), cpu or cuda."""
     epochs: float = 1.0
-    """Passes over the data."""
+    """Passes over the data, above 0."""
     learning_rate: float = 1e-4
-    """Peak of the learning rate, after 5 % of the updates."""
+    """Peak of the learning rate, above 0. It is reached after 5 % of the updates."""
     batch_tokens: int = 8192
-    """Tokens of an update, prompts included, about."""
+    """Approximate tokens per update, prompts included, at least 1."""
     max_tokens: int = 512
-    """Longest example, prompt included: longer responses are cut, longer prompts dropped."""
+    """Most tokens of an example, prompt included: at least 2, at most the model's context. A longer
+    response is cut; an example whose prompt leaves no room for a response is dropped."""
     packing: bool = True
-    """Whether several examples may share a row of max_tokens, without seeing one another."""
+    """Put several examples into one row of max_tokens; they do not see each other. This saves
+    padding. A model that cannot keep them apart gets one example per row."""
     eos_token_id: int | None = None
-    """Id that closes a response; by default the model's EOS, and of several the one that the model
-    finds likeliest after the responses."""
+    """Token id that ends each response, one of the model's EOS ids. None takes the model's EOS; if
+    there are several, the one to which the model gives the highest probability after the
+    responses."""
     held_out: float = 0.1
-    """Share of the data that is kept from training, to measure on before and after."""
+    """Share of the data held out to measure the loss before and after training: at least 0, below
+    1."""
     resume: bool = True
-    """Whether to go on from a stopped run's last checkpoint; else the run starts from scratch."""
+    """Continue from the last checkpoint of a stopped run. --no-resume starts from scratch."""
 
 
 def main(config: Config) -> None:
@@ -61,7 +66,7 @@ def main(config: Config) -> None:
     figures_file = config.run_dir / "sft.json"
     if figures_file.exists():
         check_same_run(config.run_dir, asdict(config), resume=True)
-        print(f"{figures_file} is there already: nothing to do; another --run-dir starts a new run")
+        print(f"{figures_file} already exists: nothing to do; another --run-dir starts a new run")
         return
     _check(config)
     lm = CausalLM.load(config.model, revision=config.revision, device=device(config.device))
@@ -88,8 +93,8 @@ def main(config: Config) -> None:
 
 
 def _check(config: Config) -> None:
-    """Refuse options out of range, and going on with a run of other settings."""
-    # Before a model is loaded; `fine_tune` asks again.
+    """Raise an InputError if an option is out of range or a stopped run has other options."""
+    # `fine_tune` checks this too, but only after the slow load of the model.
     check_positive(
         epochs=config.epochs, learning_rate=config.learning_rate, batch_tokens=config.batch_tokens
     )
@@ -98,13 +103,13 @@ def _check(config: Config) -> None:
         other = other_options(file, asdict(config))
         if other:
             raise InputError(
-                f"{config.run_dir} holds a stopped run with {listed(other)}; give the same options "
-                "to go on, or --no-resume to start from scratch, or another --run-dir"
+                f"{config.run_dir} contains a stopped run with {listed(other)}; give the same "
+                "options to continue it, or --no-resume to start from scratch, or another --run-dir"
             )
 
 
 def next_steps(config: Config) -> str:
-    """Where the results are, and the trainings that start from them."""
+    """Return the lines that say where the results are and which trainings can start from them."""
     policy = config.run_dir / "policy"
     return results_and_next(
         f"{policy} (the policy), {config.run_dir / 'sft.json'} (the figures)",
@@ -118,5 +123,5 @@ def next_steps(config: Config) -> str:
 
 
 def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:
-    """Parse the command line, by default that of the process, and run; never returns."""
+    """Parse the command line (None reads `sys.argv`) and run. Never returns."""
     run(main, Config, __doc__, arguments, prog, then=next_steps)

@@ -1,7 +1,8 @@
-"""A pre-flight over an environment and a policy: seconds long, before hours are spent.
+"""Checks of an environment and a policy that take seconds, to run before hours of training.
 
-Each check asks one thing that must hold (DESIGN of the objective: ratio 1, KL 0, one log-prob, one
-reward) and says, where it does not, what is wrong and how to mend it. Notation: N rows, T tokens.
+Each check tests one property that RLHF needs: the first ratio is 1, the initial KL is 0, all ways
+to compute a log-prob agree, all ways to pay a reward agree. A check that fails returns the problem
+and its fix. Notation: N rows, T tokens.
 """
 
 from collections.abc import Callable
@@ -43,11 +44,11 @@ CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (
     rewards,
 )
 FATAL = (vocabulary, mask, ends)
-"""Where one of these fails, the others have nothing to look at."""
+"""The checks after these rely on them, so if one of these fails, the rest are not run."""
 
 
 def examine(subject: Subject) -> list[Problem]:
-    """Run all checks; what does not hold."""
+    """Run all checks and return the problems found. torch's random state is left unchanged."""
     found = []
     with own_chance():
         for check in CHECKS:

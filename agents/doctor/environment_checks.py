@@ -1,4 +1,4 @@
-"""Does the environment end, score and pay as the objective says?"""
+"""Checks that the environment ends, scores and pays responses as the objective defines."""
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from rlhf_gym.tokens import PAD, row_lengths
 
 
 def ends(subject: Subject) -> Problem | None:
-    """A response ends at its first EOS, or at the budget."""
+    """Check that each response ends at its first EOS or at the token budget."""
     try:
         subject.env.reset(seed=0)
         actions = subject.responses.cpu().numpy()
@@ -21,15 +21,15 @@ def ends(subject: Subject) -> Problem | None:
     except ValueError as error:
         return Problem(
             "ends",
-            f"the environment refuses the policy's responses: {error}",
-            "stop sampling at the first of the reference's eos_ids, which belongs to the response, "
-            "and pad with -1 behind it",
+            f"the environment rejects the policy's responses: {error}",
+            "stop sampling at the first token in the reference's eos_ids, keep that token in the "
+            "response, and pad with -1 after it",
         )
     return None
 
 
 def score(subject: Subject) -> Problem | None:
-    """The reward model reads the last token of the response, not the padding behind it."""
+    """Check that the reward model reads the response's last token, not the padding after it."""
     reward = subject.objective.reward
     if not isinstance(reward, RewardModel) or not reward.causal or reward.probability:
         return None
@@ -50,13 +50,13 @@ def score(subject: Subject) -> Problem | None:
         return None
     return Problem(
         "score",
-        f"scores of padded rows are {gap:.2g} from those of the same rows alone",
-        "take the hidden state at each row's last real token, by its length",
+        f"padding changes the scores of the reward model by {gap:.2g}",
+        "use the length of each row to read the hidden state at its last real token",
     )
 
 
 def rewards(subject: Subject) -> Problem | None:
-    """`play` pays what `step` pays, and a response's rewards sum to score − β Σ k."""
+    """Check that `play` pays what `step` pays, and that rewards sum to score − β Σ k."""
     env, actions = subject.env, subject.responses.cpu().numpy()
     lengths = row_lengths(actions)
     log_probs = np.zeros(actions.shape, dtype=np.float32)
@@ -73,18 +73,19 @@ def rewards(subject: Subject) -> Problem | None:
         return None
     return Problem(
         "rewards",
-        f"rewards miss score − β Σ k by {gap:.2g}; play and step differ by {step_gap:.2g}; "
-        f"{late:.2g} is paid behind the end",
-        "settle rewards with rlhf_gym.objective.Objective alone, with k1 as the estimator: only "
-        "then is the expected return J",
+        f"rewards differ from score − β Σ k by {gap:.2g}; play and step differ by "
+        f"{step_gap:.2g}; {late:.2g} is paid after the end of a response",
+        "compute all rewards with rlhf_gym.objective.Objective, with the k1 estimator: only then "
+        "is the expected return equal to J",
     )
 
 
 def _first_steps(
     env: TokenVectorEnv, actions: npt.NDArray[np.int64], log_probs: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
-    """What `step` pays for the first token of each row, an actor answering with these log-probs."""
+    """Return what `step` pays for each row's first token, given the policy's log-probs (N, T)."""
 
+    # The environment asks its actor for log-probs. This one answers with those given.
     class Told:
         def log_prob(
             self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]

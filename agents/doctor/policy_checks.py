@@ -1,4 +1,4 @@
-"""Is the policy what the environment takes it for, and are its log-probs one thing everywhere?"""
+"""Checks that the policy fits the environment and that all ways to compute log-probs agree."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from rlhf_gym.lm.masks import NO_MASK, Mask
 from rlhf_gym.tokens import PAD, append, row_lengths, row_sums
 
 UNLIKELY = 6.0
-"""Standard errors that a sample's surprise may lie from the entropy."""
+"""Most standard errors by which the samples' mean −log p may differ from the entropy."""
 
 
 def vocabulary(subject: Subject) -> Problem | None:
-    """The policy may choose exactly the tokens that the environment's tokenizer can name."""
+    """Check that the policy chooses among exactly the tokens of the environment's tokenizer."""
     wide = subject.policy.action_space.n  # type: ignore[attr-defined]
     named = subject.objective.reference.vocab_size
     ours = subject.policy.core.vocab_size
@@ -28,15 +28,15 @@ def vocabulary(subject: Subject) -> Problem | None:
         return None
     return Problem(
         "vocabulary",
-        f"the policy chooses among {ours} tokens, the environment takes {wide}, its tokenizer "
-        f"names {named}; the largest id drawn was {largest}",
-        "start the policy from the environment's reference; logits beyond the tokenizer's names "
-        "are padding and must be dropped before the softmax (CausalLM.vocab_size)",
+        f"the policy chooses among {ours} tokens, the environment accepts {wide}, its tokenizer "
+        f"has {named}; the largest id sampled was {largest}",
+        "start the policy from the environment's reference; logits beyond the tokenizer's "
+        "vocabulary are padding and must be dropped before the softmax (CausalLM.vocab_size)",
     )
 
 
 def temperature(subject: Subject) -> Problem | None:
-    """Policy and reference divide their logits by the same temperature."""
+    """Check that policy and reference divide their logits by the same temperature."""
     ours, theirs = subject.policy.core.temperature, subject.objective.reference.temperature
     if ours == theirs:
         return None
@@ -48,7 +48,7 @@ def temperature(subject: Subject) -> Problem | None:
 
 
 def mask(subject: Subject) -> Problem | None:
-    """Policy and reference may choose the same tokens."""
+    """Check that policy and reference mask the same tokens."""
     core, reference = subject.policy.core, subject.objective.reference
     guided = core.guide is not None and core.guide.model is reference.model
     if core.mask == reference.mask and (guided or not core.mask.follows_reference):
@@ -69,7 +69,10 @@ def _said(mask: Mask) -> str:
 
 
 def frozen(subject: Subject) -> Problem | None:
-    """The reference does not learn, and shares no weight with the policy (below adapters, all)."""
+    """Check that the reference is frozen and shares no trainable tensor with the policy.
+
+    Without adapters it may share no tensor. With adapters the frozen base weights are shared.
+    """
     reference, policy = subject.objective.reference.model, subject.policy
     adapted = policy.lora_rank > 0
     ours = {p.data_ptr() for p in policy.parameters() if p.requires_grad or not adapted}
@@ -79,13 +82,15 @@ def frozen(subject: Subject) -> Problem | None:
         return None
     return Problem(
         "frozen",
-        f"{shared} of the reference's tensors are the policy's own, {learning} would learn",
-        "load the policy's weights a second time; call requires_grad_(False) on the reference",
+        f"the reference shares {shared} tensors with the policy, and {learning} of its tensors "
+        "require gradients",
+        "load a separate copy of the weights for the policy; call requires_grad_(False) on the "
+        "reference",
     )
 
 
 def start(subject: Subject) -> Problem | None:
-    """Before it has learned, the policy is the reference: KL = 0."""
+    """Check that a policy that has not learned yet equals the reference: KL = 0."""
     if not subject.fresh:
         return None
     reference = subject.objective.ref_log_probs(subject.sequences)
@@ -94,13 +99,14 @@ def start(subject: Subject) -> Problem | None:
         return None
     return Problem(
         "start",
-        f"the policy has not learned yet, but is {gap:.2g} nats from its reference",
-        "start the policy from the environment's reference, at its temperature and revision",
+        f"the policy has not learned yet, but its log-probs differ from the reference's by "
+        f"{gap:.2g} nats",
+        "start the policy from the environment's reference, with the same temperature and revision",
     )
 
 
 def dropout(subject: Subject) -> Problem | None:
-    """Training mode computes what evaluation mode does."""
+    """Check that training mode computes the same log-probs as evaluation mode."""
     subject.policy.set_training_mode(True)
     with torch.no_grad():
         trained = subject.policy.evaluate_actions(subject.sequences, subject.sequences.chosen())[1]
@@ -112,12 +118,12 @@ def dropout(subject: Subject) -> Problem | None:
         "dropout",
         f"log-probs in training mode differ from those in evaluation mode by {gap:.2g} nats",
         "switch dropout off in the modules and the config (rlhf_gym.lm.loading.load_pretrained "
-        "does)",
+        "does this)",
     )
 
 
 def ratio(subject: Subject) -> Problem | None:
-    """Before the first update, the update's log-probs are the rollout's: the ratio is 1."""
+    """Check that the first ratio is 1: the update computes the log-probs of the rollout."""
     with torch.enable_grad():
         now = subject.policy.evaluate_actions(subject.sequences, subject.sequences.chosen())[1]
     if subject.agrees(now.detach()):
@@ -125,13 +131,13 @@ def ratio(subject: Subject) -> Problem | None:
     worst = float((now.detach() - subject.log_probs).exp().sub(1).abs().max())
     return Problem(
         "ratio",
-        f"the first ratio π_θ/π_old is off by {worst:.2g}",
-        "compute old and new log-probs by one function, in one precision, at one temperature",
+        f"the first ratio π_θ/π_old differs from 1 by {worst:.2g}",
+        "compute old and new log-probs with the same function, precision and temperature",
     )
 
 
 def recomputed(subject: Subject) -> Problem | None:
-    """The score pass agrees with plain transformers, one unpadded row at a time."""
+    """Check the score pass against a plain forward pass of transformers on one unpadded row."""
     core = subject.policy.core
     first = int(subject.sequences.lengths[0])
     row = subject.sequences.tokens[:1, : int(subject.sequences.starts[0]) + first]
@@ -147,13 +153,18 @@ def recomputed(subject: Subject) -> Problem | None:
         return None
     return Problem(
         "recomputed",
-        f"the policy's log-probs are {gap:.2g} nats from those of a plain forward pass",
-        "logits[t] score token t + 1; divide by the temperature; drop the padded vocabulary",
+        f"the policy's log-probs differ from those of a plain forward pass by {gap:.2g} nats",
+        "check three things: logits[t] score token t + 1, the logits are divided by the "
+        "temperature, and the padded vocabulary is dropped",
     )
 
 
 def drawn_as_scored(subject: Subject) -> Problem | None:
-    """Responses are drawn from the very distribution that the log-probs describe."""
+    """Check that responses are sampled from the distribution that the log-probs describe.
+
+    Over samples of π, the mean of −log π equals the entropy, up to a sampling error of known
+    variance. A sampler with another temperature or mask breaks this.
+    """
     with torch.no_grad():
         core = subject.policy.core
         hidden, limits = core.states(subject.sequences), core.limits(subject.sequences)
@@ -166,34 +177,35 @@ def drawn_as_scored(subject: Subject) -> Problem | None:
     spread = float(variance.clamp(min=0).sum().sqrt()) + 1e-6
     if abs(gap) <= UNLIKELY * spread:
         return None
-    how = "likelier" if gap < 0 else "less likely"
+    how = "more likely" if gap < 0 else "less likely"
     return Problem(
         "drawn as scored",
-        f"the responses are {how} than chance allows under the policy's own log-probs "
+        f"the responses are {how} under the policy's own log-probs than chance explains "
         f"({abs(gap) / spread:.0f} standard errors)",
-        "the sampler must not have a temperature, top-k, top-p or minimum length that the "
-        "log-probs do not have",
+        "use the same temperature, top-k, top-p and minimum length in the sampler and in the "
+        "log-probs",
     )
 
 
 def decoding(subject: Subject) -> Problem | None:
-    """What decoding keeps of each token, and the rollout stores, is what the update computes."""
+    """Check that the log-probs recorded while decoding equal those that the update computes."""
     if not subject.policy.decoding_scores:
-        return None  # the rollout takes a score pass
+        return None  # the rollout does not use them: it computes a score pass instead
     kept = subject.sampled.log_probs[subject.responses != PAD]
     gap = float((kept - subject.log_probs).abs().max())
     if gap <= TOLERANCE:
         return None
     return Problem(
         "decoding",
-        f"the log-probs that decoding keeps are {gap:.2g} nats from those of whole sequences",
-        "look at what the model's attention or positions take from a row's length: decoding must "
-        "leave such a model to full forwards (rlhf_gym.lm.architecture.has_full_attention)",
+        f"the log-probs recorded while decoding differ from those of whole sequences by {gap:.2g} "
+        "nats",
+        "look for attention or positions that depend on a row's length: such a model must decode "
+        "with full forward passes (rlhf_gym.lm.architecture.has_full_attention)",
     )
 
 
 def neighbours(subject: Subject) -> Problem | None:
-    """A row's log-probs depend neither on the other rows nor on padding."""
+    """Check that a row's log-probs depend neither on the other rows nor on padding."""
     score = subject.policy.score
     whole = row_sums(subject.log_probs, subject.sequences.lengths)
     padded = row_sums(score(subject.padded)[1], subject.sequences.lengths)
@@ -208,14 +220,17 @@ def neighbours(subject: Subject) -> Problem | None:
         return None
     return Problem(
         "neighbours",
-        f"a response's log-prob changes by {gap:.2g} nats with its padding or its neighbours",
-        "pad on the right, mask by length and never by pad_token_id or eos_token_id",
+        f"padding or the other rows change a response's log-prob by {gap:.2g} nats",
+        "pad on the right, and mask by length, never by pad_token_id or eos_token_id",
     )
 
 
 def cache(subject: Subject) -> Problem | None:
-    """Cached decoding is a full forward, also right after the weights have changed."""
-    # Two columns more, for the tokens that are added below.
+    """Check cached decoding against full forward passes, also right after a change of weights.
+
+    The weights are changed for this check and restored at the end.
+    """
+    # Two more columns, for the two tokens appended below.
     observations = np.pad(subject.env.reset(seed=0)[0], ((0, 0), (0, 2)), constant_values=PAD)
     policy = subject.policy
     weights = [p for p in policy.lm.parameters() if p.requires_grad]
@@ -223,7 +238,8 @@ def cache(subject: Subject) -> Problem | None:
     worst = 0.0
     with torch.no_grad(), _unmasked(policy):
         try:
-            for change in (False, False, True):  # a prefill, a step, a step by other weights
+            # A prefill, a step with the cache, and a step after the weights have changed.
+            for change in (False, False, True):
                 if change:
                     for p in weights:
                         p.mul_(1.1)
@@ -240,16 +256,16 @@ def cache(subject: Subject) -> Problem | None:
         return None
     return Problem(
         "cache",
-        f"cached decoding is {worst:.2g} nats from a full forward pass",
-        "drop keys and values whenever a parameter changes "
-        "(rlhf_gym.lm.decoding.decode_cache.DecodeCache does), and write each row at its own "
+        f"log-probs of cached decoding differ from a full forward pass by {worst:.2g} nats",
+        "drop cached keys and values whenever a parameter changes "
+        "(rlhf_gym.lm.decoding.decode_cache.DecodeCache does this), and write each row at its own "
         "position",
     )
 
 
 @contextmanager
 def _unmasked(policy: CausalLMPolicy) -> Iterator[None]:
-    # An observation does not say how long its response is, which a mask may ask.
+    # A mask may need the length of the response so far, which an observation alone does not show.
     core, policy.core = policy.core, dataclasses.replace(policy.core, mask=NO_MASK)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Who is examined: an environment and a policy, with some of the policy's own responses."""
+"""The subject of the checks: an environment, a policy and some of the policy's responses."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,42 +13,42 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.tokens import PAD, Sequences, continuations
 
 TOLERANCE = 1e-3
-"""Nats by which two computations of one log-prob may differ (float32, in another order)."""
+"""Most nats between two float32 computations of one log-prob: the order of the sums may differ."""
 
 ROUNDED = 0.5
-"""The same for a policy in bfloat16, whose logits have 8 bits, against float32 or another order."""
+"""The same if one computation is in bfloat16, which rounds logits to 8 significant bits."""
 
 REPEATED = 5e-2
-"""The same for two computations in bfloat16 by one function; their mean to `TOLERANCE`."""
+"""The same for one function called twice in bfloat16. The mean must agree to `TOLERANCE`."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that does not hold.
+    """A problem that a check has found.
 
     Attributes:
-        check: The check's name.
+        check: Name of the check.
         what: What is wrong.
-        mend: How to mend it.
+        fix: How to fix it.
     """
 
     check: str
     what: str
-    mend: str
+    fix: str
 
     def __str__(self) -> str:
-        return f"{self.check}: {self.what}\n  mend: {self.mend}"
+        return f"{self.check}: {self.what}\n  fix: {self.fix}"
 
 
 class Subject:
-    """An environment and a policy, with one wave of the policy's own responses.
+    """An environment and a policy, with one batch of the policy's own responses.
 
     Args:
-        env: The environment. A small one with its objective and prompts is examined in its place,
-            so that its rows stay where they are.
+        env: The environment. The checks use a small copy with the same objective and prompts, so
+            its own state does not change.
         policy: The policy.
-        fresh: Whether the policy has not learned yet, so that it must be the reference.
-        rows: Responses to examine.
+        fresh: Whether the policy has not learned yet, so that it must equal the reference.
+        rows: Responses to draw and check.
     """
 
     def __init__(
@@ -76,18 +76,18 @@ class Subject:
 
     @property
     def tolerance(self) -> float:
-        """Nats by which two computations of one of the policy's log-probs may differ."""
+        """Most nats by which two computations of one of the policy's log-probs may differ."""
         return TOLERANCE if self.policy.precision == "fp32" else ROUNDED
 
     def agrees(self, log_probs: Tensor) -> bool:
-        """Whether log-probs (M,) that the score pass's function computed anew are the same."""
+        """Return whether log-probs (M,), computed again by the same function, agree."""
         gap = (log_probs - self.log_probs).abs()
         most = TOLERANCE if self.policy.precision == "fp32" else REPEATED
         return float(gap.max()) <= most and float(gap.mean()) <= TOLERANCE
 
     @cached_property
     def log_probs(self) -> Tensor:
-        """(M,) by the policy's score pass."""
+        """Log-probs (M,) of all response tokens, from the policy's score pass."""
         return self.policy.score(self.sequences)[1]
 
     @property
@@ -99,7 +99,10 @@ class Subject:
 
 @contextmanager
 def own_chance() -> Iterator[None]:
-    """The global generators are left as they were: a run must not depend on its examination."""
+    """Use fixed randomness inside, and restore torch's global generators after.
+
+    Otherwise the results of a training would depend on whether the doctor ran before it.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield

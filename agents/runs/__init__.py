@@ -1,4 +1,4 @@
-"""Running a training, a comparison of algorithms, or the whole journey of RLHF."""
+"""Run a training, a comparison of algorithms, or all of RLHF from comparisons to report."""
 
 from agents.runs.comparison import compare
 from agents.runs.comparison_options import ComparisonOptions

@@ -1,4 +1,4 @@
-"""Algorithms against each other: the same tokens, the same effort in tuning, other seeds."""
+"""Compare algorithms with the same tokens and the same tuning budget, on seeds not tuned on."""
 
 import dataclasses
 from functools import partial
@@ -29,10 +29,10 @@ COLUMNS = "env,algorithm,tuning,rate,seed,optimality,objective,score,kl,gold,tok
 )
 
 FIRST_TUNING_SEED = 1000
-"""Seeds from here on are for tuning, so that the comparison has seen none of its own."""
+"""First seed used for tuning. The comparison uses seeds from 0, so no seed is used in both."""
 
 BEST_OF = (4, 16)
-"""Best-of-n of the reference, which costs nothing to train and n times as much to sample."""
+"""The n of the best-of-n baselines: no training, but n times the sampling cost."""
 
 
 class Job(NamedTuple):
@@ -40,10 +40,10 @@ class Job(NamedTuple):
 
     Attributes:
         env: Environment id.
-        algorithm: Its name.
-        tuning: Whether it is one of the trials that choose the learning rate.
-        rate: Multiple of the default learning rate, or of what `ComparisonOptions.tuned` names.
-        seed: The seed.
+        algorithm: Name of the algorithm.
+        tuning: True for a trial that helps to choose the rate, False for a run of the comparison.
+        rate: Multiple of the default learning rate, or of the option in `ComparisonOptions.tuned`.
+        seed: Seed of the training and of its evaluation.
     """
 
     env: str
@@ -54,29 +54,30 @@ class Job(NamedTuple):
 
     @property
     def split(self) -> str:
-        """Whose prompts it is measured on."""
+        """The prompts to measure on. Tuning must not see the held-out prompts."""
         return "train" if self.tuning else "held_out"
 
     @property
     def folder(self) -> str:
-        """Name of its run folder."""
+        """Name of the run folder."""
         kind = "tuning" if self.tuning else "seed"
         parts = (self.env.split("/")[-1], self.algorithm, f"{kind}-{self.rate:g}-{self.seed}")
         return "-".join(parts)
 
 
 def compare(options: ComparisonOptions) -> None:
-    """Tune the algorithms, compare them, and write what came out into ``options.run_dir``.
+    """Tune the algorithms, compare them, and write the results into ``options.run_dir``.
 
-    A comparison that was stopped goes on when it is called again; more algorithms, environments,
-    rates and seeds may then be asked for.
+    Call it again to continue a stopped comparison. The new call may add algorithms, environments,
+    rates and seeds.
 
     Raises:
-        InputError: An option does not fit, or the folder has a comparison under other terms.
+        InputError: An option is bad, or the folder contains a comparison with other options.
     """
     check_options(options)
     plain = dataclasses.asdict(options)
-    # More algorithms, environments, rates and seeds may be added to a comparison later.
+    # These may grow from call to call. `check_same_terms` checks them per environment and
+    # algorithm instead.
     growing = "algorithms envs total_tokens seeds rates tuned options workers".split()
     fixed = {k: v for k, v in plain.items() if k not in growing}
     check_same_run(options.run_dir, fixed, resume=True)
@@ -86,7 +87,8 @@ def compare(options: ComparisonOptions) -> None:
     pairs = [(env, algorithm) for env in options.envs for algorithm in options.algorithms]
     for split in ("train", "held_out") if options.rates else ("held_out",):
         for env in options.envs:
-            yardstick(options, env, split)  # drawn before the processes need it
+            # Draw the reference's samples now, once: otherwise each worker would draw them.
+            yardstick(options, env, split)
     trials = [
         Job(env, algorithm, True, rate, FIRST_TUNING_SEED)
         for rate in options.rates
@@ -106,7 +108,7 @@ def compare(options: ComparisonOptions) -> None:
     rows = [
         row
         for row in rows
-        # Rows of another rate are left from when fewer had been tried.
+        # results.csv may have rows of a rate that was best when fewer rates had been tried.
         if (row["env"], row["algorithm"], float(row["rate"]), int(row["seed"])) in compared
     ]
     shown = {k: v for k, v in plain.items() if k not in ("run_dir", "workers")}
@@ -114,16 +116,17 @@ def compare(options: ComparisonOptions) -> None:
 
 
 def check_same_terms(options: ComparisonOptions) -> None:
-    """Note every environment's tokens and every algorithm's options; refuse other ones later.
+    """Record each environment's tokens and each algorithm's options, and refuse a later change.
 
-    The options are all of them: a default that has changed since makes other terms too.
+    All options of an algorithm are recorded, not only those that differ from its defaults. So a
+    default that changed between two versions is noticed too.
 
     Raises:
-        InputError: Rows that are there already were made under other terms.
+        InputError: The rows already in results.csv were made with other tokens or options.
     """
     file = options.run_dir / "terms.json"
     before = read_json(file) if file.exists() else {"tuned": {}}
-    # Before there was --tuned it was the learning rate.
+    # Files written before --tuned existed multiplied the learning rate.
     before.setdefault("tuned", dict.fromkeys(before.get("options", ()), "learning_rate"))
     terms: dict[str, dict[str, Any]] = {
         "tokens": budgets(options),
@@ -135,14 +138,14 @@ def check_same_terms(options: ComparisonOptions) -> None:
             there = before.setdefault(kind, {}).setdefault(name, value)
             if other := apart({name: there}, {name: value}):
                 raise InputError(
-                    f"{options.run_dir} holds a comparison with {kind} {listed(other)}; give the "
-                    "same ones to go on, or another --run-dir"
+                    f"{options.run_dir} contains a comparison with {kind} {listed(other)}; give "
+                    "the same ones to continue it, or another --run-dir"
                 )
     write_json(file, before)
 
 
 def do(options: ComparisonOptions, jobs: list[Job], file: Path) -> None:
-    """Train whatever of `jobs` has no row yet."""
+    """Run the jobs that have no row in `file` yet."""
     done = {
         (r["env"], r["algorithm"], r["tuning"], float(r["rate"]), int(r["seed"]))
         for r in read_rows(file)
@@ -156,7 +159,7 @@ def do(options: ComparisonOptions, jobs: list[Job], file: Path) -> None:
 
 
 def trained(options: ComparisonOptions, job: Job) -> Row:
-    """Train and measure."""
+    """Train and measure one job, and return its row of results.csv."""
     own = own_options(options, job.algorithm)
     if options.rates:
         own |= multiple(options, job.algorithm, job.rate)
@@ -175,7 +178,7 @@ def trained(options: ComparisonOptions, job: Job) -> Row:
     try:
         row = measure()
     except InputError as error:
-        # A rate at which it breaks is an answer too; the comparison goes on with another.
+        # Diverging at a rate is a result: give it the worst score, so that another rate is chosen.
         name, _ = multiplied(options, job.algorithm)
         print(f"{job.algorithm} at {job.rate:g} times its {name}: {error}")
         row = {name: float("-inf") for name in COLUMNS[5:9]} | {"tokens": 0, "seconds": 0.0}
@@ -183,7 +186,7 @@ def trained(options: ComparisonOptions, job: Job) -> Row:
 
 
 def yardstick(options: ComparisonOptions, env_id: str, split: str) -> Yardstick:
-    """What all runs in an environment are measured by."""
+    """Return the yardstick that measures all runs in an environment."""
     name = env_id.replace("/", "_")
     return Yardstick(
         make_env(env_id, 1, {"split": split, **keywords(options)}),
@@ -195,7 +198,7 @@ def yardstick(options: ComparisonOptions, env_id: str, split: str) -> Yardstick:
 
 
 def scale(ruler: Yardstick) -> dict[str, Any]:
-    """What an environment's figures are compared with."""
+    """Return an environment's baselines: reference, optimum, best-of-n, best deterministic."""
     return {
         "objective_reference": float(ruler.before.mean()),
         "objective_optimum": float(ruler.best.mean()),
@@ -208,7 +211,7 @@ def scale(ruler: Yardstick) -> dict[str, Any]:
 def best_rates(
     rows: list[dict[str, str]], pairs: list[tuple[str, str]], rates: tuple[float, ...]
 ) -> dict[tuple[str, str], float]:
-    """The one of `rates` with the highest optimality on training prompts; 1 if there are none."""
+    """Return the rate with the highest optimality on training prompts, or 1 without `rates`."""
     chosen = {}
     for env, algorithm in pairs:
         found = {

@@ -1,4 +1,4 @@
-"""Comparisons from files and data sets: read with their bad rows told, or converted."""
+"""Read comparisons from files and datasets, report bad rows, and convert comparisons."""
 
 import os
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ def load_comparisons(
 
     Args:
         source: A file, or a dataset of the `datasets` library.
-        format: What the rows are, one of `FORMATS` in `rlhf_gym.preferences.formats`; by default
-            each row's keys tell.
-        on_bad_row: What to do with a row that is no comparison: stop, or leave it out.
-        tokenizer: For files of token ids, the tokenizer that they belong to: a hub name or a path.
+        format: Format of the rows, a key of `FORMATS` in `rlhf_gym.preferences.formats`; None
+            recognises each row by its keys.
+        on_bad_row: What to do with a row that is not a comparison: stop, or leave it out.
+        tokenizer: Tokenizer of files that have token ids instead of text: a hub name or a path.
         split: Split of a `datasets` dataset.
         revision: Commit or tag of a hub dataset.
 
@@ -38,7 +38,8 @@ def load_comparisons(
         The comparisons, and how many rows were left out.
 
     Raises:
-        InputError: The source cannot be read, or has a bad row, or no good one.
+        InputError: The source cannot be read, it has a bad row and `on_bad_row` is "error", or
+            all its rows are bad.
     """
     skipped: list[str] = []
     try:
@@ -51,7 +52,7 @@ def load_comparisons(
             revision=revision,
         )
     finally:
-        # Where all rows are bad, this is what tells why none is left.
+        # In `finally`, because these lines explain the error that is raised if all rows are bad.
         for problem in skipped:
             print(f"skipped: {problem}")
     return comparisons, len(skipped)
@@ -70,25 +71,26 @@ def convert_comparisons(
     """Write comparisons of any format as the project's JSON Lines.
 
     Args:
-        source: As in `load_comparisons`, like all keywords.
-        output: File to write, ending in .jsonl; it must not exist yet.
+        source: See `load_comparisons`, also for the keyword arguments.
+        output: File to write. Its name must end in .jsonl, and it must not exist yet.
         format: Format of the rows.
-        on_bad_row: What to do with a row that is no comparison.
+        on_bad_row: What to do with a row that is not a comparison.
         tokenizer: Tokenizer of token ids.
         split: Split of a `datasets` dataset.
         revision: Commit or tag of a hub dataset.
 
     Returns:
-        What the comparisons are (see `survey`), and how many rows were left out (`skipped`).
+        The counts of `survey`, and how many rows were left out (`skipped`).
 
     Raises:
-        InputError: The output has another ending or exists, or the source cannot be read.
+        InputError: The output's name does not end in .jsonl, the output exists, or the source
+            cannot be read.
     """
-    # Another ending would be read back as plain text, a line at a time.
+    # A file with another ending would be read back as plain text, one text per line.
     if output.suffix != ".jsonl":
         raise InputError(f"--output must end in .jsonl, unlike {output}")
     if output.exists():
-        raise InputError(f"{output} exists; name another file, or move that one away")
+        raise InputError(f"{output} already exists; give another file, or move this one away")
     comparisons, skipped = load_comparisons(
         source,
         format=format,

@@ -1,4 +1,4 @@
-"""Options of a comparison of algorithms, and what they say of each of its trainings."""
+"""Options of a comparison of algorithms, and the options of each training derived from them."""
 
 import dataclasses
 import json
@@ -19,39 +19,47 @@ class ComparisonOptions:
     """Options of a comparison."""
 
     algorithms: tuple[str, ...]
-    """Modules under `agents`, or dotted paths; the first is what the others are compared with."""
+    """Algorithms to compare: modules under `agents`, or dotted paths of your own. The others are
+    compared with the first."""
     envs: tuple[str, ...] = ("rlhf_gym/Exact-v0",)
-    """Environment ids."""
+    """Environment ids. Every algorithm is trained in each of them."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
-    """Keywords of all environments, KEY VALUE …; values are parsed as JSON, else taken as text."""
+    """Keywords of all environments, KEY VALUE … Values are parsed as JSON, else taken as text;
+    --env-kwargs help lists the keywords."""
     total_tokens: tuple[int, ...] = (260_000,)
-    """Response tokens of each run: one number, or one for each environment."""
+    """Response tokens to sample in each run, at least 1: one number for all environments, or one
+    per environment."""
     seeds: int = 10
-    """Seeds 0 to n − 1."""
+    """Runs of each algorithm in each environment, at least 1. They have the seeds 0, 1, 2 …"""
     rates: tuple[float, ...] = ()
-    """Multiples of the default learning rate to try first; none takes the default."""
+    """Multiples of the default learning rate to try before the comparison, for example 0.3 1 3.
+    Each costs one more run of each algorithm in each environment. If none is given, the defaults
+    are used."""
     tuned: dict[str, str] = field(default_factory=dict)
-    """What --rates multiplies in place of the learning rate, ALGORITHM OPTION …"""
+    """Option that --rates multiplies instead of the learning rate, ALGORITHM OPTION …"""
     options: dict[str, str] = field(default_factory=dict)
-    """Options that differ from an algorithm's defaults, ALGORITHM.NAME VALUE …"""
+    """Options that replace an algorithm's defaults, ALGORITHM.NAME VALUE …"""
     num_envs: int = 256
-    """Rows of the environment."""
+    """Environments that run in parallel in each training, at least 1."""
     prompts: int = 64
-    """Prompts in an evaluation."""
+    """Prompts to evaluate on. If the environment has fewer, all are used."""
     reference_samples: int = 1024
-    """Responses of the reference to each of them, drawn once for all runs."""
+    """Responses of the reference to each of these prompts. They are drawn once for all runs. Not
+    used where the optimum is computed exactly."""
     policy_samples: int = 64
-    """Responses of each policy to each of them."""
+    """Responses of each policy to each of these prompts. Not used where the policy's value is
+    computed exactly."""
     workers: int = 1
-    """Processes; they share the cores out."""
+    """Trainings that run at the same time, each in its own process, at least 1. The CPU cores are
+    divided among them."""
     run_dir: Path = Path("runs/compare")
-    """Folder to write to."""
+    """Folder for the results."""
     device: str = "auto"
-    """Where to train: auto, cpu, cuda."""
+    """Where to train: auto (the GPU if there is one, else the CPU), cpu or cuda."""
 
 
 def check_options(options: ComparisonOptions) -> None:
-    """Raise an InputError before hours are spent."""
+    """Raise an InputError for a bad option now, not hours into the comparison."""
     if min(options.seeds, options.workers, *options.total_tokens) < 1:
         raise InputError("--seeds, --workers and --total-tokens must be at least 1")
     if len(options.total_tokens) not in (1, len(options.envs)):
@@ -62,7 +70,8 @@ def check_options(options: ComparisonOptions) -> None:
     for name in options.options:
         if name.rpartition(".")[0] not in options.algorithms:
             raise InputError(
-                f"--options {name}: say ALGORITHM.NAME with one of {list(options.algorithms)}"
+                f"--options {name}: give ALGORITHM.NAME, where ALGORITHM is one of "
+                f"{list(options.algorithms)}"
             )
     for algorithm in options.algorithms:
         all_options(options, algorithm)
@@ -70,12 +79,12 @@ def check_options(options: ComparisonOptions) -> None:
 
 
 def check_tuned(options: ComparisonOptions) -> None:
-    """Raise an InputError if --tuned names no algorithm, or --rates has nothing to multiply."""
+    """Raise an InputError if --tuned names an unknown algorithm or --rates nothing to multiply."""
     if options.tuned and not options.rates:
-        raise InputError("--tuned says what --rates multiplies; give --rates too")
+        raise InputError("--tuned chooses the option that --rates multiplies; give --rates too")
     for algorithm in options.tuned:
         if algorithm not in options.algorithms:
-            raise InputError(f"--tuned {algorithm}: say one of {list(options.algorithms)}")
+            raise InputError(f"--tuned {algorithm}: must be one of {list(options.algorithms)}")
     if options.rates:
         for algorithm in options.algorithms:
             name, value = multiplied(options, algorithm)
@@ -83,45 +92,48 @@ def check_tuned(options: ComparisonOptions) -> None:
                 raise InputError(f"--rates: {algorithm} has no option {name} that is a number")
             if not value:
                 raise InputError(
-                    f"--rates: {name} of {algorithm} is 0, and so is every multiple; give it "
-                    f"another value by --options {algorithm}.{name}"
+                    f"--rates: {name} of {algorithm} is 0, and so is every multiple of it; set "
+                    f"another value with --options {algorithm}.{name}"
                 )
 
 
 def budgets(options: ComparisonOptions) -> dict[str, int]:
-    """Tokens of a run in each environment."""
+    """Return the tokens of a run in each environment."""
     each = options.total_tokens * (len(options.envs) // len(options.total_tokens))
     return dict(zip(options.envs, each, strict=True))
 
 
 def keywords(options: ComparisonOptions) -> dict[str, Any]:
-    """Keywords of every environment."""
+    """Return the keywords for every environment."""
     return {"device": resolve_device(options.device), **parse_values(options.env_kwargs)}
 
 
 def own_options(options: ComparisonOptions, algorithm: str) -> dict[str, Any]:
-    """What --options says of an algorithm."""
+    """Return the options that --options sets for an algorithm."""
     prefix = f"{algorithm}."
     texts = {k[len(prefix) :]: v for k, v in options.options.items() if k.startswith(prefix)}
     return parse_values(texts)
 
 
 def all_options(options: ComparisonOptions, algorithm: str) -> dict[str, Any]:
-    """The same and its defaults, as JSON has them."""
+    """Return all options of an algorithm, defaults included, as JSON values."""
     whole = with_options(algorithm, own_options(options, algorithm), f"{algorithm}.")
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(whole), default=str))
     return plain
 
 
 def multiplied(options: ComparisonOptions, algorithm: str) -> tuple[str, Any]:
-    """The option that --rates multiplies, and its value; None if there is no such option."""
+    """Return the name and value of the option that --rates multiplies.
+
+    The value is None if the algorithm has no such option.
+    """
     name = options.tuned.get(algorithm, "learning_rate")
     default = getattr(load_algorithm(algorithm).Config(), name, None)
     return name, own_options(options, algorithm).get(name, default)
 
 
 def multiple(options: ComparisonOptions, algorithm: str, rate: float) -> dict[str, Any]:
-    """What --rates multiplies, times a rate; what counts something stays a whole number."""
+    """Return the tuned option multiplied by `rate`; an integer option is rounded, at least 1."""
     name, value = multiplied(options, algorithm)
     counts = misfit(rate * value, get_type_hints(load_algorithm(algorithm).Config)[name])
     return {name: max(1, round(rate * value)) if counts else rate * value}

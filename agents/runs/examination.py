@@ -1,4 +1,4 @@
-"""The doctor's checks on an environment, a policy, and a task that can be solved exactly."""
+"""Run the doctor's checks on an environment and a policy, and on a task with a known optimum."""
 
 from pathlib import Path
 
@@ -18,20 +18,20 @@ def examine_environment(
     """Run the doctor's checks on an environment with a policy.
 
     Args:
-        env: The environment; its rows stay as they are.
-        policy: Folder of a trained policy; if None, the policy that a training would start from,
-            which must then be the reference.
-        rows: Responses to examine.
+        env: The environment. Its state does not change.
+        policy: Folder of a trained policy. None takes the policy that a training would start from,
+            which must equal the reference.
+        rows: Responses to draw and check.
 
     Returns:
-        What does not hold; empty if all does.
+        The problems found; empty if all checks pass.
     """
     fresh = policy is None
     return examine(Subject(env, make_policy(env, policy), fresh=fresh, rows=rows))
 
 
 def make_policy(env: TokenVectorEnv, model: str | Path | None) -> CausalLMPolicy:
-    """The policy as training would build it, from a folder or from the reference."""
+    """Build the policy as a training would, from a folder or (None) from the reference."""
     options = policy_kwargs(env) | (
         {} if model is None else {"model": str(model), "revision": None}
     )
@@ -43,7 +43,7 @@ def make_policy(env: TokenVectorEnv, model: str | Path | None) -> CausalLMPolicy
 
 
 def check_exact_task() -> list[Problem]:
-    """Exact policy iteration must reach the enumerated optimum of Exact-v0."""
+    """Check that exact policy iteration reaches the enumerated optimum of Exact-v0."""
     env = make_env("rlhf_gym/Exact-v0", 1, {"device": "cpu", "max_new_tokens": 3})
     task = Enumeration(env.objective, env.prompts.ids, max_new_tokens=3)
     policy = task.reference
@@ -56,6 +56,6 @@ def check_exact_task() -> list[Problem]:
         Problem(
             "toy",
             f"policy iteration on Exact-v0 ends at optimality {reached:.6f}, not 1",
-            "the packaged models or the arithmetic of this installation are broken; reinstall",
+            "the packaged models or this installation's arithmetic are broken; reinstall rlhf-gym",
         )
     ]

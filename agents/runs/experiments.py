@@ -1,7 +1,7 @@
-"""What studies of training share: runs in parallel processes that can be stopped, and a yardstick.
+"""Run the trainings of a study in parallel processes, and measure each with one yardstick.
 
-A study is a list of jobs, one trained policy each. Every finished job is a row of results.csv; what
-is there already is not done again.
+A study is a list of jobs, and each job trains one policy. A finished job is a row of results.csv.
+A study can be stopped and continued, because jobs that have a row are not run again.
 """
 
 import csv
@@ -32,7 +32,7 @@ Job = TypeVar("Job")
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows of results.csv, none where it is not there."""
+    """Read the rows of results.csv; none if the file does not exist."""
     return list(csv.DictReader(whole_lines(file)))
 
 
@@ -43,23 +43,25 @@ def run_jobs(
     columns: Sequence[str],
     workers: int,
 ) -> None:
-    """Do all jobs, a row of `file` each, in `workers` processes that share the cores out.
+    """Run all jobs in `workers` processes, and append a row to `file` for each.
+
+    The processes divide the CPU cores among them.
 
     Args:
-        jobs: What is to be done; each must pickle, and so must `work`.
-        work: Does a job; its row, with every one of `columns`.
-        file: A CSV file to append to.
+        jobs: The jobs. They are sent to other processes, so they and `work` must pickle.
+        work: Runs a job and returns its row, with a value for each of `columns`.
+        file: The CSV file to append to.
         columns: Its columns.
-        workers: How many processes.
+        workers: Number of processes.
 
     Raises:
-        Exception: What the first job to fail raised, once the rows of those beside it are written;
-            no further one is begun.
+        Exception: The exception of the first job that fails. No further job is started; the jobs
+            already running finish first, and their rows are written.
     """
     if not file.exists():
         file.write_text(",".join(columns) + "\n")
     threads = max(1, cores() // workers)
-    # Spawned, since torch's threads do not survive a fork.
+    # Spawn, because torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(workers, context, initializer=_prepare, initargs=(threads,)) as pool,
@@ -98,19 +100,22 @@ def train_and_measure(
     total_tokens: int,
     seed: int,
 ) -> Row:
-    """Train one policy and measure it; of its run folder only the metrics are kept.
+    """Train one policy and measure it, then delete the large folders of its run.
 
     Args:
         ruler: Measures the policy.
         algorithm: A module under `agents`, or a dotted path.
         options: Options of its `Config` that differ from its defaults.
-        env: Where it trains.
-        folder: Its run folder.
+        env: The environment to train in.
+        folder: The run folder.
         total_tokens: Response tokens to sample.
         seed: Seed of training and measurement.
 
+    Returns:
+        The figures of `Yardstick.measure`, the tokens sampled and the seconds of training.
+
     Raises:
-        InputError: The algorithm has no such option, or it may not be that.
+        InputError: The algorithm has no such option, or the option cannot have this value.
     """
     quiet()
     config = with_options(algorithm, options)
@@ -122,7 +127,7 @@ def train_and_measure(
         total_tokens=total_tokens,
         run_dir=folder,
         seed=seed,
-        resume=True,  # a study that was stopped goes on
+        resume=True,  # continues a run that was stopped midway
     ).figures
     policy = CausalLM.load(str(folder / "policy"), device=env.objective.reference.device)
     row = ruler.measure(policy, seed)
@@ -132,15 +137,15 @@ def train_and_measure(
 
 
 def with_options(algorithm: str, options: dict[str, Any], prefix: str = "") -> Any:
-    """An algorithm's options, those that differ from its defaults checked first.
+    """Build an algorithm's `Config` from its defaults and some checked options.
 
     Args:
         algorithm: A module under `agents`, or a dotted path.
-        options: Names and values.
-        prefix: What the command line has before a name.
+        options: Options that differ from the defaults, by name.
+        prefix: Text before an option's name on the command line, for error messages.
 
     Raises:
-        InputError: The algorithm has no such option, or it may not be that.
+        InputError: The algorithm has no such option, or the option cannot have this value.
     """
     kind = load_algorithm(algorithm).Config
     hints = get_type_hints(kind)
@@ -158,7 +163,7 @@ def with_options(algorithm: str, options: dict[str, Any], prefix: str = "") -> A
 
 
 def cores() -> int:
-    """Cores that this process may use: threads beyond them would wait for each other."""
+    """Return how many cores this process may use. More threads than that only wait."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -171,7 +176,7 @@ def _prepare(threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker whose study was killed would else train on for nobody."""
+    """End this worker when its parent ends. Otherwise a killed study would leave it training."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

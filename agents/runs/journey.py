@@ -1,6 +1,6 @@
-"""The whole of RLHF in one run folder: comparisons, reward model, policy, evaluation, summary.
+"""All of RLHF in one run folder: comparisons, reward model, policy, evaluation, summary.
 
-A journey that was stopped goes on when it is called again with the same options.
+Call `run_journey` again with the same options to continue a stopped run.
 """
 
 import dataclasses
@@ -24,22 +24,22 @@ from rlhf_gym.utils.progress import transformers_quiet
 def run_journey(
     options: JourneyOptions, algorithm_options: Any = None, *, progress: bool = True
 ) -> dict[str, Any]:
-    """Run every stage in turn, or go on where an earlier call with these options stopped.
+    """Run all stages in order, or continue where an earlier call with these options stopped.
 
     Args:
-        options: Its options; ``options.run_dir`` is the folder that gets everything.
-        algorithm_options: Those of the algorithm, an instance of its module's `Config`; the
-            defaults if None.
-        progress: Whether to print what is done, and progress.
+        options: The options. All results go into the folder ``options.run_dir``.
+        algorithm_options: The algorithm's options, an instance of its module's `Config`; None takes
+            the defaults.
+        progress: Whether to print each stage and show progress.
 
     Returns:
-        What summary.json says.
+        The content of summary.json.
 
     Raises:
-        InputError: An option does not fit, or the folder has another run.
+        InputError: An option is bad, or the folder contains another run.
     """
     if options.wandb:
-        require_wandb()  # now, not when the policy's turn comes
+        require_wandb()  # fail now, not when the policy's training starts
     if algorithm_options is None:
         algorithm_options = load_algorithm(options.algorithm).Config()
     with transformers_quiet():
@@ -50,12 +50,12 @@ def _run(options: JourneyOptions, algorithm_options: Any, console: Console) -> d
     begun = time.monotonic()
     keywords = {"device": resolve_device(options.device), **parse_values(options.env_kwargs)}
     check_options(options, algorithm_options, keywords)
-    # The reward does not matter to the two stages that make it.
+    # The first two stages use only this environment's prompts and reference. It pays the simulated
+    # human's utility, because the reward model does not exist yet.
     env = make_env(options.env, 1, {**keywords, "reward_model": options.human})
     held_out = {**keywords, "split": "held_out"}
-    make_env(
-        options.env, 1, {**held_out, "reward_model": options.human}
-    )  # fail now, not at the end
+    # Make the evaluation's environment once, so that a bad keyword fails now and not at the end.
+    make_env(options.env, 1, {**held_out, "reward_model": options.human})
     plain = dataclasses.asdict(options)
     plain |= {"algorithm_options": dataclasses.asdict(algorithm_options)}
     check_same_run(options.run_dir, plain, resume=True)

@@ -1,4 +1,4 @@
-"""Options of the whole journey, checked before hours are spent."""
+"""Options of a run of all of RLHF, and their checks."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,68 +12,81 @@ from rlhf_gym.evaluation.record import check_sizes
 
 @dataclass(frozen=True)
 class JourneyOptions:
-    """Options of the whole journey."""
+    """Options of a run of all of RLHF."""
 
     env: str = "rlhf_gym/Reviews-v0"
-    """Environment id; Text-v0 takes any model and any prompts."""
+    """Environment id. rlhf_gym/Text-v0 takes any model and any prompts."""
     algorithm: str = DEFAULT_ALGORITHM
-    """A module under `agents`, or a dotted path."""
+    """Algorithm that trains the policy: a module under `agents`, or the dotted path of your own."""
     total_tokens: int = 180_000
-    """Response tokens that the policy samples while it learns."""
+    """Response tokens that the policy samples in training, over all rounds; at least 2 per
+    round."""
     num_envs: int = 256
-    """Rows of the environment."""
+    """Environments that run in parallel in the policy's training, at least 1."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
-    """Keywords of the environment, KEY VALUE …; values are parsed as JSON, else taken as text."""
+    """Keywords of the environment, KEY VALUE … Values are parsed as JSON, else taken as text;
+    --env-kwargs help lists the keywords."""
     data: Path | None = None
-    """Comparisons of your own; otherwise the simulated human chooses among fresh samples."""
+    """File of your own comparisons. None lets the simulated human choose among samples of the
+    reference."""
     comparisons: int = 3072
-    """Comparisons to collect, in all rounds together."""
+    """Comparisons to collect over all rounds, at least 2 per round. Not used with --data."""
     rounds: int = 1
-    """Rounds of labelling; comparisons and tokens are spread over them evenly."""
+    """Rounds of labelling, reward model and policy training, at least 1. Comparisons and tokens are
+    divided evenly among them. More than 1 cannot be combined with --data."""
     candidates: int = 4
-    """Responses that the simulated human chooses among, K."""
+    """Responses per comparison, from which the simulated human chooses one; at least 2."""
     human: str = SIMULATED_HUMAN
-    """The simulated human's utility of a response, as "package.module:function"; also the gold
-    score that evaluation reports, and that no training sees."""
+    """Function that returns the simulated human's utility of each response,
+    "package.module:function". It is also the gold score in the evaluation; the policy is never
+    trained on it."""
     human_temperature: float = 0.25
-    """How far from always choosing the best the simulated human is."""
+    """Temperature of the simulated human's choices, at least 0: P(choice) ∝ exp(utility /
+    temperature). 0 always chooses the best response."""
     reward_epochs: float = 1.0
-    """Passes over the comparisons."""
+    """Passes over the comparisons in the reward model's training, above 0."""
     reward_learning_rate: float = 1e-3
-    """Peak of the reward model's learning rate."""
+    """Peak of the reward model's learning rate, above 0."""
     reward_batch_size: int = 16
-    """Comparisons an update of the reward model."""
+    """Comparisons per update of the reward model, at least 1."""
     episodes: int = 1920
-    """Responses of the policy in the evaluation."""
+    """Responses of the policy in the evaluation, over all prompts; at least one per prompt."""
     prompts: int = 32
-    """Held-out prompts in the evaluation."""
+    """Held-out prompts in the evaluation, at least 2. If the environment has fewer, all are
+    used."""
     reference_samples: int = 256
-    """Responses of the reference to each of them."""
+    """Responses of the reference to each of these prompts, at least 1. They determine how precise
+    the estimate of the optimum J* is."""
     run_dir: Path = Path("runs/rlhf")
-    """Folder to write to."""
+    """Folder for the results."""
     seed: int = 0
-    """Seed of everything."""
+    """Seed of all randomness in the run."""
     device: str = "auto"
-    """Where to run: auto, cpu, cuda."""
+    """Where to run: auto (the GPU if there is one, else the CPU), cpu or cuda."""
     wandb: bool = False
-    """Log the policy's training to Weights & Biases too (the package wandb)."""
+    """Also log the policy's training to Weights & Biases. Needs the package wandb."""
 
 
 def check_options(
     options: JourneyOptions, algorithm_options: Any, keywords: dict[str, Any]
 ) -> None:
-    """Raise an InputError for what would fail hours later."""
+    """Raise an InputError now for an option that would fail hours later."""
     taken = {"split", "reward_model", "gold"} & keywords.keys()
     if taken:
         raise InputError(
-            f"{', '.join(sorted(taken))}: set by the stages themselves; --human names the gold "
-            "scorer, and scripts/train_policy.py takes a reward model of yours"
+            f"{', '.join(sorted(taken))}: the stages set this keyword; --human chooses the gold "
+            "scorer, and scripts/train_policy.py accepts your own reward model"
         )
     check_counts(algorithm_options)
     if options.candidates < 2 or options.comparisons < 2 or options.total_tokens < 1:
-        raise InputError("--candidates and --comparisons must be at least 2, --total-tokens 1")
+        raise InputError(
+            "--candidates and --comparisons must be at least 2, --total-tokens at least 1"
+        )
     if options.rounds < 1 or (options.rounds > 1 and options.data is not None):
-        raise InputError("--rounds must be at least 1; further rounds need the simulated human")
+        raise InputError(
+            "--rounds must be at least 1; with --data it must be 1, because further rounds need "
+            "the simulated human"
+        )
     if min(options.comparisons, options.total_tokens) < 2 * options.rounds:
         raise InputError("--comparisons and --total-tokens must be at least twice --rounds")
     check_sizes(options.episodes, options.prompts, options.reference_samples)

@@ -1,4 +1,4 @@
-"""Comparisons among a model's own samples, and what they say of the last reward model."""
+"""Label a model's samples with a simulated human, and check a reward model against the labels."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -33,17 +33,18 @@ def label_samples(
     seed: int = 0,
     progress: bool = True,
 ) -> list[Comparison]:
-    """A simulated human's choices among a model's own responses to an environment's prompts.
+    """Let a simulated human choose among a model's responses to an environment's prompts.
 
     Args:
-        env: Prompts, token budget and reference; its reward does not matter.
-        n: How many comparisons.
-        model: Who responds; the environment's reference if None.
-        human: Utility of each response, as (prompts, responses) -> numbers, or the name of such a
-            function, "package.module:function".
-        candidates: Responses to each prompt that the human chooses among, K.
+        env: The environment of the prompts, the token budget and the reference. Its reward is not
+            used.
+        n: Number of comparisons.
+        model: The model that responds; None takes the environment's reference.
+        human: Utility of each response, a function (prompts, responses) -> numbers, or the name of
+            such a function, "package.module:function".
+        candidates: K, the responses to each prompt that the human chooses among.
         temperature: P(choice) ∝ exp(utility / temperature).
-        seed: Seed of everything.
+        seed: Seed of prompts, responses and choices.
         progress: Whether to show progress on stderr.
     """
     reference = env.objective.reference
@@ -65,15 +66,15 @@ def label_samples(
 def hindsight(
     model: RewardModel, comparisons: Sequence[Comparison], human: TextReward | str
 ) -> dict[str, Any]:
-    """What choices among a policy's samples say of the reward model that it was trained against.
+    """Measure a reward model on choices among samples of the policy that was trained against it.
 
-    A policy that hacks its reward model has a high score, a gold score that does not follow, and
-    samples among which the model no longer predicts the choices.
+    This shows reward hacking: the score is high, the gold score has not risen with it, and the
+    reward model no longer predicts the choices among the policy's samples.
 
     Args:
         model: The reward model.
         comparisons: Choices among the policy's samples, with their token ids.
-        human: Who chose.
+        human: The simulated human that chose.
 
     Returns:
         The samples' mean `score` and `gold`, and the model's `accuracy_on_own_samples`, each a
@@ -81,7 +82,8 @@ def hindsight(
     """
     encoded, _ = encode_comparisons(comparisons, model, None)
     texts = [text for c in comparisons for text in c.candidates]
-    # As the human read them when choosing; a chat is kept as its messages.
+    # Decode the prompts from their ids: the human chose with this text, but `c.prompt` of a chat is
+    # a list of messages.
     asked = [
         str(model.tokenizer.decode(list(c.ids[0]), skip_special_tokens=True))
         for c in comparisons
@@ -99,5 +101,5 @@ def hindsight(
 
 
 def utility(human: TextReward | str) -> TextReward:
-    """The simulated human, by name or itself."""
+    """Return the simulated human as a function; a name is imported."""
     return cast(TextReward, load_callable(human)) if isinstance(human, str) else human

@@ -1,4 +1,4 @@
-"""Rounds of labelling: how a journey's totals and folders are spread over them."""
+"""Rounds of labelling: the share of the totals, the seed and the folder of each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +9,10 @@ class Round:
     """One round of labelling, reward modelling and learning.
 
     Attributes:
-        number: From 1.
-        of: How many there are.
-        folder: Where its outputs go; the last round's is the run folder.
+        number: Number of this round, from 1.
+        of: Number of rounds in all.
+        folder: Folder of its outputs. For the last round this is the run folder, so that one round
+            and many leave the final policy in the same place.
     """
 
     number: int
@@ -20,23 +21,23 @@ class Round:
 
     @property
     def last(self) -> bool:
-        """Whether no other follows."""
+        """Whether this is the last round."""
         return self.number == self.of
 
     def share(self, total: int) -> int:
-        """This round's share of a total."""
+        """Return this round's share of a total. The shares of all rounds add up to the total."""
         return total * self.number // self.of - total * (self.number - 1) // self.of
 
     def seed(self, seed: int) -> int:
-        """This round's seed: no two rounds draw the same."""
+        """Return this round's seed. Rounds have different seeds, so their samples differ."""
         return seed + 1000 * (self.number - 1)
 
     def title(self, stage: str) -> str:
-        """What is printed as a stage begins."""
+        """Return the line to print when a stage begins."""
         return stage if self.of == 1 else f"round {self.number} of {self.of}, {stage}"
 
 
 def rounds(run_dir: Path, n: int) -> list[Round]:
-    """The n rounds in turn."""
+    """Return the n rounds in order."""
     earlier = [Round(i, n, run_dir / "rounds" / str(i)) for i in range(1, n)]
     return [*earlier, Round(n, n, run_dir)]

@@ -1,4 +1,4 @@
-"""What comes before a run: its folder, its options, its environment."""
+"""Set up a run: check and create its folder, record its options, make its environment."""
 
 import json
 from pathlib import Path
@@ -13,30 +13,39 @@ from rlhf_gym.tasks.keywords import check_keywords, no_environment
 from rlhf_gym.utils.files import read_json, write_json
 
 PLACES = ("resume", "run_dir", "device", "wandb")
-"""Options that say where and how to run; the result does not depend on them."""
+"""Options that do not affect the result, so a continued run may change them."""
 
 
 def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> None:
-    """Make sure that a run folder is empty or holds the same run, stopped.
+    """Check that a run folder is new, or contains the same run and may be continued.
+
+    Args:
+        run_dir: The run folder.
+        config: The options of the run that is about to start.
+        resume: Whether a stopped run may be continued.
 
     Raises:
-        InputError: It holds another run, or one that `resume` was not asked for.
+        InputError: The folder contains a run with other options, or a stopped run and `resume` is
+            False.
     """
     file = run_dir / "config.json"
     if not file.exists():
         return
     if not resume and (run_dir / "checkpoints").exists():
-        raise InputError(f"{run_dir} holds a stopped run; --resume goes on, or name another folder")
+        raise InputError(
+            f"{run_dir} contains a stopped run; continue it with --resume, or give another "
+            "--run-dir"
+        )
     other = other_options(file, config)
     if resume and other:
         raise InputError(
-            f"{run_dir} holds a run with {listed(other)}; give the same options to go on, or "
-            "another --run-dir"
+            f"{run_dir} contains a run with {listed(other)}; give the same options to continue it, "
+            "or another --run-dir"
         )
 
 
 def other_options(file: Path, config: dict[str, Any]) -> list[str]:
-    """Where a config differs from a file's in options that matter to a result; see `apart`."""
+    """List where a config differs from a file in options that affect the result; see `apart`."""
     before, now = (
         {key: value for key, value in options.items() if key not in PLACES}
         for options in (read_json(file), json.loads(json.dumps(config, default=str)))
@@ -45,11 +54,13 @@ def other_options(file: Path, config: dict[str, Any]) -> list[str]:
 
 
 def apart(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Where two sets of options differ: a `NAME = VALUE, not VALUE` for each that does.
+    """List the options that differ, each as "NAME = RECORDED VALUE, not NEW VALUE".
+
+    The names of nested options are joined by dots.
 
     Args:
-        there: The options of what is there, as JSON has them.
-        now: Those that were asked for. Names of nested ones are joined by dots.
+        there: The recorded options, as JSON values.
+        now: The new options, as JSON values.
     """
     absent = "(no such option)"
     before, after = flat(there), flat(now)
@@ -58,7 +69,10 @@ def apart(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def flat(options: dict[str, Any]) -> dict[str, Any]:
-    """Options without nesting; an algorithm's have their own names, as on the command line."""
+    """Flatten nested options: "group.name", but no prefix for those of the algorithm.
+
+    This is how the command line names them too.
+    """
     out: dict[str, Any] = {}
     for name, value in options.items():
         if isinstance(value, dict):
@@ -70,19 +84,19 @@ def flat(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def listed(differences: list[str], most: int = 5) -> str:
-    """The first differences; a folder of another script has dozens."""
+    """Join the first differences. A folder of another script can have dozens."""
     more = len(differences) - most
     return ", ".join(differences[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def begin_run(run_dir: Path, config: dict[str, Any]) -> None:
-    """Make the run folder and note its options."""
+    """Create the run folder and record the options in its config.json."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / "config.json", config)
 
 
 def parse_values(texts: dict[str, str]) -> dict[str, Any]:
-    """Keywords from the command line: values are JSON or Python's constants, else strings."""
+    """Parse keyword values from the command line: JSON, or True, False or None; else text."""
     constants = {"True": "true", "False": "false", "None": "null"}
 
     def value(text: str) -> Any:
@@ -95,7 +109,7 @@ def parse_values(texts: dict[str, str]) -> dict[str, Any]:
 
 
 def make_env(env_id: str, num_envs: int, keywords: dict[str, Any]) -> TokenVectorEnv:
-    """`gymnasium.make_vec`, with unknown ids and keywords as input errors."""
+    """Call `gymnasium.make_vec`; an unknown id or keyword is an InputError."""
     if env_id in gymnasium.registry:
         check_keywords(env_id, keywords)
     try:

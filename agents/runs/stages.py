@@ -1,6 +1,7 @@
-"""The stages of a journey. Each writes its outputs when they are complete, or finds them there.
+"""The stages of a run of RLHF: comparisons, reward model, policy, evaluation, summary.
 
-The folder that a stage writes to is a round's; the last round's is the run folder.
+Each stage writes its outputs only when they are complete, and is skipped if they exist already. The
+first three run once per round, in the folder of the round; the last round's is the run folder.
 """
 
 import shutil
@@ -32,13 +33,13 @@ from rlhf_gym.utils.files import hash_files, read_json, write_json
 
 @dataclass(frozen=True)
 class Journey:
-    """A journey under way: what its stages share.
+    """The state that all stages of a run share.
 
     Attributes:
-        options: Its options.
-        algorithm_options: Those of its algorithm.
-        keywords: Keywords of its environments but for reward and split.
-        console: Where it says what it does.
+        options: Options of the run.
+        algorithm_options: Options of its algorithm.
+        keywords: Keywords of its environments, without reward model, gold scorer and split.
+        console: Console for progress messages.
     """
 
     options: JourneyOptions
@@ -48,26 +49,26 @@ class Journey:
 
     @property
     def rounds(self) -> list[Round]:
-        """Its rounds in turn."""
+        """The rounds in order."""
         return rounds(self.options.run_dir, self.options.rounds)
 
     @property
     def progress(self) -> bool:
-        """Whether it says what it does."""
+        """Whether to print progress."""
         return not self.console.quiet
 
 
 def collect(journey: Journey, env: TokenVectorEnv, stage: Round, previous: Round | None) -> None:
-    """Stage 1: comparisons.jsonl in the round's folder, all choices so far.
+    """Stage 1: write comparisons.jsonl with all choices so far into the round's folder.
 
-    The first round's are among samples of the reference, or those of ``options.data``; each later
-    round adds choices among samples of the policy before it, and writes what they say of that
-    round's reward model into its round.json.
+    The first round takes choices among samples of the reference, or the comparisons of
+    ``options.data``. Each later round adds choices among samples of the previous round's policy.
+    It also measures the previous round's reward model on them (see `look_back`).
     """
     options, console = journey.options, journey.console
     file = stage.folder / "comparisons.jsonl"
     if file.exists():
-        console.print(stage.title("1/4 comparisons: done before"))
+        console.print(stage.title("1/4 comparisons: already done"))
         return
     if options.data is not None:
         console.print(f"1/4 comparisons: {options.data}")
@@ -75,7 +76,7 @@ def collect(journey: Journey, env: TokenVectorEnv, stage: Round, previous: Round
     else:
         who = "reference" if previous is None else "policy"
         console.print(
-            stage.title(f"1/4 comparisons: the {who} speaks, the simulated human chooses")
+            stage.title(f"1/4 comparisons: the simulated human chooses among samples of the {who}")
         )
         policy = None
         if previous is not None:
@@ -100,7 +101,7 @@ def collect(journey: Journey, env: TokenVectorEnv, stage: Round, previous: Round
 
 
 def look_back(journey: Journey, stage: Round, comparisons: list[Comparison]) -> None:
-    """round.json of a round: what choices among its policy's samples say of its reward model."""
+    """Write a round's round.json: its reward model, measured on its own policy's samples."""
     device = resolve_device(journey.options.device)
     model = RewardModel.load(str(stage.folder / "reward_model"), device=device)
     seen = {
@@ -113,14 +114,20 @@ def look_back(journey: Journey, stage: Round, comparisons: list[Comparison]) -> 
 
 
 def fit_reward(journey: Journey, env: TokenVectorEnv, stage: Round) -> None:
-    """Stage 2: reward_model/ and reward_model.json in the round's folder, from the reference."""
+    """Stage 2: train a reward model from the reference.
+
+    The training works in the folder reward_run. When it is complete, reward_model/ and
+    reward_model.json are moved from there into the round's folder.
+    """
     options, work = journey.options, stage.folder / "reward_run"
     if (stage.folder / "reward_model.json").exists():
-        shutil.rmtree(work, ignore_errors=True)  # a stop in between
-        journey.console.print(stage.title("2/4 reward model: done before"))
+        # The folder is left over if the run stopped between the last move and its removal.
+        shutil.rmtree(work, ignore_errors=True)
+        journey.console.print(stage.title("2/4 reward model: already done"))
         return
     journey.console.print(stage.title("2/4 reward model: learns to predict the choices"))
-    if not (work / "reward_model.json").exists():  # else it was trained before a stop
+    # If this file exists, the training was complete, but the run stopped before the moves below.
+    if not (work / "reward_model.json").exists():
         _, figures = fit_reward_model(
             read_comparisons(stage.folder / "comparisons.jsonl"),
             env.objective.reference,
@@ -135,7 +142,8 @@ def fit_reward(journey: Journey, env: TokenVectorEnv, stage: Round) -> None:
             progress=journey.progress,
         )
         journey.console.print(accuracy_line(figures), highlight=False, soft_wrap=True)
-    if (work / "reward_model").exists():  # else it was moved before a stop
+    # If this folder is missing, it was already moved when the run stopped.
+    if (work / "reward_model").exists():
         shutil.rmtree(stage.folder / "reward_model", ignore_errors=True)
         (work / "reward_model").rename(stage.folder / "reward_model")
     (work / "reward_model.json").rename(stage.folder / "reward_model.json")
@@ -143,10 +151,13 @@ def fit_reward(journey: Journey, env: TokenVectorEnv, stage: Round) -> None:
 
 
 def learn(journey: Journey, stage: Round, previous: Round | None) -> None:
-    """Stage 3: policy/, reference/, metrics.csv and policy.json in the round's folder."""
+    """Stage 3: train the policy.
+
+    Writes policy/, reference/, metrics.csv and policy.json into the round's folder.
+    """
     options = journey.options
     if (stage.folder / "policy.json").exists():
-        journey.console.print(stage.title("3/4 policy: done before"))
+        journey.console.print(stage.title("3/4 policy: already done"))
         return
     journey.console.print(stage.title(f"3/4 policy: {options.algorithm} on {options.env}"))
     train(
@@ -165,16 +176,16 @@ def learn(journey: Journey, stage: Round, previous: Round | None) -> None:
 
 
 def rewarded(journey: Journey, stage: Round) -> dict[str, Any]:
-    """Keywords of an environment that pays a round's reward model."""
+    """Return the keywords of an environment that pays the scores of a round's reward model."""
     return {"reward_model": str(stage.folder / "reward_model"), "gold": journey.options.human}
 
 
 def evaluate(journey: Journey) -> dict[str, Any]:
-    """Stage 4: evaluation.json and samples.jsonl in the run folder; the figures."""
+    """Stage 4: write evaluation.json and samples.jsonl into the run folder; return the figures."""
     options = journey.options
     file = options.run_dir / "evaluation.json"
     if file.exists():
-        journey.console.print("4/4 evaluation: done before")
+        journey.console.print("4/4 evaluation: already done")
         return cast(dict[str, Any], read_json(file))
     journey.console.print("4/4 evaluation: held-out prompts")
     keywords = {**journey.keywords, **rewarded(journey, journey.rounds[-1]), "split": "held_out"}
@@ -191,14 +202,14 @@ def evaluate(journey: Journey) -> dict[str, Any]:
 
 
 def learning(journey: Journey) -> dict[str, float]:
-    """Episodes, tokens and seconds of all rounds together."""
+    """Return the episodes, tokens and seconds of training over all rounds."""
     records = [read_json(stage.folder / "policy.json") for stage in journey.rounds]
     total = {name: sum(r[name] for r in records) for name in ("episodes", "tokens", "seconds")}
     return {**total, "tokens_per_second": total["tokens"] / total["seconds"]}
 
 
 def summarise(journey: Journey, figures: dict[str, Any]) -> dict[str, Any]:
-    """Stage 5: what summary.json says."""
+    """Stage 5: return the content of summary.json."""
     names = (
         "score_before score_after gold_before gold_after kl objective_before objective_after "
         "objective_optimum optimality"

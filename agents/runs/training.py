@@ -1,4 +1,4 @@
-"""A training: make the learner, check it, learn, save."""
+"""Train one policy: make the learner, check it, learn, save."""
 
 import shutil
 import tempfile
@@ -23,18 +23,18 @@ DEFAULT_ALGORITHM = "ppo"
 
 
 COUNTS = ("batch_size", "n_epochs", "n_minibatches", "n_steps", "n_waves")
-"""Options of algorithms by which less than one of something would be asked for."""
+"""Options of algorithms that count something, so that a value below 1 is an error."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training ends with.
+    """The result of a training.
 
     Attributes:
-        env: Where it learned.
-        learner: The learner, which may go on learning.
+        env: The environment it trained in.
+        learner: The learner. It can continue to learn.
         figures: Episodes, tokens, seconds and tokens per second.
-        metrics: What was measured at each update: the rows of metrics.csv.
+        metrics: The metrics of each update: the rows of metrics.csv.
     """
 
     env: TokenVectorEnv
@@ -44,12 +44,15 @@ class Trained:
 
     @cached_property
     def policy(self) -> CausalLM:
-        """The trained policy as a language model, adapters merged: for `evaluate_policy`."""
+        """The trained policy as a language model with adapters merged, as `evaluate_policy` needs.
+
+        Computed once, at the first access.
+        """
         policy = self.learner.policy
         if isinstance(policy, CausalLMPolicy):
             policy.set_training_mode(False)
             return policy.plain()
-        # Any other learner promises only to save its policy.
+        # All that another learner must be able to do is to save its policy, so save and load it.
         with tempfile.TemporaryDirectory() as folder, transformers_quiet():
             self.learner.save(Path(folder) / "policy")
             device = self.env.objective.reference.device
@@ -57,14 +60,14 @@ class Trained:
 
 
 def check_counts(algorithm_config: Any, **more: int) -> None:
-    """Refuse counts below 1, which algorithms of other libraries trip over in their own ways.
+    """Raise a clear error for counts below 1; libraries fail on them late and in various ways.
 
     Args:
-        algorithm_config: An algorithm's options.
-        **more: Further counts.
+        algorithm_config: An algorithm's options; those in `COUNTS` are checked.
+        **more: Further counts, by name.
 
     Raises:
-        InputError: One is.
+        InputError: A count is below 1.
     """
     counts = {name: getattr(algorithm_config, name, 1) for name in COUNTS} | more
     for name, count in counts.items():
@@ -89,26 +92,30 @@ def train(
     """Train a policy on an environment.
 
     Args:
-        env: The environment; rows, prompts and reward are its own.
+        env: The environment. It determines the prompts, the reward and the number of rows.
         algorithm: A module under `agents`, or a dotted path.
-        algorithm_config: Its options, an instance of the module's `Config`; the defaults if None.
-        total_tokens: Response tokens to sample, about.
-        run_dir: Gets policy/, reference/, policy.json (the figures), metrics.csv, samples,
-            tensorboard/, and checkpoints until it is done. None keeps nothing on disk.
-        seed: Seed of everything; Python's, NumPy's and torch's global generators are seeded too.
-        start: A folder that a learner saved its policy to, to start from instead of the reference.
-        goes_on: Whether the policy saved here will be such a start.
-        resume: Continue from the last checkpoint in `run_dir`, if there is one.
-        wandb: Log to Weights & Biases too.
+        algorithm_config: Its options, an instance of the module's `Config`; None takes the
+            defaults.
+        total_tokens: Approximate number of response tokens to sample.
+        run_dir: Folder for policy/, reference/, policy.json (the figures), metrics.csv,
+            training_samples.jsonl, tensorboard/ and, until the training is done, checkpoints/. None
+            keeps nothing on disk.
+        seed: Seed of all randomness. Python's, NumPy's and torch's global generators are seeded
+            too.
+        start: Folder of a saved policy to start from; None starts from the reference.
+        goes_on: Whether a later training will start from this policy. If so, a learner without
+            `start_from` is refused now.
+        resume: Whether to continue from the last checkpoint in `run_dir`, if there is one.
+        wandb: Whether to log to Weights & Biases too.
         progress: Whether to show progress on stderr.
 
     Returns:
         The learner with its figures and metrics; `Trained.policy` is the language model.
 
     Raises:
-        InputError: The algorithm, one of its options or the environment does not fit, or `run_dir`
-            has the checkpoints of a stopped run and `resume` is False.
-        RuntimeError: Environment and policy do not pass the doctor's checks.
+        InputError: The algorithm, one of its options or the environment is bad, or `run_dir` has
+            the checkpoints of a stopped run and `resume` is False.
+        RuntimeError: The environment or the policy fails one of the doctor's checks.
     """
     if not isinstance(env, TokenVectorEnv):
         raise InputError(f"{env} is not a TokenVectorEnv; train on one without wrappers")
@@ -150,21 +157,26 @@ def train(
 
 
 def _start(learner: Learner, algorithm: str, start: Path | None, goes_on: bool) -> None:
-    """Take over a saved policy, if there is one to start from."""
+    """Load the policy to start from, if there is one; check first that the learner can do so."""
     if (goes_on or start is not None) and not hasattr(learner, "start_from"):
         raise InputError(
-            f"the learner of {algorithm!r} has no start_from(directory), which --rounds needs; add "
-            "it, or do one round"
+            f"the learner of {algorithm!r} has no start_from(directory), which --rounds needs; "
+            "implement it, or set --rounds 1"
         )
     if start is not None:
         learner.start_from(start)
 
 
 def check(env: TokenVectorEnv, policy: CausalLMPolicy, *, fresh: bool) -> None:
-    """Examine both before hours are spent on them (see scripts/doctor.py).
+    """Run the doctor's checks before hours of training (see scripts/doctor.py).
+
+    Args:
+        env: The environment to train in.
+        policy: The learner's policy.
+        fresh: Whether the policy must equal the reference, as it does before it has learned.
 
     Raises:
-        RuntimeError: Something that must hold does not.
+        RuntimeError: A check fails. The message lists all problems and their fixes.
     """
     problems = examine(Subject(env, policy, fresh=fresh))
     if problems:

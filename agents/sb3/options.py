@@ -179,7 +179,7 @@ class PPOOptions(PolicyGradientOptions):
 
 @dataclass(frozen=True)
 class GroupOptions(SampledOptions):
-    """Options of learners by a loss of whole responses, several per prompt (`agents.sb3.groups`)."""
+    """Options of learners that compare several responses per prompt (`agents.sb3.groups`)."""
 
     samples_per_prompt: int | None = 8
     n_waves: int = 2

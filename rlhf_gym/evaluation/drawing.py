@@ -1,6 +1,6 @@
-"""Responses of a model to held-out prompts, and what is measured of each.
+"""Draw a model's responses to prompts, and measure each response.
 
-Notation: P prompts, n responses of each.
+Notation: P prompts, n responses to each.
 """
 
 import dataclasses
@@ -23,24 +23,30 @@ from rlhf_gym.utils.arrays import Floats
 ROWS_PER_PASS = 512
 
 DISTINCT_RESPONSES = 16
-"""Responses to a prompt that distinct n-grams are counted in; the share falls with their number."""
+"""Responses per prompt in which distinct n-grams are counted.
+
+The share of distinct n-grams falls with the number of responses, so this number is fixed.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Responses of one model to P prompts and what is known of each; arrays are (P, n).
+    """Responses of one model to P prompts, and measurements of each; arrays are (P, n).
 
     Attributes:
         prompts: P prompts as text.
         texts: P lists of n responses.
-        scores: R(x, y).
-        gold: The gold scorer's; None without one.
-        kl: Sum of exact per-state KLs to the reference along the response, nats.
-        log_ratio: log π − log π_ref of the response under the policy evaluated.
-        ref_log_prob: log π_ref of the response.
-        lengths: Tokens of the response.
-        stopped: Whether an EOS ended it.
-        distinct: (P, 2) share of distinct 1- and 2-grams among the first responses to a prompt.
+        scores: Score R(x, y) of the response.
+        gold: Gold score of the response; None without a gold scorer.
+        kl: Sum over the response of the exact KL(π ‖ π_ref) in each state, nats. 0 if the sampler
+            is not the policy.
+        log_ratio: log π(y | x) − log π_ref(y | x), where π is the policy evaluated, also if the
+            sampler is the reference.
+        ref_log_prob: log π_ref(y | x).
+        lengths: Number of tokens in the response.
+        stopped: 1 if the response ended with an EOS, else 0.
+        distinct: (P, 2) share of distinct 1- and 2-grams in the first `DISTINCT_RESPONSES`
+            responses to the prompt.
     """
 
     prompts: list[str]
@@ -71,16 +77,16 @@ def draw_responses(
     """Draw n responses to each prompt from `sampler` and measure them against `policy`.
 
     Args:
-        sampler: Who speaks: the policy or the reference.
-        policy: The policy evaluated (for `log_ratio`, and for `kl` when it is the sampler).
+        sampler: The model that responds: the policy or the reference.
+        policy: The policy evaluated, for `log_ratio` (and for `kl` if it is the sampler).
         objective: Reward, reference and β.
-        prompts: P prompts as ids.
-        n: Responses of each.
-        max_new_tokens: Token budget.
+        prompts: P prompts as token ids.
+        n: Responses to each prompt.
+        max_new_tokens: Token budget of a response.
         stop_at_eos: Whether an EOS ends a response.
-        gold: Gold scorer.
+        gold: Gold scorer; None for no gold scores.
         generator: Source of randomness.
-        progress: Called with the number of responses done.
+        progress: Called after each batch with its number of responses.
     """
     per_pass = max(1, ROWS_PER_PASS // n)
     parts = []
@@ -147,7 +153,7 @@ def _reply_ids(sequences: Sequences) -> list[npt.NDArray[np.int64]]:
 
 
 def distinct_n(replies: Sequence[npt.NDArray[np.int64]], n: int) -> float:
-    """Share of distinct n-grams among all n-grams of some responses (Li et al. 2016)."""
+    """Return the share of distinct n-grams among all n-grams of some responses (Li et al. 2016)."""
     grams = [tuple(row[i : i + n].tolist()) for row in replies for i in range(len(row) - n + 1)]
     return len(set(grams)) / max(len(grams), 1)
 

@@ -1,7 +1,7 @@
-"""What a policy is worth on held-out prompts, next to its reference and the optimum.
+"""Evaluate a policy on held-out prompts, compared with its reference and the optimum.
 
-Notation: P prompts, n responses of each. Every figure is a mean over prompts with its standard
-error over prompts; the responses of one prompt are not independent of each other.
+Notation: P prompts, n responses to each. Every figure is a mean over prompts with its standard
+error over prompts, because the responses to one prompt are not independent of each other.
 """
 
 import math
@@ -23,21 +23,29 @@ from rlhf_gym.utils.arrays import Floats
 from rlhf_gym.utils.statistics import measured
 
 MIN_ESS = 20.0
-"""Below this mean effective sample size, J* is not reported."""
+"""J* is not reported if the mean effective sample size is below this: its bias would be large."""
 
 
 def win_rate(ours: Floats, theirs: Floats) -> Floats:
-    """Share of pairs (ours, theirs) on each prompt that ours wins, ties half: (P, n), (P, m)."""
+    """Return each prompt's share of pairs (ours, theirs) that ours wins; a tie counts one half.
+
+    Args:
+        ours: (P, n) scores.
+        theirs: (P, m) scores.
+
+    Returns:
+        (P,) win rates.
+    """
     margin = ours[:, :, None] - theirs[:, None, :]
     rate: Floats = ((margin > 0) + 0.5 * (margin == 0)).mean((1, 2))
     return rate
 
 
 def summarise(policy: Drawn, reference: Drawn, kl_coef: float) -> dict[str, Any]:
-    """All figures of a policy next to its reference, each {"value", "se", "n"}.
+    """Compute all figures of a policy and its reference, each {"value", "se", "n"}.
 
-    `optimality` and `objective_optimum` are None where the mean effective sample size is below
-    `MIN_ESS`; `optimum` then says what there was.
+    `optimality` and `objective_optimum` are None if the mean effective sample size is below
+    `MIN_ESS`. `optimum` has the effective sample size, and how many samples would be needed.
     """
     objective = (policy.scores - kl_coef * policy.kl).mean(1)
     objective_ref = reference.scores.mean(1)
@@ -64,7 +72,7 @@ def summarise(policy: Drawn, reference: Drawn, kl_coef: float) -> dict[str, Any]
         figures[f"ref_nll_per_token_{name}"] = measured(nats)
         mean = measured(nats)
         value = math.exp(mean["value"])
-        # Delta method: the error of exp(x) is exp(x) times that of x.
+        # Delta method: the standard error of exp(x) is exp(x) times that of x.
         figures[f"ref_perplexity_{name}"] = {
             "value": value,
             "se": value * mean["se"],
@@ -82,10 +90,10 @@ def summarise(policy: Drawn, reference: Drawn, kl_coef: float) -> dict[str, Any]
             "kl": measured(best.kl),
             "score": measured(best.score),
             "samples": pooled.shape[1],
-            # About as many samples a prompt as would let J* be told.
+            # Approximate number of samples per prompt with which J* could be reported.
             "samples_needed": best.samples_needed(pooled.shape[1], MIN_ESS),
         }
-        # A reward that does not vary leaves nothing to gain, and no share of it to name.
+        # If J* does not exceed J_ref (a constant reward), optimality would divide by 0.
         if best.ess.mean() >= MIN_ESS and (best.value - objective_ref).mean() > 0:
             figures["objective_optimum"] = measured(best.value)
             figures["optimality"] = optimality(objective, objective_ref, best.value)
@@ -122,21 +130,24 @@ def evaluate(
 ) -> tuple[dict[str, Any], Drawn, Drawn]:
     """Evaluate a policy on (held-out) prompts.
 
+    If all responses can be listed, the figures that depend on them are exact instead of estimates.
+
     Args:
-        policy: The policy, with the reference's vocabulary.
+        policy: The policy. It must have the reference's vocabulary.
         objective: Reward, reference and β.
-        prompts: The prompts; `n_prompts` of them are taken, the same for every policy.
-        max_new_tokens: Token budget.
+        prompts: The prompts to choose from. The choice depends on `seed` alone, so every policy is
+            evaluated on the same prompts.
+        max_new_tokens: Token budget of a response.
         stop_at_eos: Whether an EOS ends a response.
-        n_prompts: P.
+        n_prompts: P, the number of prompts to evaluate on.
         n_policy: Responses of the policy to each prompt.
-        n_reference: Responses of the reference to each prompt; they carry J*.
-        gold: Gold scorer.
-        seed: Seed of prompts and responses.
-        progress: Called with the number of responses done.
+        n_reference: Responses of the reference to each prompt; J* is estimated mainly from them.
+        gold: Gold scorer; None for no gold scores.
+        seed: Seed of the choice of prompts and of the responses.
+        progress: Called after each batch with its number of responses.
 
     Returns:
-        The figures (see `summarise`), the policy's responses, the reference's.
+        The figures (see `summarise`), the policy's responses and the reference's.
 
     Raises:
         InputError: The policy's vocabulary is not the reference's.
@@ -147,7 +158,7 @@ def evaluate(
             f"the policy has {policy.vocab_size} usable tokens, the reference "
             f"{reference.vocab_size}; evaluate it on the environment it was trained on"
         )
-    # Temperature, ends and mask are the environment's, whatever the policy's files say.
+    # Use the environment's temperature, EOS ids and mask, not those in the policy's files.
     policy = policy.following(reference)
     order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
     ids = [prompts.ids[i] for i in order]
@@ -178,7 +189,7 @@ def evaluate(
 
 
 def exact_optimum(task: Enumeration) -> dict[str, Any]:
-    """What is known of π*: its score and KL, and J of the best deterministic policy."""
+    """Return π*'s exact score and KL, and J of the best deterministic policy."""
     best = task.value(task.optimum)
     return {
         "kl": _exact(best.kl),
@@ -192,7 +203,7 @@ def _exact(values: Floats) -> dict[str, float]:
 
 
 def exact_figures(task: Enumeration, policy: CausalLM) -> dict[str, Any]:
-    """The figures that enumeration knows exactly, in place of their estimates."""
+    """Return the figures that enumeration computes exactly, to replace their estimates."""
     before, after = task.value(task.reference), task.value(task.log_probs(policy))
 
     def share(objective: Floats) -> dict[str, float]:

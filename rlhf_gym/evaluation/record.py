@@ -1,4 +1,4 @@
-"""A whole evaluation of a policy, and its record in a folder."""
+"""Evaluate a policy on an environment, and record the results in a folder."""
 
 import json
 from pathlib import Path
@@ -26,18 +26,19 @@ def evaluate_policy(
     run_dir: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Measure a policy on an environment's prompts, next to the reference and the optimum.
+    """Measure a policy on an environment's prompts, compared with the reference and the optimum.
 
     Args:
-        policy: The policy; or a folder that `from_pretrained` can load, or a hub name.
-        env: Objective, prompts and gold scorer. Made with ``split="held_out"``, its prompts are
-            those that no training has seen.
-        episodes: Responses of the policy in all.
-        prompts: Prompts that they are spread over, at most those of the environment.
-        reference_samples: Responses of the reference to each prompt; they carry the estimate of J*.
-        seed: Seed of prompts and responses.
-        run_dir: Gets evaluation.json (the figures) and samples.jsonl (responses of both, side by
-            side). None writes nothing.
+        policy: The policy, or a folder that `from_pretrained` can load, or a hub name.
+        env: The environment, which has the objective, the prompts and the gold scorer. Make it with
+            ``split="held_out"`` for prompts that no training has seen.
+        episodes: Responses of the policy over all prompts. Each prompt gets episodes // prompts.
+        prompts: Number of prompts. If the environment has fewer, all are used.
+        reference_samples: Responses of the reference to each prompt. They determine how precise the
+            estimate of J* is.
+        seed: Seed of the choice of prompts and of the responses.
+        run_dir: Folder for evaluation.json (the figures) and samples.jsonl (responses of policy and
+            reference, side by side). None writes nothing.
         progress: Whether to show progress on stderr.
 
     Returns:
@@ -53,7 +54,8 @@ def evaluate_policy(
     n_prompts, n_policy = min(prompts, len(env.prompts)), episodes // prompts
     if n_prompts < 2:
         raise InputError(
-            "at least two held-out prompts are needed: give more prompts, or raise `held_out`"
+            "an evaluation needs at least two held-out prompts: give more prompts, or raise "
+            "`held_out`"
         )
     total = n_prompts * (n_policy + reference_samples)
     with transformers_quiet():
@@ -84,15 +86,15 @@ def evaluate_policy(
 
 
 def check_sizes(episodes: int, prompts: int, reference_samples: int) -> None:
-    """Raise an InputError if an evaluation of these sizes could say nothing."""
+    """Raise an InputError if an evaluation of these sizes has too few prompts or responses."""
     if prompts < 2 or episodes < prompts or reference_samples < 1:
         raise InputError(
-            "prompts must be at least 2, episodes no fewer, reference_samples at least 1"
+            "prompts must be at least 2, episodes at least prompts, reference_samples at least 1"
         )
 
 
 def samples(policy: Drawn, reference: Drawn) -> list[dict[str, Any]]:
-    """The first response of both to some prompts, side by side."""
+    """Return the first responses of policy and reference to some prompts, side by side."""
     return [
         {
             "prompt": policy.prompts[i],

@@ -1,6 +1,6 @@
-"""Where a reward model is right and where it is wrong: what is compared, sliced and read.
+"""Analyse a reward model: accuracy by kind of comparison, simple rules, calibration, mistakes.
 
-Notation: N comparisons, K candidates of one.
+Notation: N comparisons, K candidates in one.
 """
 
 import math
@@ -36,26 +36,30 @@ QUARTILES = (0.25, 0.5, 0.75)
 
 
 def lead(model: Predictions, rule: Predictions, prompts: Ints, seed: int = 0) -> Figure:
-    """Top-1 accuracy of a model less that of a rule on the same comparisons.
+    """Compute a model's top-1 accuracy minus that of a rule on the same comparisons.
 
-    The interval is that of the differences, so what makes a comparison hard for both cancels.
+    The interval is computed from the paired differences. It is narrower than that of two separate
+    accuracies, because comparisons that are hard for both cancel.
 
     Args:
-        model: What the model says of N comparisons.
-        rule: What the rule says of the same ones.
-        prompts: (N,) number of each one's prompt.
-        seed: Seed of the resampling.
+        model: The model's predictions for N comparisons.
+        rule: The rule's predictions for the same comparisons.
+        prompts: (N,) number of each comparison's prompt.
+        seed: Seed of the bootstrap.
     """
     return clustered(model.top1 - rule.top1, prompts, seed)
 
 
 def margins(said: Predictions) -> Floats:
-    """(N,) highest logit of each comparison less the second highest."""
+    """Return each comparison's highest logit minus its second highest: (N,)."""
     return np.array([float(np.diff(np.sort(x)[-2:])[0]) for x in said.logits])
 
 
 def length_gaps(comparisons: Sequence[Comparison]) -> Floats:
-    """(N,) mean characters of the preferred candidates less that of the others; NaN without any."""
+    """Return the mean characters of the preferred candidates minus those of the others: (N,).
+
+    NaN for a comparison without a preferred candidate.
+    """
     out = []
     for comparison in comparisons:
         lengths = np.array([len(text) for text in comparison.candidates], dtype=np.float64)
@@ -65,9 +69,9 @@ def length_gaps(comparisons: Sequence[Comparison]) -> Floats:
 
 
 def quartiles(values: Floats) -> Ints:
-    """The quarter 0 … 3 that each value lies in, −1 for NaN: (N,) -> (N,).
+    """Return the quarter, 0 to 3, of each value, and −1 for NaN: (N,) -> (N,).
 
-    Equal values share a quarter, so quarters may differ in size, and some may be empty.
+    Equal values are in the same quarter, so quarters may differ in size, and some may be empty.
     """
     known = ~np.isnan(values)
     out = np.full(len(values), -1, dtype=np.int64)
@@ -80,16 +84,16 @@ def quartiles(values: Floats) -> Ints:
 def accuracy_by_size(
     said: Predictions, chance: Predictions, prompts: Ints, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Top-1 accuracy for each K.
+    """Compute the top-1 accuracy for each number of candidates K.
 
     Args:
-        said: What the model says of N comparisons.
-        chance: What `uniform` says of them.
-        prompts: (N,) number of each one's prompt.
-        seed: Seed of the resampling.
+        said: The model's predictions for N comparisons.
+        chance: The predictions of `uniform` for the same comparisons.
+        prompts: (N,) number of each comparison's prompt.
+        seed: Seed of the bootstrap.
 
     Returns:
-        For each K with a preference in it: `k`, `accuracy` (a figure), `chance` (a number).
+        For each K with at least one preference: `k`, `accuracy` (a figure), `chance` (a number).
     """
     sizes = np.array([len(x) for x in said.logits])
     sizes = np.where(np.isnan(said.top1), -1, sizes)
@@ -102,18 +106,18 @@ def accuracy_by_size(
 def accuracy_by_quartile(
     values: Floats, said: Predictions, chance: Predictions, prompts: Ints, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Top-1 accuracy in each quarter of the comparisons that have a preference.
+    """Compute the top-1 accuracy in each quarter of the comparisons that have a preference.
 
     Args:
-        values: (N,) what they are ordered by; one with NaN is left out.
-        said: What the model says of N comparisons.
-        chance: What `uniform` says of them.
-        prompts: (N,) number of each one's prompt.
-        seed: Seed of the resampling.
+        values: (N,) the values that order the comparisons; one with NaN is left out.
+        said: The model's predictions for N comparisons.
+        chance: The predictions of `uniform` for the same comparisons.
+        prompts: (N,) number of each comparison's prompt.
+        seed: Seed of the bootstrap.
 
     Returns:
-        For each quarter that is not empty, lowest values first: the least and the greatest value in
-        it (`from`, `to`), `accuracy` (a figure), `chance` (a number).
+        For each quarter that is not empty, lowest values first: its smallest and largest value
+        (`from`, `to`), `accuracy` (a figure), `chance` (a number).
     """
     values = np.where(np.isnan(said.top1), np.nan, values)
     quarter = quartiles(values)
@@ -135,15 +139,15 @@ def _slice(
 
 
 def worst_mistakes(said: Predictions, most: int) -> list[int]:
-    """Which comparisons the model got wrong with most conviction, the worst first.
+    """Find the comparisons that the model got wrong with the highest confidence, worst first.
 
     Args:
-        said: What the model says of N comparisons.
-        most: How many at most.
+        said: The model's predictions for N comparisons.
+        most: Most comparisons to return.
 
     Returns:
-        Places of comparisons none of whose highest logits is on top, by falling negative
-        log-likelihood.
+        Indices of comparisons in which no candidate with the highest logit is a preferred one, by
+        decreasing negative log-likelihood.
     """
     wrong = np.flatnonzero(said.top1 == 0)
     order = np.argsort(-said.nll[wrong], kind="stable")
@@ -163,20 +167,20 @@ def analyse_reward_model(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """All that comparisons say of a reward model: accuracies by slice, calibration, mistakes.
+    """Measure a reward model on comparisons: accuracies by slice, calibration, worst mistakes.
 
     Args:
         model: The reward model.
-        comparisons: What it is measured on; best none that it learnt from.
-        learnt: What the bag of words, one of the rules it is compared with, is fitted to; the rule
-            is left out if they imply too few pairs.
-        max_tokens: Longest prompt + candidate; by default the model's context.
-        too_long: What to do with longer ones.
-        seed: Seed of the resampling behind intervals.
+        comparisons: The comparisons to measure on. The model should not have been trained on them.
+        learnt: Comparisons to fit the bag of words to, one of the rules that the model is compared
+            with. The rule is left out if they imply fewer than two pairs.
+        max_tokens: Most tokens of a prompt with one candidate; None takes the model's context.
+        too_long: What to do with longer comparisons.
+        seed: Seed of the bootstrap behind the intervals.
         progress: Whether to print how many comparisons fit.
 
     Returns:
-        The figures, as strict JSON can hold them; `counts` says how many comparisons fitted.
+        The figures, as values of strict JSON. `counts` says how many comparisons fitted.
 
     Raises:
         InputError: No comparison fits the model.
@@ -184,18 +188,19 @@ def analyse_reward_model(
     longest_row = max_tokens or context_length(model.model)
     encoded, fit = encode_comparisons(comparisons, model, longest_row, too_long=too_long)
     if progress:
-        print(f"{len(encoded)} comparisons to judge; of all, {fit} ({longest_row} tokens)")
+        print(f"{len(encoded)} comparisons to measure on; of all, {fit} ({longest_row} tokens)")
     figures = measure(predictions(model, encoded), learnt, seed)
     return plain({"counts": asdict(fit), **figures})  # type: ignore[no-any-return]
 
 
 def measure(said: Predictions, learnt: Sequence[Comparison], seed: int) -> dict[str, Any]:
-    """All figures.
+    """Compute all figures.
 
     Args:
-        said: What the model says.
-        learnt: What the bag of words is fitted to; it is left out if they imply too few pairs.
-        seed: Seed of the resampling.
+        said: The model's predictions.
+        learnt: Comparisons to fit the bag of words to; it is left out if they imply fewer than two
+            pairs.
+        seed: Seed of the bootstrap.
     """
     comparisons = said.comparisons
     prompts = prompt_numbers(comparisons)
@@ -204,7 +209,7 @@ def measure(said: Predictions, learnt: Sequence[Comparison], seed: int) -> dict[
         return clustered(values, prompts, seed)
 
     rules = {"longest": baseline(longest, comparisons)}
-    # Its fit needs both classes, a pair of each.
+    # The logistic regression needs a pair of each of its two classes.
     if sum(len(c.preferred) for c in learnt) > 1:
         rules["bag_of_words"] = baseline(bag_of_words(learnt), comparisons)
     chance = rules["chance"] = baseline(uniform, comparisons)
@@ -238,7 +243,7 @@ def measure(said: Predictions, learnt: Sequence[Comparison], seed: int) -> dict[
 
 
 def mistake(said: Predictions, i: int) -> dict[str, Any]:
-    """A comparison, and what the model says of it."""
+    """Return a comparison with the model's probabilities of its candidates."""
     comparison = said.comparisons[i]
     return {
         "prompt": comparison.prompt,
@@ -250,7 +255,7 @@ def mistake(said: Predictions, i: int) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The same as strict JSON can hold it: null for NaN, text for a path."""
+    """Convert a value for strict JSON: null for NaN and infinity, text for a path."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

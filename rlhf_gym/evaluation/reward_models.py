@@ -22,7 +22,7 @@ from rlhf_gym.utils.arrays import Floats
 from rlhf_gym.utils.statistics import Figure
 
 Scorer = Callable[[Comparison], Sequence[float]]
-"""A baseline: a number for each candidate of a comparison."""
+"""A baseline: returns a number for each candidate of a comparison."""
 
 RESAMPLES = 1000
 CALIBRATION_BINS = 10
@@ -30,12 +30,13 @@ CALIBRATION_BINS = 10
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model or a baseline predicts of N comparisons.
+    """Predictions of a model or a baseline for N comparisons.
 
     Attributes:
         comparisons: The comparisons.
-        logits: For each, a number for each candidate; softmax of them is its choice.
-        choices: What each label consists of, if not what it consists of by itself (soft labels).
+        logits: For each comparison, a logit for each candidate. Their softmax is P(best).
+        choices: For each comparison, the choices that its label stands for. None takes
+            `Comparison.choices()`; soft labels need others.
     """
 
     comparisons: Sequence[Comparison]
@@ -44,14 +45,20 @@ class Predictions:
 
     @cached_property
     def top1(self) -> Floats:
-        """(N,) whether the highest logit is on top; shared among equals, NaN where none is top."""
+        """Top-1 accuracy of each comparison, (N,): 1 if the highest logit is a preferred candidate.
+
+        Candidates that tie for the highest logit share it equally. NaN without a preference.
+        """
         return np.array(
             [_top_share(c, x) for c, x in zip(self.comparisons, self.logits, strict=True)]
         )
 
     @cached_property
     def pairwise(self) -> Floats:
-        """(N,) share of the implied pairs in the right order, equal logits as half; NaN if none."""
+        """Share of the implied pairs in the right order, (N,); equal logits count one half.
+
+        NaN for a comparison that implies no pair.
+        """
         out = []
         for comparison, x in zip(self.comparisons, self.logits, strict=True):
             gaps = np.array([x[w] - x[v] for w, v in comparison.preferred])
@@ -60,19 +67,22 @@ class Predictions:
 
     @cached_property
     def nll(self) -> Floats:
-        """(N,) negative log-likelihood of each label, nats."""
+        """Negative log-likelihood of each label in nats, (N,)."""
         sizes = [len(x) for x in self.logits]
         sets = ChoiceSets.of(self.choices or [c.choices() for c in self.comparisons], sizes)
         return choice_loss(torch.from_numpy(np.concatenate(self.logits)), sets).numpy()
 
     @cached_property
     def claims(self) -> tuple[Floats, Floats]:
-        """P(best) of every compared candidate, and whether (or how often) it was best, (B',)."""
+        """P(best) of each compared candidate, and the share of votes for it as best; both (B',).
+
+        Without votes the share is 1 for the preferred candidate, or divided among several.
+        """
         said: list[float] = []
         was: list[float] = []
         for comparison, x in zip(self.comparisons, self.logits, strict=True):
             if comparison.votes is not None:
-                # What the likelihood fits: shares of votes, not which candidate has most of them.
+                # The likelihood fits the shares of the votes, so calibration compares with them.
                 ((_, shares),) = comparison.choices()
                 said += probabilities(x).tolist()
                 was += shares
@@ -85,7 +95,7 @@ class Predictions:
 
 
 def probabilities(logits: Floats) -> Floats:
-    """P(best) of each candidate of a comparison, the softmax of its logits: (K,) -> (K,)."""
+    """Return P(best) of each candidate, the softmax of a comparison's logits: (K,) -> (K,)."""
     powers = np.exp(logits - logits.max())
     return powers / powers.sum()  # type: ignore[no-any-return]
 
@@ -93,17 +103,18 @@ def probabilities(logits: Floats) -> Floats:
 def _top_share(comparison: Comparison, x: Floats) -> float:
     if not comparison.tops:
         return float("nan")
-    # One that nobody compared is neither right nor wrong.
+    # A candidate that nobody compared is neither right nor wrong.
     rivals = np.array(comparison.compared)
     highest = rivals[x[rivals] == x[rivals].max()]
     return sum(int(i) in comparison.tops for i in highest) / len(highest)
 
 
 def predictions(model: RewardModel, comparisons: Sequence[EncodedComparison]) -> Predictions:
-    """What a reward model predicts: its logits.
+    """Return a reward model's predictions: its logits.
 
-    A model that pays a label's probability gives log-probabilities instead: they order candidates
-    as the probabilities do, and their softmax gives each its share of their sum.
+    For a model whose score is a label's probability, the log-probabilities take the place of the
+    logits: they order the candidates like the probabilities, and their softmax is each
+    probability's share of the sum.
     """
     rows = candidate_rows(comparisons).to(model.device)
     if model.probability:
@@ -121,28 +132,29 @@ def predictions(model: RewardModel, comparisons: Sequence[EncodedComparison]) ->
 
 
 def baseline(scorer: Scorer, comparisons: Sequence[Comparison]) -> Predictions:
-    """What a plain rule predicts."""
+    """Return the predictions of a simple rule."""
     return Predictions(comparisons, [np.asarray(scorer(c), dtype=np.float64) for c in comparisons])
 
 
 def longest(comparison: Comparison) -> list[float]:
-    """The rule "the longest answer is the best": characters of each candidate."""
+    """Score by length, the rule "the longest answer is best": characters of each candidate."""
     return [float(len(text)) for text in comparison.candidates]
 
 
 def uniform(comparison: Comparison) -> list[float]:
-    """The rule that knows nothing: one logit for all candidates, so each has P = 1/K."""
+    """Score by chance: the same logit for all K candidates, so each has P = 1/K."""
     return [0.0] * len(comparison.candidates)
 
 
 MIN_PAIRS_TO_CHOOSE = 50
-"""With fewer pairs, the bag of words takes a fixed penalty."""
+"""With fewer pairs, the bag of words uses a fixed penalty instead of one by cross-validation."""
 
 
 def bag_of_words(train: Sequence[Comparison]) -> Scorer:
-    """A Bradley–Terry model on counts of hashed words, fitted to all implied pairs.
+    """Fit a Bradley–Terry model on counts of hashed words to all implied pairs.
 
-    Plain counts, so that length is in them; the penalty is chosen by cross-validation.
+    The counts are not normalised, so the rule can also learn to prefer long answers. The penalty is
+    chosen by cross-validation.
 
     Args:
         train: The training comparisons.
@@ -151,7 +163,7 @@ def bag_of_words(train: Sequence[Comparison]) -> Scorer:
         The fitted rule.
 
     Raises:
-        InputError: They imply fewer than two pairs.
+        InputError: The comparisons imply fewer than two pairs.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -163,12 +175,14 @@ def bag_of_words(train: Sequence[Comparison]) -> Scorer:
     if len(won) < 2:
         raise InputError(f"a bag of words needs at least two preferred pairs, not {len(won)}")
     gaps = words.transform(won) - words.transform(lost)
-    # Every second pair is turned round: two classes are needed, and no intercept is fitted.
+    # Swap winner and loser in every second pair, because the classifier needs both classes. This
+    # changes nothing else, as no intercept is fitted.
     signs = np.where(np.arange(len(won)) % 2, -1.0, 1.0)
     model = LogisticRegression(solver="liblinear", fit_intercept=False, C=1e-2)
     turned = gaps.multiply(signs[:, None]).tocsr()
     if len(won) >= MIN_PAIRS_TO_CHOOSE:
-        # Contiguous folds: pairs of one comparison stay together, but for those at the borders.
+        # KFold takes contiguous folds, so the pairs of one comparison stay in one fold, except at
+        # the borders.
         search = GridSearchCV(model, {"C": [1e-3, 1e-2, 1e-1, 1.0]}, cv=KFold(5))
         model = search.fit(turned, signs).best_estimator_
     else:
@@ -182,15 +196,18 @@ def bag_of_words(train: Sequence[Comparison]) -> Scorer:
 
 
 def clustered(values: Floats, prompts: npt.NDArray[np.int64], seed: int = 0) -> Figure:
-    """Mean over comparisons, with standard error and 95 % interval by bootstrap over prompts.
+    """Compute the mean over comparisons, with bootstrap standard error and 95 % interval.
+
+    The bootstrap resamples prompts, because comparisons on one prompt are not independent.
 
     Args:
-        values: (N,); NaN where a comparison says nothing.
-        prompts: (N,) number of each one's prompt; comparisons on one prompt are not independent.
-        seed: Seed of the resampling.
+        values: (N,) values; NaN leaves a comparison out.
+        prompts: (N,) number of each comparison's prompt.
+        seed: Seed of the bootstrap.
 
     Returns:
-        value, se, low, high, n (comparisons that say something).
+        value, se, low, high and n, the number of comparisons that are not NaN. With fewer than two
+        prompts, se, low and high are NaN.
     """
     known = ~np.isnan(values)
     values, prompts = values[known], prompts[known]
@@ -198,7 +215,7 @@ def clustered(values: Floats, prompts: npt.NDArray[np.int64], seed: int = 0) -> 
     _, cluster = np.unique(prompts, return_inverse=True)
     sums, counts = np.bincount(cluster, values), np.bincount(cluster)
     unknown = float("nan")
-    if len(sums) < 2:  # one prompt says nothing about others
+    if len(sums) < 2:  # one prompt shows no variation between prompts
         return {"value": value, "se": unknown, "low": unknown, "high": unknown, "n": len(values)}
     rng = np.random.default_rng(seed)
     means = np.empty(RESAMPLES)
@@ -216,7 +233,7 @@ def clustered(values: Floats, prompts: npt.NDArray[np.int64], seed: int = 0) -> 
 
 
 def figures(said: Predictions, prompts: npt.NDArray[np.int64]) -> dict[str, Figure]:
-    """Top-1 accuracy (`accuracy`) and pairwise accuracy."""
+    """Return the top-1 accuracy (`accuracy`) and the pairwise accuracy, with intervals."""
     return {
         "accuracy": clustered(said.top1, prompts),
         "accuracy_pairwise": clustered(said.pairwise, prompts),
@@ -224,15 +241,16 @@ def figures(said: Predictions, prompts: npt.NDArray[np.int64]) -> dict[str, Figu
 
 
 def calibration(said: Floats, was: Floats) -> tuple[float, list[dict[str, float]]]:
-    """Expected calibration error, and the reliability curve it sums up.
+    """Compute the expected calibration error and the reliability curve.
 
     Args:
-        said: Probabilities (B,).
-        was: What happened, 0 to 1 (B,).
+        said: (B,) predicted probabilities.
+        was: (B,) observed outcomes or frequencies, 0 to 1.
 
     Returns:
-        ECE = Σ_bins share · |mean said − mean happened| over equal-width bins (Guo et al. 2017),
-        and for each bin that is not empty its `said`, `was` and `n`.
+        ECE = Σ_bins share · |mean prediction − mean outcome| over bins of equal width (Guo et al.
+        2017), and for each bin that is not empty the mean prediction (`said`), the mean outcome
+        (`was`) and the number of candidates (`n`).
     """
     if not len(said):
         return float("nan"), []
@@ -250,7 +268,10 @@ def calibration(said: Floats, was: Floats) -> tuple[float, list[dict[str, float]
 
 
 def agreement(comparisons: Sequence[Comparison]) -> Floats:
-    """(N,) chance that two annotators of a comparison say the same; NaN with fewer than two."""
+    """Return the probability that two annotators of a comparison agree: (N,).
+
+    NaN for a comparison with fewer than two annotators.
+    """
     out = []
     for comparison in comparisons:
         counts = np.array([*(comparison.votes or ()), comparison.ties], dtype=np.float64)
@@ -260,7 +281,7 @@ def agreement(comparisons: Sequence[Comparison]) -> Floats:
 
 
 def prompt_numbers(comparisons: Sequence[Comparison]) -> npt.NDArray[np.int64]:
-    """A number for each comparison's prompt, the same for nearly equal prompts."""
+    """Return a number for each comparison's prompt, the same for nearly equal prompts: (N,)."""
     keys = prompt_groups([c.prompt for c in comparisons])
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
@@ -268,15 +289,16 @@ def prompt_numbers(comparisons: Sequence[Comparison]) -> npt.NDArray[np.int64]:
 def evaluate_reward_model(
     model: RewardModel, comparisons: Sequence[EncodedComparison]
 ) -> dict[str, Any]:
-    """Accuracies, NLL and calibration error, next to "the longest is the best" and chance.
+    """Compute a reward model's accuracies, NLL and calibration error, and two baselines.
 
     Args:
         model: The reward model.
-        comparisons: What it is measured on; best none that it learnt from.
+        comparisons: The comparisons to measure on. The model should not have been trained on them.
 
     Returns:
-        `accuracy`, `accuracy_pairwise`, `nll` (nats), `accuracy_longest`, `accuracy_chance`, each a
-        figure with its interval over prompts, and the number `ece`.
+        `accuracy`, `accuracy_pairwise`, `nll` (nats), `accuracy_longest` (the longest answer is
+        best), `accuracy_chance`, each a figure with its interval over prompts, and the number
+        `ece`.
     """
     said = predictions(model, comparisons)
     plain = said.comparisons

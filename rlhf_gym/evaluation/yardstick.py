@@ -1,4 +1,4 @@
-"""One measure for all policies of a study."""
+"""Measure all policies of a study on the same prompts and against the same optimum."""
 
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,18 @@ Row = dict[str, Any]
 
 
 class Yardstick:
-    """Measures policies on the same held-out prompts against the same J_ref and J*.
+    """Measures policies on the same prompts against the same J_ref and J*.
 
-    Exact where all responses can be listed. Elsewhere the reference's responses are drawn once and
-    kept in a file, so that all policies of a study are held against one figure.
+    If all responses can be listed, J_ref, J* and each policy's J are exact. Otherwise the
+    reference's responses are drawn once and their scores kept in a file, so that all policies of a
+    study, also after a restart, are compared with the same estimates.
 
     Args:
-        env: The environment of the held-out prompts.
-        file: Where the reference's scores are kept, .npz.
-        n_prompts: P, how many prompts.
-        n_reference: Responses of the reference to each.
-        n_policy: Responses of a policy to each.
+        env: The environment of the prompts.
+        file: The .npz file for the reference's scores.
+        n_prompts: P, the number of prompts.
+        n_reference: Responses of the reference to each prompt.
+        n_policy: Responses of a policy to each prompt.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class Yardstick:
         self.ess = float(found.ess.mean())
 
     def measure(self, policy: CausalLM, seed: int) -> Row:
-        """Optimality, objective, score, KL (nats a sequence) and gold score of a policy.
+        """Measure a policy: optimality, objective, score, KL (nats per sequence) and gold score.
 
-        `gold` is None without a gold scorer, and where the figures are exact.
+        `gold` is None if there is no gold scorer, or if the figures are exact.
         """
         gold = None
         policy = policy.following(self._objective.reference)
@@ -85,17 +86,17 @@ class Yardstick:
         }
 
     def share(self, value: Floats) -> float:
-        """Optimality of J (P,) on these prompts."""
+        """Return the optimality of a policy with these J (P,)."""
         return optimality(value, self.before, self.best, resamples=1)["value"]
 
     def best_of(self, n: int) -> float:
-        """Optimality of the best of n responses of the reference."""
+        """Return the optimality of best-of-n sampling from the reference."""
         if self._task is not None:
             return self.share(self._task.best_of_n(n).objective)
         return self.share(best_of_n(self._scores, n, self._objective.kl_coef))
 
     def best_deterministic(self) -> float | None:
-        """Optimality of the best deterministic policy; None where it is unknown."""
+        """Return the optimality of the best deterministic policy; None if it is unknown."""
         if self._task is None:
             return None
         return self.share(self._task.best_deterministic.objective)

@@ -27,7 +27,7 @@ class Best(NamedTuple):
     Attributes:
         value: (P,) J*.
         score: (P,) expected score of π*.
-        kl: (P,) KL(π* ‖ π_ref) in nats a sequence.
+        kl: (P,) KL(π* ‖ π_ref) in nats per sequence.
         ess: (P,) effective sample size of the estimate, at most n.
         se: (P,) standard error of J* by the delta method; it means little where the ESS is small.
     """

@@ -1,4 +1,4 @@
-"""Training of reward models, and supervised fine-tuning."""
+"""Reward-model training and supervised fine-tuning."""
 
 from rlhf_gym.training.reward_run import FittedRewardModel, fit_reward_model
 from rlhf_gym.training.reward_training import RewardTraining

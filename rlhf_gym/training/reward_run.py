@@ -1,4 +1,4 @@
-"""From comparisons to a reward model: split, encode, train, measure on held-out ones, save."""
+"""From comparisons to a reward model: split, encode, train, measure on held-out data, save."""
 
 import shutil
 import tempfile
@@ -29,15 +29,15 @@ from rlhf_gym.utils.files import folder_or_temporary, whole_folder, write_json
 from rlhf_gym.utils.progress import transformers_quiet
 
 NORMALISED_ON = 1024
-"""Candidates that gain and bias are measured on, about."""
+"""Approximate number of candidates on which gain and bias are measured."""
 
 
 class FittedRewardModel(NamedTuple):
-    """A trained reward model and what it is worth.
+    """A trained reward model and its figures.
 
     Attributes:
         reward_model: The model. Its scores have mean 0 and variance 1 on held-out candidates.
-        figures: Counts of the comparisons, accuracies and likelihood on the held-out ones (see
+        figures: The number of comparisons, accuracies and likelihood on the held-out ones (see
             `evaluate_reward_model`), gain and bias.
     """
 
@@ -46,14 +46,14 @@ class FittedRewardModel(NamedTuple):
 
 
 class RewardData(NamedTuple):
-    """Comparisons as a model reads them.
+    """Encoded comparisons, split by use.
 
     Attributes:
-        train: To learn from.
-        validation: To stop by.
-        test: Held out, to measure on.
-        fit: How many of all fitted the model's context.
-        max_tokens: Longest prompt + candidate.
+        train: Comparisons to train on.
+        validation: Comparisons for early stopping; may be empty.
+        test: Held-out comparisons to measure on.
+        fit: How many of all comparisons fitted into `max_tokens`.
+        max_tokens: Most tokens of a prompt with one candidate; None for no limit.
     """
 
     train: list[EncodedComparison]
@@ -64,8 +64,8 @@ class RewardData(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"{len(self.train)} comparisons to learn, {len(self.validation)} to stop by, "
-            f"{len(self.test)} held out; of all, {self.fit} ({self.max_tokens} tokens)"
+            f"{len(self.train)} comparisons to train on, {len(self.validation)} for early "
+            f"stopping, {len(self.test)} held out; of all, {self.fit} ({self.max_tokens} tokens)"
         )
 
 
@@ -88,36 +88,41 @@ def fit_reward_model(
 ) -> FittedRewardModel:
     """Train a reward model on comparisons and measure it on held-out ones.
 
-    Listwise: P(y_i | x) is the softmax over the K candidates of a comparison, and the loss is the
-    negative log-likelihood of the choice. Torch's global generator is seeded with ``options.seed``.
+    Training is listwise: P(y_i | x) is the softmax over the K candidates of a comparison, and the
+    loss is the negative log-likelihood of the choice. Unless `backbone` is a `RewardModel`, torch's
+    global generator is seeded with ``options.seed``.
 
     Args:
-        comparisons: Human choices, K varying from one to the next.
+        comparisons: Human choices. K may differ from one to the next.
         backbone: Causal LM or classifier to start from, by hub name or local path; or a `CausalLM`,
             which is copied; or `RewardModel.from_backbone(…)`, which is trained in place.
-        options: Of the training; `RewardTraining()` if None.
-        max_tokens: Longest prompt + candidate; by default the model's context.
-        too_long: What to do with longer ones: drop them, or cut whole turns off the dialogue's
-            front.
-        soft_temperature: Read `scores` as soft labels, softmax(scores / this).
+        options: Options of the training; None takes `RewardTraining()`.
+        max_tokens: Most tokens of a prompt with one candidate, at least 2; None takes the model's
+            context.
+        too_long: What to do with a longer comparison: drop it, or cut whole turns off the start of
+            the dialogue.
+        soft_temperature: Read `scores` as soft labels, softmax(scores / soft_temperature). None
+            uses only their order.
         held_out: Share of the comparisons that is held out, split by prompt.
-        validation: Share of the others that early stopping looks at (``options.patience``).
-        device: Where to train a backbone that is named: "auto", "cpu", "cuda" …
-        run_dir: Gets reward_model/ (for transformers' `from_pretrained`, and for the keyword
-            `reward_model` of an environment), reward_model.json (the figures) and checkpoints until
-            it is done. None writes nothing.
-        config: What config.json in `run_dir` says, written once the comparisons are found good;
-            None writes none.
-        skipped: Rows left out while the comparisons were read, for the figures.
-        resume: Go on from the last checkpoint in `run_dir`, which must be of the same comparisons
-            and options; else checkpoints there are removed.
+        validation: Share of the remaining comparisons used for early stopping (only with
+            ``options.patience``).
+        device: Where to train if `backbone` is a name: "auto", "cpu", "cuda" …
+        run_dir: Folder for reward_model/ (for transformers' `from_pretrained`, and for the keyword
+            `reward_model` of an environment), reward_model.json (the figures) and, until the
+            training is done, checkpoints. None writes nothing.
+        config: Content of config.json in `run_dir`. It is written after the comparisons have passed
+            all checks. None writes no such file.
+        skipped: Number of rows left out while the comparisons were read, for the figures.
+        resume: Whether to continue from the last checkpoint in `run_dir`, which must have the same
+            comparisons and options. If False, checkpoints there are deleted.
         progress: Whether to print counts and show progress.
 
     Returns:
         The model and its figures.
 
     Raises:
-        InputError: The comparisons cannot be split or do not fit, or the backbone cannot be used.
+        InputError: The comparisons cannot be split or are all too long, or the backbone cannot be
+            used.
     """
     options = options or RewardTraining()
     if max_tokens is not None and max_tokens < 2:
@@ -140,7 +145,7 @@ def fit_reward_model(
             checkpoints = folder / "checkpoints_reward"
             if not resume:
                 shutil.rmtree(checkpoints, ignore_errors=True)
-            # Before training too: every backbone's logits start with variance 1.
+            # Scale the initial logits to variance 1, so that one learning rate suits all backbones.
             model.start_at(candidate_rows(data.train, NORMALISED_ON).to(model.device))
             before = evaluate_reward_model(model, data.test)
             train_reward_model(
@@ -161,7 +166,7 @@ def fit_reward_model(
                 "accuracy_untrained": before["accuracy"],
                 **evaluate_reward_model(model, data.test),
             }
-            # Held-out candidates: on the training ones an overfitted logit would spread more.
+            # Use held-out candidates: after overfitting, logits vary more on the training ones.
             model.normalise(candidate_rows(data.test, NORMALISED_ON).to(model.device))
             figures |= {"gain": model.scale.gain, "bias": model.scale.bias}
             if run_dir is not None:
@@ -170,13 +175,13 @@ def fit_reward_model(
 
 
 def _untrained(backbone: str | CausalLM | RewardModel, seed: int, device: str) -> RewardModel:
-    """The model before training; a head that is made here depends on the seed."""
+    """Return the model before training. The initial weights of a new head depend on the seed."""
     if isinstance(backbone, RewardModel):
         return backbone
     torch.manual_seed(seed)
     if isinstance(backbone, str):
         return RewardModel.from_backbone(backbone, device=resolve_device(device))
-    # By way of a folder: its weights may have changed since they were loaded by name.
+    # Copy through a folder. Loading by name again would lose changes made to the weights since.
     with tempfile.TemporaryDirectory() as folder:
         backbone.save_pretrained(folder)
         model = RewardModel.from_backbone(folder, device=backbone.device)
@@ -193,7 +198,10 @@ def _encode(
     soft_temperature: float | None,
     shares: tuple[float, float],
 ) -> RewardData:
-    """Split, then encode each side; `shares` are those held out, and of the rest to stop by."""
+    """Split the comparisons and encode each part.
+
+    `shares` are the share held out, and the share of the rest for early stopping.
+    """
     train, test = split_comparisons(comparisons, shares[0])
     validation: list[Comparison] = []
     if shares[1]:
@@ -218,13 +226,13 @@ def _encode(
 def _save(model: RewardModel, figures: dict[str, Any], folder: Path) -> None:
     with whole_folder(folder / "reward_model") as partial:
         model.save_pretrained(partial)
-    # The figures come last: where they are, all the rest is whole.
+    # Write the figures last: if they exist, everything else is complete.
     write_json(folder / "reward_model.json", figures)
     shutil.rmtree(folder / "checkpoints_reward", ignore_errors=True)
 
 
 def accuracy_line(figures: Mapping[str, Any]) -> str:
-    """One line: held-out accuracy next to its baselines."""
+    """Format the held-out accuracy and its baselines in one line."""
     accuracy, longest = figures["accuracy"], figures["accuracy_longest"]
     return (
         f"held-out accuracy {accuracy['value']:.3f} ± {accuracy['se']:.3f} "

@@ -1,4 +1,4 @@
-"""Training a reward model on comparisons with transformers.Trainer."""
+"""Train a reward model on comparisons with transformers.Trainer."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,8 @@ from rlhf_gym.tokens import pad_rows
 from rlhf_gym.training.trainer_progress import RichProgress
 from rlhf_gym.utils.files import last_checkpoint
 
-# Tokens, padding included, of one forward and backward pass: a CPU's cache, a GPU's fill.
+# Default for the tokens, padding included, of one forward and backward pass: what fits a CPU's
+# cache, and what keeps a GPU busy.
 TOKENS_PER_PASS = {"cpu": 1 << 12, "cuda": 1 << 15}
 
 
@@ -35,22 +36,24 @@ class RewardTraining:
     """Options of `train_reward_model`.
 
     Attributes:
-        epochs: Passes over the comparisons.
-        batch_size: Comparisons an optimiser step.
-        learning_rate: Peak of a linear schedule to 0 after a 5 % warm-up. Models of 100 M
-            parameters and more want 1e-5 to 5e-5.
-        weight_decay: Of AdamW.
-        microbatch_tokens: Most tokens, padding included, in one forward and backward pass (at
-            least one comparison); the gradient does not depend on it.
-        bf16: Autocast to bfloat16.
-        gradient_checkpointing: Recompute activations instead of keeping them; prompts are then
-            repeated for each candidate.
-        lora_rank: Train adapters of this rank on every linear layer, and the head; they are merged
-            into the weights at the end. None trains everything.
-        share_prompts: Compute a prompt once for all its candidates, where the model allows.
-        patience: Stop after so many evaluations in a row (four an epoch) without a lower
-            validation loss, and go back to the best. None never stops early.
-        seed: Seed of the order.
+        epochs: Passes over the comparisons, above 0.
+        batch_size: Comparisons per optimiser step, at least 1.
+        learning_rate: Peak of the learning rate, above 0: a linear warm-up over 5 % of the steps,
+            then linear decay to 0. Models of 100 M parameters and more need 1e-5 to 5e-5.
+        weight_decay: Weight decay of AdamW.
+        microbatch_tokens: Most tokens, padding included, in one forward and backward pass, at least
+            1. A longer comparison has a pass alone. The gradient does not depend on it. None takes
+            `TOKENS_PER_PASS`.
+        bf16: Compute in bfloat16 (autocast); the weights stay float32.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+            Each candidate's pass then repeats the prompt.
+        lora_rank: Rank of LoRA adapters on every linear layer, at least 1. Only they and the head
+            are trained, and they are merged into the weights at the end. None trains all weights.
+        share_prompts: Compute a prompt once for all its candidates, if the model allows it.
+        patience: Stop after this many evaluations in a row without a lower validation loss, at
+            least 1, and restore the best weights. There are four evaluations per epoch. None never
+            stops early.
+        seed: Seed of the order of the comparisons.
     """
 
     epochs: float = 1.0
@@ -66,7 +69,7 @@ class RewardTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what would fail later, or silently do something else.
+        """Check the ranges now. Later, a bad value would fail obscurely or be ignored silently.
 
         Raises:
             InputError: An option is out of range.
@@ -77,11 +80,11 @@ class RewardTraining:
         for name in ("microbatch_tokens", "lora_rank", "patience"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1 where it is given, not {value}")
+                raise InputError(f"{name} must be None or at least 1, not {value}")
 
 
 class _Choices(nn.Module):
-    """What the Trainer sees: all candidates of a micro-batch in, their logits out."""
+    """The module that the Trainer trains: candidates of a micro-batch in, their logits out."""
 
     def __init__(self, reward_model: RewardModel, share_prompts: bool) -> None:
         super().__init__()
@@ -93,7 +96,7 @@ class _Choices(nn.Module):
 
 
 class _Trainer(Trainer):
-    """A step takes whole comparisons, and accumulates over micro-batches of like length."""
+    """A Trainer whose step accumulates gradients over micro-batches of whole comparisons."""
 
     validation: Sequence[EncodedComparison] = ()
     max_tokens: int
@@ -109,7 +112,8 @@ class _Trainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for part in prepared["parts"]:
             with self.compute_loss_context_manager():
-                # Divided by the step's count of comparisons, so micro-batches change nothing.
+                # Divide by the number of comparisons in the whole step, so that the gradient does
+                # not depend on the micro-batches.
                 loss = _losses(model, part).sum() / len(prepared["labels"])
             self.accelerator.backward(loss)
             total += loss.detach()
@@ -117,7 +121,7 @@ class _Trainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean negative log-likelihood of the validation comparisons."""
+        """Compute the mean negative log-likelihood of the validation comparisons."""
         model = self.model
         assert model is not None
         model.eval()
@@ -134,7 +138,7 @@ class _Trainer(Trainer):
 
 
 def _losses(model: nn.Module, part: dict[str, Any]) -> Tensor:
-    """Each comparison's loss, a mean over the heads: (N,)."""
+    """Return each comparison's loss, a mean over the heads: (N,)."""
     logits = model(part["prompts"], part["candidates"], part["sizes"])
     sets = ChoiceSets(*part["sets"])
     return torch.stack([choice_loss(head.float(), sets) for head in logits.unbind(1)], 1).mean(1)
@@ -143,7 +147,10 @@ def _losses(model: nn.Module, part: dict[str, Any]) -> Tensor:
 def microbatches(
     comparisons: Sequence[EncodedComparison], max_tokens: int
 ) -> Iterator[dict[str, Any]]:
-    """Comparisons of like length together, at most `max_tokens` tokens, padding included, each."""
+    """Yield micro-batches of comparisons of similar length.
+
+    Each has at most `max_tokens` tokens, padding included, or is one longer comparison.
+    """
     order = sorted(comparisons, key=lambda c: c.width)
     group: list[EncodedComparison] = []
     rows = 0
@@ -183,33 +190,37 @@ def train_reward_model(
     checkpoints: bool = True,
     progress: bool = True,
 ) -> None:
-    """Maximise the likelihood of the choices; the model is changed in place.
+    """Train a reward model in place to maximise the likelihood of the choices.
 
     Args:
         model: A model from `RewardModel.from_backbone`, or a trained one.
-        comparisons: Training comparisons, K varying from row to row.
-        options: How.
-        checkpoint_dir: Where the Trainer keeps what `resume` needs.
-        validation: Comparisons that early stopping looks at.
-        resume: Go on from the last checkpoint.
-        checkpoints: Whether to write what `resume` needs; early stopping writes it anyway.
+        comparisons: Training comparisons. K may differ from one to the next.
+        options: Options of the training.
+        checkpoint_dir: Folder for the Trainer's checkpoints.
+        validation: Comparisons for early stopping.
+        resume: Whether to continue from the last checkpoint.
+        checkpoints: Whether to write checkpoints. Early stopping writes them in any case, because
+            it restores the best one.
         progress: Whether to show progress on stderr.
 
     Raises:
-        InputError: `patience` is given, but no validation comparisons.
+        InputError: `patience` is given without validation comparisons, or the model has an encoder
+            and a decoder.
     """
     if model.model.config.is_encoder_decoder:
         raise InputError(
-            f"{model.model.name_or_path!r} has an encoder and a decoder, which cannot be trained "
-            "here; take a causal model or an encoder"
+            f"{model.model.name_or_path!r} has an encoder and a decoder, and such models cannot be "
+            "trained here; use a causal model or an encoder"
         )
     if options.patience is not None and not validation:
-        raise InputError("early stopping needs validation comparisons; hold some out for it")
+        raise InputError(
+            "early stopping (patience) needs validation comparisons; set validation above 0"
+        )
     tuner = _adapters(model, options.lora_rank) if options.lora_rank else None
     max_tokens = _tokens_per_pass(model.device, options.microbatch_tokens)
 
     def collate(batch: list[EncodedComparison]) -> dict[str, Any]:
-        # The Trainer counts `labels`; the parts are what is computed.
+        # The Trainer reads the batch size from `labels`. `training_step` computes the parts.
         return {"labels": torch.zeros(len(batch)), "parts": list(microbatches(batch, max_tokens))}
 
     if options.gradient_checkpointing:
@@ -256,7 +267,7 @@ def _arguments(
             "load_best_model_at_end": True,
             "metric_for_best_model": "loss",
             "greater_is_better": False,
-            # The patience used up so far is part of what a resumed run goes on with.
+            # A resumed run must keep its count of evaluations without improvement.
             "restore_callback_states_from_checkpoint": True,
         }
     arguments = TrainingArguments(
@@ -272,7 +283,7 @@ def _arguments(
         seed=options.seed,
         data_seed=options.seed,
         logging_steps=max(1, steps // 50),
-        # Early stopping goes back to the best checkpoint.
+        # Early stopping restores the best checkpoint, so it needs checkpoints in any case.
         save_strategy="steps" if checkpoints or stopping else "no",
         save_steps=every,
         save_total_limit=1,
@@ -284,15 +295,15 @@ def _arguments(
         dataloader_pin_memory=device.type == "cuda",
         **stopping,
     )
-    # One GPU, even where there are more: torch's DataParallel would tear comparisons apart.
+    # Use one GPU even if there are more: torch's DataParallel would split comparisons.
     if arguments.device.type == "cuda":
         arguments._n_gpu = 1
     return arguments
 
 
 def _adapters(model: RewardModel, rank: int) -> Any:
-    """Put LoRA adapters into the trunk's linear layers; they and the head alone are trained."""
+    """Add LoRA adapters to the trunk's linear layers. Only they and the head are trained."""
     head = model.head
     tuner = add_adapters(model.model, rank, task_type="SEQ_CLS")
-    head.requires_grad_(True)  # weight, and bias where it has one
+    head.requires_grad_(True)  # adding adapters has frozen the head too
     return tuner

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning (SFT): a causal LM learns to give the responses of a data set.
+"""Supervised fine-tuning (SFT): train a causal LM to give the responses of a dataset.
 
 The loss of an update is the mean of -log p(token | state) over all its response tokens, EOS
-included; prompts and padding have none.
+included. Prompt tokens and padding have no loss.
 """
 
 import inspect
@@ -36,7 +36,7 @@ from rlhf_gym.utils.files import folder_or_temporary, last_checkpoint, whole_fol
 
 logger = logging.getLogger(__name__)
 
-# A micro-batch has at most so many tokens, and so many logits: 2 GiB with their gradient.
+# Limits of a micro-batch. This many logits take 2 GiB with their gradient.
 MAX_TOKENS = 1 << 14
 MAX_LOGITS = 1 << 27
 
@@ -44,7 +44,11 @@ MAX_LOGITS = 1 << 27
 def response_loss(
     lm: CausalLM, outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """Sum of -log p over the labelled tokens, divided by their number in the whole update."""
+    """Return the sum of -log p over the labelled tokens, divided by their number in the update.
+
+    The Trainer passes that number, `num_items_in_batch`, so that the gradient of an update does not
+    depend on its micro-batches. None divides by the number in this micro-batch.
+    """
     targets = labels[:, 1:]
     learnt = targets != IGNORED
     logits = outputs.logits[:, :-1][learnt][:, : lm.vocab_size].float() / lm.temperature
@@ -54,7 +58,11 @@ def response_loss(
 
 @torch.no_grad()
 def can_pack(lm: CausalLM, examples: Sequence[SFTExample], tolerance: float = 1e-4) -> bool:
-    """Whether the model keeps the examples of a row apart: families differ, so it is tried."""
+    """Return whether the model keeps the examples of a packed row apart.
+
+    Model families differ in this and do not declare it, so this compares the loss of two examples
+    in one row with their loss in separate rows. `tolerance` is in nats per token.
+    """
     if "position_ids" not in inspect.signature(lm.model.forward).parameters:
         return False
     pair = [e._replace(prompt_ids=(), response_ids=e.ids[:16]) for e in (*examples, *examples)[:2]]
@@ -66,9 +74,13 @@ def can_pack(lm: CausalLM, examples: Sequence[SFTExample], tolerance: float = 1e
 
 
 def response_nll(lm: CausalLM, examples: Sequence[SFTExample]) -> dict[str, float] | None:
-    """Mean -log p of a response token in nats: value, standard error, n examples; None for none.
+    """Compute the mean -log p of a response token in nats; None without examples.
 
-    Each token counts once; the error is that of a ratio of sums over independent examples.
+    Every token has the same weight. The standard error is that of a ratio of sums over independent
+    examples.
+
+    Returns:
+        value, se and n, the number of examples.
     """
     if not examples:
         return None
@@ -95,29 +107,30 @@ def train_sft(
 ) -> dict[str, Any]:
     """Fine-tune `lm.model` in place and save it with its tokenizer in ``run_dir/policy``.
 
-    AdamW, no weight decay, gradient norm at most 1; the learning rate rises over the first 5 % of
-    updates and falls to 0 along a cosine. Checkpoints go to ``run_dir/checkpoints_sft``.
+    The optimiser is AdamW without weight decay, and gradients are clipped to norm 1. The learning
+    rate rises over the first 5 % of the updates and then falls to 0 along a cosine. Checkpoints go
+    to ``run_dir/checkpoints_sft``.
 
     Args:
         lm: The model, on the device to train on.
-        data: What `prepare` gave for this model.
+        data: The data that `prepare` made for this model.
         run_dir: Folder of the run; None writes neither checkpoints nor policy.
         epochs: Passes over the data.
-        learning_rate: Its peak.
-        batch_tokens: Tokens of an update, prompts included, about.
-        packing: Whether several examples may share a row (if the model can keep them apart).
-        seed: Seed of the data's order.
-        resume: Whether to go on from the last checkpoint; else checkpoints there are removed.
+        learning_rate: Peak of the learning rate.
+        batch_tokens: Approximate tokens per update, prompts included.
+        packing: Whether to put several examples into one row (if the model can keep them apart).
+        seed: Seed of the order of the data.
+        resume: Whether to continue from the last checkpoint. If False, checkpoints are deleted.
         progress: Whether to show progress on stderr.
 
     Returns:
-        The figures measured. Losses are nats a response token, `response_nll` of the held-out
+        The figures. Losses are in nats per response token, `response_nll` of the held-out
         examples.
     """
     packed = packing and can_pack(lm, data.train)
     if packing and not packed:
         logger.warning(
-            "%s does not keep packed examples apart; each gets a row of its own",
+            "%s does not keep packed examples apart; training with one example per row instead",
             type(lm.model).__name__,
         )
     rows = pack(data.train, data.max_tokens) if packed else [[e] for e in data.train]
@@ -188,7 +201,7 @@ def _arguments(
         **options,
     )
     if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # the Trainer would else wrap the model in nn.DataParallel
+        arguments._n_gpu = 1  # otherwise the Trainer wraps the model in nn.DataParallel
     return arguments
 
 
@@ -199,7 +212,7 @@ def _fit(
     arguments: TrainingArguments,
     shown: bool,
 ) -> tuple[int, int, float]:
-    """Train; the updates made now and in all, and the seconds that it took."""
+    """Train. Return the updates of this call, the updates in all, and the seconds of this call."""
     checkpoint = last_checkpoint(Path(str(arguments.output_dir)))
     use_cache = lm.model.config.use_cache
     _check_saveable(lm)
@@ -215,7 +228,8 @@ def _fit(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    lm.model.config.use_cache = use_cache  # the Trainer switches it off, and it would be saved
+    # The Trainer switches the cache off, and this would be saved with the model.
+    lm.model.config.use_cache = use_cache
     lm.model.eval()
     first = int(checkpoint.name.split("-")[-1]) if checkpoint else 0
     updates = trainer.state.global_step
@@ -223,7 +237,10 @@ def _fit(
 
 
 def _check_saveable(lm: CausalLM) -> None:
-    """Fix what `save_pretrained` would refuse, a sampling option without `do_sample`."""
+    """Set `do_sample` if the generation config has sampling options without it.
+
+    `save_pretrained` refuses such a config, which would be at the end of the training.
+    """
     generation = lm.model.generation_config
     try:
         generation.validate(strict=True)
@@ -232,7 +249,7 @@ def _check_saveable(lm: CausalLM) -> None:
 
 
 def save(lm: CausalLM, folder: Path) -> None:
-    """Save model and tokenizer so that `folder` is there whole or not at all."""
+    """Save model and tokenizer. `folder` appears only when it is complete."""
     with whole_folder(folder) as partial:
         lm.model.save_pretrained(partial)
         lm.tokenizer.save_pretrained(partial)

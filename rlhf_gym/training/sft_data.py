@@ -1,7 +1,7 @@
-"""Data of supervised fine-tuning: texts to token ids, made to fit, packed into rows.
+"""Data of supervised fine-tuning: tokenise texts, cut them to fit, and pack them into rows.
 
-Several examples share a row ("packing"): positions restart with each, which is how transformers'
-attention masks know that they must not see one another.
+With packing, several examples share a row. Positions restart at 0 with each example, and from this
+transformers' attention masks know that the examples must not see each other.
 
 Notation: N rows, L columns.
 """
@@ -23,16 +23,16 @@ from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.tokens import Sequences, model_ids, pad_rows
 
 IGNORED = -100
-"""The label that transformers counts as no target."""
+"""The label of a token without loss, as transformers defines it."""
 
 
 class SFTExample(NamedTuple):
-    """A prompt and the response to be learnt, as token ids.
+    """A prompt and the response to learn, as token ids.
 
     Attributes:
-        prompt_ids: The prompt; the BOS alone, or nothing, where a text is all response.
+        prompt_ids: The prompt. If the whole text is the response, only the BOS, or nothing.
         response_ids: The response.
-        held_out: Whether it is kept from training.
+        held_out: Whether the example is held out from training.
     """
 
     prompt_ids: tuple[int, ...]
@@ -46,20 +46,20 @@ class SFTExample(NamedTuple):
 
     @property
     def start(self) -> int:
-        """Where the learnt tokens start: nothing predicts the first token of all."""
+        """Index of the first token with a loss; at least 1, as nothing predicts the first token."""
         return max(len(self.prompt_ids), 1)
 
 
 class SFTData(NamedTuple):
-    """What is learnt and what is held out, none longer than `max_tokens`.
+    """Training and held-out examples, none longer than `max_tokens`.
 
     Attributes:
-        train: Examples to learn, closed by EOS where they were not cut.
-        held_out: Examples to measure on, likewise.
-        max_tokens: Longest example, and the width of a packed row.
-        eos_token_id: The EOS that closes the responses.
-        cut: How many responses were too long and lost their end, EOS included.
-        dropped: How many examples were left out, because their prompt leaves no room.
+        train: Examples to train on. Each ends with EOS unless it was cut.
+        held_out: Examples to measure on, in the same form.
+        max_tokens: Most tokens of an example, and the width of a packed row.
+        eos_token_id: The EOS that ends the responses.
+        cut: Number of responses that were too long and lost their end, EOS included.
+        dropped: Number of examples left out because their prompt leaves no room for a response.
     """
 
     train: list[SFTExample]
@@ -79,23 +79,24 @@ def load_examples(
     held_out: float = 0.1,
     split: str = "train",
 ) -> list[SFTExample]:
-    """Read and tokenise examples; their responses are not yet closed by an EOS.
+    """Read and tokenise examples. `prepare` adds the EOS to their responses later.
 
     A row is ``{"prompt": …, "response": …}`` (or "completion"), or one plain text, which is all
-    response, or one list of chat messages, whose last one is the response.
+    response, or one list of chat messages, of which the last is the response.
 
     Args:
         source: A local file (see `read_rows`), or the name of a `datasets` dataset.
         tokenizer: The model's tokenizer.
         eos_ids: The ids that end a response.
-        column: The field that holds the text or the messages; None takes prompt and response where
-            a row has a prompt, else "text".
-        held_out: Share of examples that is held out; equal prompts are always on one side.
+        column: Field with the text or the messages. None takes prompt and response if a row has a
+            prompt, else "text".
+        held_out: Share of the examples that is held out, at least 0 and below 1. Examples with
+            equal prompts are on the same side.
         split: Split of a `datasets` dataset.
 
     Raises:
-        InputError: The source is missing or empty, a row is none of these (it is named), or the
-            share is no share.
+        InputError: The source is missing or empty, a row has none of these forms (the message names
+            the row), or `held_out` is out of range.
     """
     if not 0 <= held_out < 1:
         raise InputError(f"held_out must be at least 0 and below 1, not {held_out}")
@@ -109,7 +110,7 @@ def load_examples(
 
 
 def _texts(where: str, row: Any, column: str | None) -> tuple[Prompt, str]:
-    """Prompt ("" if there is none) and response of one row."""
+    """Return the prompt ("" if there is none) and the response of one row."""
     prompt: Prompt = ""
     if column is None and isinstance(row, dict) and "prompt" in row:
         prompt = text_field(where, row, "prompt")
@@ -121,7 +122,9 @@ def _texts(where: str, row: Any, column: str | None) -> tuple[Prompt, str]:
     if (prompt and isinstance(prompt, str)) or len(messages) < 2:
         raise InputError(f"{where}: a response in chat messages needs a prompt in chat messages")
     if messages[-1]["role"] != "assistant":
-        raise InputError(f"{where}: the last message must be the assistant's, it is the response")
+        raise InputError(
+            f"{where}: the last message is the response, so it must be the assistant's"
+        )
     return messages[:-1], messages[-1]["content"]
 
 
@@ -131,23 +134,24 @@ def prepare(
     max_tokens: int,
     eos_token_id: int | None = None,
 ) -> SFTData:
-    """Close the responses by an EOS, and make every example fit into `max_tokens`.
+    """Add an EOS to each response, and make every example fit into `max_tokens`.
 
     Args:
-        lm: The model to be trained.
-        examples: What `load_examples` gave.
-        max_tokens: Longest example. A longer response is cut; a prompt that leaves no room for a
-            single token of response is dropped.
-        eos_token_id: One of the model's EOS ids; None takes the one that the model, as it is,
-            finds likeliest after these responses.
+        lm: The model to train.
+        examples: Examples from `load_examples`.
+        max_tokens: Most tokens of an example. A longer response is cut; an example whose prompt
+            leaves no room for a single response token is dropped.
+        eos_token_id: One of the model's EOS ids. None takes the one to which the untrained model
+            gives the highest probability after these responses.
 
     Raises:
-        InputError: An option does not suit the model, or no example is left to train on.
+        InputError: `max_tokens` or `eos_token_id` does not fit the model, or no example is left to
+            train on.
     """
     limit = context_length(lm.model)
     if not 2 <= max_tokens <= (limit or max_tokens):
         raise InputError(
-            f"max_tokens is {max_tokens}, but must be at least 2 and no more than the model's "
+            f"max_tokens is {max_tokens}, but it must be at least 2 and at most the model's "
             f"{limit} positions"
         )
     if eos_token_id is None:
@@ -172,14 +176,19 @@ def prepare(
     if not train:
         raise InputError(
             f"no example is left to train on: of {len(examples)}, {dropped} have prompts that do "
-            f"not fit into max_tokens ({max_tokens}), the others are held out"
+            f"not fit into max_tokens ({max_tokens}), and the others are held out; raise "
+            "max_tokens, lower held_out, or give more examples"
         )
     held_out = [example for example in fitted if example.held_out]
     return SFTData(train, held_out, max_tokens, eos_token_id, cut, dropped)
 
 
 def likeliest_eos(lm: CausalLM, examples: Sequence[SFTExample], max_tokens: int) -> int:
-    """Of the model's EOS ids, the one that it finds likeliest behind (some of) the responses."""
+    """Return the EOS id with the highest mean log-prob after (some of) the responses.
+
+    A model with several EOS ids uses different ones, for example at the end of a turn and of a
+    document; its own probabilities show which one it uses after such responses.
+    """
     some = [example.ids for example in examples if 0 < len(example.ids) < max_tokens][:32]
     if len(lm.eos_ids) == 1 or not some:
         return lm.eos_ids[0]
@@ -194,7 +203,7 @@ def likeliest_eos(lm: CausalLM, examples: Sequence[SFTExample], max_tokens: int)
 
 
 def pack(examples: Sequence[SFTExample], max_tokens: int) -> list[list[SFTExample]]:
-    """Share examples out over as few rows of `max_tokens` as best-fit decreasing finds."""
+    """Pack examples into few rows of at most `max_tokens` tokens (best-fit decreasing)."""
     rows: list[list[SFTExample]] = []
     free: list[tuple[int, int]] = []  # (tokens left, row), ascending
     for example in sorted(examples, key=lambda e: len(e.ids), reverse=True):
@@ -209,11 +218,11 @@ def pack(examples: Sequence[SFTExample], max_tokens: int) -> list[list[SFTExampl
 
 
 def collate(rows: Sequence[Sequence[SFTExample]]) -> dict[str, Tensor]:
-    """Rows of one or more examples as inputs of a causal LM.
+    """Turn rows of one or more examples into inputs of a causal LM.
 
     Returns:
-        input_ids, position_ids (from 0 for each example, and for the padding behind the last) and
-        labels (`IGNORED` wherever nothing is learnt), each (N, L) int64.
+        input_ids, position_ids (from 0 for each example, and again for the padding after the last)
+        and labels (`IGNORED` for tokens without loss), each (N, L) int64.
     """
     tokens = torch.from_numpy(pad_rows([[t for e in row for t in e.ids] for row in rows]))
     labels = torch.full_like(tokens, IGNORED)
@@ -230,14 +239,14 @@ def collate(rows: Sequence[Sequence[SFTExample]]) -> dict[str, Tensor]:
 
 
 def collate_alone(rows: Sequence[Sequence[SFTExample]]) -> dict[str, Tensor]:
-    """Rows of one example each, for models that make their own positions."""
+    """Turn rows of one example each into inputs without positions, which the model then makes."""
     inputs = collate(rows)
     del inputs["position_ids"]
     return inputs
 
 
 def as_sequences(examples: Sequence[SFTExample]) -> Sequences:
-    """The examples, one a row, with the learnt tokens as the chosen ones."""
+    """Return the examples as sequences, one per row; the tokens with a loss are the chosen ones."""
     starts = torch.tensor([e.start for e in examples])
     lengths = torch.tensor([len(e.ids) for e in examples]) - starts
     return Sequences(torch.from_numpy(pad_rows([e.ids for e in examples])), starts, lengths)

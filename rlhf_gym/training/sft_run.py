@@ -1,4 +1,4 @@
-"""Supervised fine-tuning from examples to a saved policy and its figures."""
+"""Supervised fine-tuning, from examples to a saved policy and its figures."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -29,24 +29,26 @@ def fine_tune(
     resume: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Teach a causal LM the responses of some examples, and measure the held-out loss.
+    """Fine-tune a causal LM on the responses of some examples, and measure the held-out loss.
 
     Args:
         lm: The model, trained in place.
-        examples: What `load_examples` gave.
-        max_tokens: Longest example, prompt included: longer responses are cut, longer prompts
-            dropped.
-        eos_token_id: Id that closes a response; None takes the model's likeliest (see `prepare`).
-        epochs: Passes over the examples.
-        learning_rate: Peak, after 5 % of the updates.
-        batch_tokens: Tokens of an update, prompts included, about.
-        packing: Whether several examples may share a row of `max_tokens`.
-        seed: Seed of the examples' order.
-        run_dir: Gets policy/, sft.json (the figures) and checkpoints until it is done. None writes
-            nothing.
-        config: What config.json in `run_dir` says, written once the examples are found good; None
-            writes none.
-        resume: Go on from the last checkpoint in `run_dir`; else checkpoints there are removed.
+        examples: Examples from `load_examples`.
+        max_tokens: Most tokens of an example, prompt included. A longer response is cut; an example
+            whose prompt leaves no room for a response is dropped.
+        eos_token_id: Id that ends a response. None takes the EOS id with the highest probability
+            under the model (see `prepare`).
+        epochs: Passes over the examples, above 0.
+        learning_rate: Peak of the learning rate, above 0. It is reached after 5 % of the updates.
+        batch_tokens: Approximate tokens per update, prompts included, at least 1.
+        packing: Whether to put several examples into one row of `max_tokens`.
+        seed: Seed of the order of the examples.
+        run_dir: Folder for policy/, sft.json (the figures) and, until the training is done,
+            checkpoints. None writes nothing.
+        config: Content of config.json in `run_dir`. It is written after the examples have passed
+            all checks. None writes no such file.
+        resume: Whether to continue from the last checkpoint in `run_dir`. If False, checkpoints
+            there are deleted.
         progress: Whether to print counts and show progress.
 
     Returns:
@@ -60,9 +62,9 @@ def fine_tune(
         data = prepare(lm, examples, max_tokens, eos_token_id)
         if progress:
             print(
-                f"{len(data.train)} examples to learn, {len(data.held_out)} held out; {data.cut} "
-                f"responses cut at {data.max_tokens} tokens, {data.dropped} prompts too long and "
-                "dropped"
+                f"{len(data.train)} examples to train on, {len(data.held_out)} held out; "
+                f"{data.cut} responses cut at {data.max_tokens} tokens, {data.dropped} examples "
+                "dropped because of a long prompt"
             )
         folder = None if run_dir is None else Path(run_dir)
         if folder is not None and config is not None:
@@ -81,7 +83,7 @@ def fine_tune(
             progress=progress,
         )
     if folder is not None:
-        # The figures come last: where they are, all the rest is whole.
+        # Write the figures last: if they exist, everything else is complete.
         write_json(folder / "sft.json", figures)
         shutil.rmtree(folder / "checkpoints_sft", ignore_errors=True)
     return figures
@@ -95,12 +97,12 @@ def check_positive(**options: float) -> None:
 
 
 def loss_line(figures: Mapping[str, Any]) -> str | None:
-    """One line: held-out loss before and after; None where nothing was held out."""
+    """Format the held-out loss before and after in one line; None if nothing was held out."""
     before, after = figures["held_out_loss_before"], figures["held_out_loss_after"]
     if not before or not after:
         return None
     return (
-        f"held-out loss {before['value']:.4f} -> {after['value']:.4f} nats a token "
+        f"held-out loss {before['value']:.4f} -> {after['value']:.4f} nats per token "
         f"(± {after['se']:.4f}, {after['n']} examples), perplexity "
         f"{figures['perplexity_before']:.2f} -> {figures['perplexity_after']:.2f}"
     )

@@ -1,4 +1,4 @@
-"""Progress of a `transformers.Trainer`: one bar with the time left, or a few plain lines."""
+"""Progress of a `transformers.Trainer`: a bar with the time left, or a few plain lines."""
 
 import time
 from datetime import timedelta
@@ -12,16 +12,16 @@ from rlhf_gym.utils.progress import time_bar
 
 
 class RichProgress(TrainerCallback):
-    """A bar of updates on stderr; where that is no terminal, one line every tenth of the way.
+    """Show updates as a bar on stderr; if stderr is not a terminal, print a line per tenth.
 
-    Train inside ``with RichProgress(…) as progress``, so that an interrupted run gives the terminal
-    back. The loss shown is the last one logged, and plain lines come with the log: let
-    `logging_steps` be a few hundredths of the run at most.
+    Train inside ``with RichProgress(…) as progress``, so that an interrupted run restores the
+    terminal. The loss is the last one that the Trainer logged, and plain lines are printed when it
+    logs. So set `logging_steps` to a few hundredths of the run at most.
 
     Args:
-        label: What is being trained.
-        console: Where to write; stderr if None.
-        shown: Whether to write anything to stderr.
+        label: Text next to the bar, for example "reward model".
+        console: Console to write to; None takes stderr.
+        shown: Whether to show progress on stderr. Not used if `console` is given.
     """
 
     def __init__(self, label: str, console: Console | None = None, *, shown: bool = True) -> None:
@@ -47,7 +47,7 @@ class RichProgress(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Show the bar; a resumed run starts where it stopped."""
+        """Show the bar. A resumed run starts at the update where it stopped."""
         self._began, self._first_step = time.monotonic(), state.global_step
         self._tenths = 10 * state.global_step // max(state.max_steps, 1)
         self._bar.update(self._task, total=state.max_steps, completed=state.global_step)
@@ -72,7 +72,7 @@ class RichProgress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the loss, and print a line where there is no bar."""
+        """Update the loss in the bar; without a terminal, print a line."""
         if not logs or "loss" not in logs:
             return
         loss = f"{float(logs['loss']):.4f}"

@@ -87,8 +87,8 @@ class SB3Learner:
                 folder = error.dump(run.run_dir / "broken_batch", self.policy.core)
                 raise InputError(
                     f"{error}: stopped before the update. {folder} has the batch and its texts "
-                    f"(rows {error.rows()[:8]} first). If it is a reward, look at its function or model. "
-                    "If it is a log-prob, loss or gradient, lower the learning rate or "
+                    f"(rows {error.rows()[:8]} first). If it is a reward, look at its function or "
+                    "model. If it is a log-prob, loss or gradient, lower the learning rate or "
                     "max_grad_norm and continue from the last checkpoint with --resume"
                 ) from error
 

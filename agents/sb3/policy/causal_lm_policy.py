@@ -70,8 +70,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         entropy: Whether `evaluate_actions` computes entropies. False saves the work where
             `ent_coef` is 0; algorithms then log an estimate.
         attn_implementation: "eager" for algorithms that need second derivatives (TRPO).
-        value_lr_scale: Learning rate of the value head, relative to the policy's. Only algorithms that
-            scale by parameter group (`ResponseAlgorithm`) use it; the others have one rate.
+        value_lr_scale: Learning rate of the value head, relative to the policy's. Only algorithms
+            that scale by parameter group (`ResponseAlgorithm`) use it; the others have one rate.
         critic: Hub name or local path of the model (a causal LM or a reward model with the same
             tokenizer) on whose trunk the value head is; None shares the policy's trunk.
         critic_lr_scale: Learning rate of the critic's own trunk, relative to the policy's.
@@ -282,10 +282,11 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     @property
     def decoding_scores(self) -> bool:
-        """Whether decoding's log-probs are those of a pass over whole sequences, to 1e-5.
+        """Whether decoding's log-probs equal those of a pass over whole sequences to 1e-5.
 
-        Not in bfloat16, which rounds differently in the update. Not where rounding moves the edge of
-        a reference's top-k or top-p set. Not where a state depends on later tokens.
+        They do not in three cases: in bfloat16, which rounds differently in the update; with a
+        reference's top-k or top-p, because rounding can change the set; and if a state depends on
+        later tokens.
         """
         alike = self.precision == "fp32" and not self.core.mask.follows_reference
         return alike and not self._has_dynamic_rope

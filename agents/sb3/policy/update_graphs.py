@@ -31,7 +31,7 @@ MEMORY_SHARE = 1 / 8
 
 
 def size_for(n: int) -> int:
-    """The least of 1, 2, 3, 4, 6, 8, 12, 16, … that is at least n, so that few sizes are captured."""
+    """Round n up to 1, 2, 3, 4, 6, 8, 12, 16, …, so that few sizes are captured."""
     power = 1 << max(n - 1, 0).bit_length()
     return 3 * power // 4 if power >= 4 and 3 * power // 4 >= n else power
 
@@ -83,7 +83,7 @@ class UpdateGraphs:
         return UpdateGraphs, (self._lm,)  # graphs can be neither copied nor written
 
     def _forget(self) -> None:
-        """Drop all graphs; the next ones are captured for the parameters at their present addresses."""
+        """Drop all graphs. The next ones are captured for the parameters' present addresses."""
         self._parameters = list(trunk(self._lm.model).parameters())
         self._captured_of = self._laid()
         self._pairs: dict[tuple[int, int], _Pair] = {}

@@ -131,8 +131,8 @@ class SequenceRolloutBuffer(RolloutBuffer):
 
         Args:
             batch_size: Tokens; None takes all at once.
-            together: Segments of this many consecutive environments that start at the same step stay
-                in one minibatch, one after the other.
+            together: Segments of this many consecutive environments that start at the same step
+                stay in one minibatch, one after the other.
         """
         assert self.full, "the buffer is not full yet"
         starts, environments, lengths, sequences = self._segments()
