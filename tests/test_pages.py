@@ -49,6 +49,8 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_names_exists(page):
     text = page.read_text(encoding="utf-8")
+    if page.name == "CHANGELOG.md":
+        text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.MULTILINE)  # names as they were before
     assert [name for name in sorted({*NAME.findall(text)}) if not exists(name)] == []
     paths = {path for path in PATH.findall(text) if PLACEHOLDER not in path}
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
