@@ -7,7 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,11 @@ import pytest
 
 import agents.cli
 import rlhf_gym
+from agents import rloo
+from agents.cli import train_policy
 from agents.cli.arguments import all_given, given
+from agents.cli.field_help import field_help
+from agents.cli.parsing import parse
 from agents.cli.subcommands import SUBCOMMANDS, called_as
 from rlhf_gym.errors import InputError
 from rlhf_gym.tasks import text
@@ -277,8 +281,6 @@ class Options:
 
 
 def parsed(*arguments: object, **options: Any) -> Any:
-    from agents.cli.parsing import parse
-
     return parse(Options, None, list(map(str, arguments)), "rlhf-gym x", **options)
 
 
@@ -371,7 +373,6 @@ def test_a_run_folder_is_gone_on_with_only_as_it_was(tmp_path):
 
 def algorithm_options(*arguments: object) -> Any:
     from agents.cli import train_policy
-    from agents.cli.parsing import parse
 
     return parse(train_policy.Config, None, list(map(str, arguments)), "p", with_algorithm=True)
 
@@ -433,7 +434,6 @@ def test_the_next_commands_of_a_policy_run(policy_run, command):
 
 def test_the_next_commands_of_other_trainings_parse(tmp_path):
     from agents.cli import rlhf, train_reward_model, train_sft
-    from agents.cli.parsing import parse
 
     rows = tmp_path / "my rows.jsonl"
     sft = train_sft.next_steps(train_sft.Config("m", str(rows), tmp_path / "sft"))
@@ -504,3 +504,17 @@ def test_evaluate_takes_the_reward_model_of_the_journey(tmp_path):
             assert found.env_kwargs == {
                 "prompts": "p", "reward_model": str(folder / "reward_model"), "gold": "m:f"
             }  # fmt: skip
+
+
+def test_help_texts_are_paragraphs_of_inherited_docstrings():
+    texts = field_help(rloo.Config)
+    assert texts.keys() == {each.name for each in fields(rloo.Config)}
+    assert not any("\n" in text or "  " in text for text in texts.values())
+    assert texts["n_minibatches"].startswith("Optimiser steps per pass, at least 1. Each takes")
+
+
+def test_the_options_of_the_algorithm_are_its_own_class():
+    arguments = ["--algorithm", "rloo", "--n-epochs", "3"]
+    config = parse(train_policy.Config, None, arguments, with_algorithm=True)
+    assert type(config.algorithm_options) is rloo.Config  # so that it pickles
+    assert config.algorithm_options == rloo.Config(n_epochs=3)

@@ -101,7 +101,7 @@ FLOORS: dict[str, list[str]] = {
         "comparison journey",
     ],
     "agents/cli": [
-        "arguments run_folder subcommands config_file",
+        "arguments run_folder subcommands config_file field_help",
         "env_help",
         "parsing",
         "command",

@@ -13,6 +13,7 @@ import tyro
 from agents.cli.arguments import given
 from agents.cli.config_file import OptionsFile, default_instance, read_options
 from agents.cli.env_help import asks_for_keywords, print_keywords
+from agents.cli.field_help import with_field_help
 from agents.runs.algorithm import load_algorithm
 from agents.runs.training import DEFAULT_ALGORITHM
 
@@ -61,7 +62,7 @@ def parse(
     if with_algorithm:
         algorithm, file = _choose_algorithm(given(arguments, "algorithm"), file)
         whole = _with_options_of(algorithm, config_class)
-    parse_class = _with_config(whole)
+    parse_class = _with_config(with_field_help(whole))
     defaults = vars(default_instance(whole, file))
     # A default dict that is not empty would make tyro add one option per key, and refuse other
     # keys. So tyro gets empty dicts, and the file's entries are merged in afterwards.
@@ -74,6 +75,9 @@ def parse(
         default=parse_class(**{**defaults, **{name: {} for name in mappings}}),
     )
     options = {name: getattr(parsed, name) for name in defaults}
+    if with_algorithm:  # as its module's own class, not the one with help texts
+        given_options = vars(options["algorithm_options"])
+        options["algorithm_options"] = load_algorithm(algorithm).Config(**given_options)
     config = whole(**{**options, **{name: {**m, **options[name]} for name, m in mappings.items()}})
     if file is not None:
         file.check_same(config)
@@ -103,7 +107,7 @@ def _choose_algorithm(
 
 def _with_options_of(algorithm: str, config_class: type[Any]) -> type[Any]:
     """Add the field `algorithm_options`; on the command line its options have no prefix."""
-    options = load_algorithm(algorithm).Config
+    options = with_field_help(load_algorithm(algorithm).Config)
     # Any, because mypy would read the index below as the parameter of a generic class.
     without_prefix: Any = tyro.conf.OmitArgPrefixes
     return make_dataclass(
