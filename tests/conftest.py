@@ -37,6 +37,14 @@ from rlhf_gym.tokens import PAD
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
+
+@pytest.fixture(autouse=True)
+def gradual_underflow() -> Iterator[None]:
+    """Commands that run in this process make the CPU flush denormals; other tests need them."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 VOCABULARY = ["<unk>", "<pad>", "<s>", "</s>", *LETTERS]
 V = len(VOCABULARY)

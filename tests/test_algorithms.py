@@ -627,7 +627,7 @@ def test_value_based_agents_can_be_repeated():
 
 
 def test_a_mask_and_random_exploration_do_not_go_together(make_vector_env):
-    with pytest.raises(InputError, match="explores by tokens drawn at random"):
+    with pytest.raises(InputError, match="explores with random tokens"):
         sb3_dqn.make(sb3_dqn.Config(), make_vector_env(N, mask={"top_k": 3}))
 
 

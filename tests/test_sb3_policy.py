@@ -47,7 +47,8 @@ def make_learner(make_vector_env) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         env = env or make_vector_env(N, **(env_options or {}))
-        return build(algorithm, env, device="cpu", **{"seed": 0, **kwargs})
+        plain = PLAIN if algorithm is PPO else {}
+        return build(algorithm, env, device="cpu", **{"seed": 0, **plain, **kwargs})
 
     return make
 
@@ -726,12 +727,12 @@ def test_a_wrong_starting_model_is_refused(make_vector_env, save_lm, algorithm):
 @pytest.mark.parametrize("algorithm", [PPO, StockPPO])
 def test_loaded_is_saved(make_learner, make_vector_env, tmp_path, algorithm):
     options = {} if algorithm is PPO else stock_options(algorithm, BUDGET)
-    if algorithm is PPO:
-        texts = Sequences(torch.tensor([[3, 4, 5]]), torch.tensor([1]), torch.tensor([2]))
-        options["ptx"] = PretrainingMix(texts, 0.5)
     if algorithm is StockPPO:
         options["rollout_buffer_class"] = SequenceRolloutBuffer
     learner = make_learner(algorithm, **options)
+    if algorithm is PPO:
+        texts = Sequences(torch.tensor([[3, 4, 5]]), torch.tensor([1]), torch.tensor([2]))
+        learner.ptx = PretrainingMix(texts, 0.5)
     learner.learn(1)
     learner.save(tmp_path / "learner")
     env = make_vector_env(N)

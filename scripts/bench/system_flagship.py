@@ -22,10 +22,11 @@ from rlhf_gym.utils.process import prepare_process
 
 # Options of the policy for each system: the critic's trunk, and the precision.
 SYSTEMS: dict[str, dict[str, Any]] = {
-    "rlhf_gym": {},
-    "rlhf_gym_bf16": {"precision": "bf16"},
-    "rlhf_gym_separate": {"critic": "reference"},
+    "rlhf_gym": {"critic": "shared"},
+    "rlhf_gym_bf16": {"critic": "shared", "precision": "bf16"},
+    "rlhf_gym_separate": {"critic": "separate"},
 }
+"""Options of the flagship."""
 
 
 def main(folder: Path) -> None:
@@ -35,16 +36,14 @@ def main(folder: Path) -> None:
     prepare_process()
     shape = SHAPES[options["shape"]]
     env = load_env(shape, folder, options["device"])
-    policy = SYSTEMS[options["system"]]
-    if "critic" in policy:
-        policy = {**policy, "critic": str(folder / "reference")}
     learner = build(
         PPO,
         env,
         n_waves=1,
         n_epochs=shape.epochs,
         n_minibatches=shape.minibatches,
-        policy_options=policy,
+        critic_warmup=0,  # an update of the critic alone would be less work
+        **SYSTEMS[options["system"]],
         device=options["device"],
         seed=0,
     )
