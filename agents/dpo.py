@@ -81,6 +81,10 @@ class OfflineDPO(GroupLearner):
             self.pairs = load_pairs(self.options.data, env)
         env.group_rows(2)
 
+    def _excluded_save_params(self) -> list[str]:
+        # Stable-Baselines3 would save named tuples as lists; the file is read again instead.
+        return [*super()._excluded_save_params(), "pairs"]
+
     def loss(self, groups: Groups) -> Tensor:
         """A mean over pairs; pairs of equal scores say nothing where labels are hard."""
         beta = self.env_kl_coef if self.options.beta is None else self.options.beta

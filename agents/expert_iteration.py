@@ -37,7 +37,7 @@ class ExpertIteration(GroupLearner):
         """Negative log-likelihood of the best responses, a mean over their tokens."""
         worth = groups.scores
         if self.options.best_by == "return":
-            beta = self._token_env.objective.kl_coef
+            beta = self.token_env.objective.kl_coef
             worth = worth - beta * (groups.old_log_probs - groups.ref_log_probs)
         best = worth.argmax(1, keepdim=True)
         chosen, lengths = (torch.gather(x, 1, best) for x in (groups.log_probs, groups.lengths))

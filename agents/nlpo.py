@@ -83,7 +83,7 @@ class NLPO(PPO):
 
     def _follow(self, lagged: CausalLM) -> None:
         """Restrict the policy to what `lagged` finds likely."""
-        reference: CausalLM = self._token_env.objective.reference
+        reference: CausalLM = self.token_env.objective.reference
         if reference.mask.follows_reference:
             raise InputError(
                 "nlpo restricts the policy to its own top-p set; the environment has a top_k or "

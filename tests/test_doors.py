@@ -9,12 +9,14 @@ from conftest import PLAIN
 from stable_baselines3.common.utils import set_random_seed
 
 import rlhf_gym  # noqa: F401 (registers the ids)
-from agents import grpo, ppo, reinforce_pp, rloo
+from agents import dpo, grpo, ppo, reinforce_pp, rloo
+from agents.runs import label_samples
 from agents.runs.algorithm import load_algorithm
 from agents.sb3 import PPO, CausalLMPolicy, PPOOptions, TokenSB3VecEnv, build
 from agents.sb3.options import ResponseOptions
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.preferences import write_comparisons
 
 
 def make_env(env_id: str) -> TokenVectorEnv:
@@ -79,7 +81,9 @@ def test_every_door_refuses_the_same_values(options, message):
 
 
 def test_options_of_another_class_are_refused():
-    with pytest.raises(InputError, match="takes options of PPOOptions"):
+    with pytest.raises(
+        InputError, match=r"takes options of agents\.sb3\.options\.PPOOptions, not of Resp"
+    ):
         build(PPO, make_env("rlhf_gym/Exact-v0"), options=ResponseOptions())
 
 
@@ -135,3 +139,80 @@ def test_an_option_that_is_shown_is_read(name, monkeypatch):
             learner = module.make(config, env)
             learner.learn(1)
     assert shown - NEED_A_FILE <= read
+
+
+def make_small(**keywords) -> TokenVectorEnv:
+    return gymnasium.make_vec("rlhf_gym/Exact-v0", num_envs=8, device="cpu", **keywords).unwrapped
+
+
+def test_a_loaded_algorithm_has_its_options_and_its_new_environment(tmp_path):
+    learner = build(PPO, make_small(), n_epochs=3, gae_lambda=0.9, **PLAIN)
+    learner.save(tmp_path / "model")
+    env = make_small(kl_coef=1.0)
+    loaded = PPO.load(tmp_path / "model", env=TokenSB3VecEnv(env), device="cpu")
+    assert loaded.options == learner.options
+    assert loaded._kl_coef(env) == 1.0, "the environment's β, unless an option names another"
+    assert (loaded.gae_lambda, loaded.vf_coef) == (0.9, loaded.options.vf_coef)
+    loaded.learn(1)
+
+
+def test_single_options_replace_those_that_were_saved(tmp_path):
+    build(PPO, make_small(), **PLAIN).save(tmp_path / "model")
+    loaded = PPO.load(
+        *(tmp_path / "model", TokenSB3VecEnv(make_small())),
+        device="cpu", n_epochs=7, n_waves=3, learning_rate=1e-2, max_grad_norm=0.5,
+    )  # fmt: skip
+    assert (loaded.options.n_epochs, loaded.options.n_waves) == (7, 3)
+    assert loaded.max_grad_norm == 0.5
+    assert loaded.lr_schedule(1.0) == pytest.approx(1e-2)
+    loaded.learn(1)
+    with pytest.raises(InputError, match="n_epochs must be at least 1"):
+        PPO.load(tmp_path / "model", TokenSB3VecEnv(make_small()), device="cpu", n_epochs=0)
+
+
+def test_a_new_environment_is_adopted(tmp_path):
+    config = rloo.Config(samples_per_prompt=4, n_minibatches=1)
+    rloo.make(config, make_small()).algorithm.save(tmp_path / "model")
+    loaded, env = PPO.load(tmp_path / "model", device="cpu"), make_small(kl_coef=2.0)
+    loaded.set_env(TokenSB3VecEnv(env))
+    assert env.rows_per_prompt == 4
+    assert loaded._kl_coef(env) == 2.0
+    loaded.learn(1)
+
+
+def test_a_critic_that_was_loaded_needs_no_reward_model(tmp_path):
+    learner = build(PPO, make_env("rlhf_gym/Reviews-v0"), critic="reward_model")
+    learner.save(tmp_path / "model")
+    env = gymnasium.make_vec(
+        "rlhf_gym/Reviews-v0", num_envs=8, reward_model="rlhf_gym.rewards.human:compound"
+    ).unwrapped
+    PPO.load(tmp_path / "model", env=TokenSB3VecEnv(env), device="cpu")
+
+
+def test_adapters_may_be_asked_for_either_way():
+    one = build(PPO, make_small(), lora_rank=2)
+    other = build(PPO, make_small(), policy_options={"lora_rank": 2})
+    assert one.options == other.options
+    assert one.policy.critic.shared and other.policy.critic.shared
+
+
+def test_an_optimiser_of_ones_own_keeps_the_epsilon():
+    learner = build(
+        *(PPO, make_small()),
+        adam_eps=1e-3,
+        policy_options={"optimizer_kwargs": {"betas": (0.5, 0.9)}},
+        **PLAIN,
+    )
+    (group, *_) = learner.policy.optimizer.param_groups
+    assert (group["eps"], group["betas"]) == (1e-3, (0.5, 0.9))
+
+
+def test_offline_dpo_learns_on_after_loading(tmp_path):
+    file = tmp_path / "comparisons.jsonl"
+    write_comparisons(file, label_samples(make_small(), 32, progress=False))
+    learner = dpo.make(dpo.Config(data=str(file), n_minibatches=1), make_small()).algorithm
+    learner.save(tmp_path / "model")
+    env = TokenSB3VecEnv(make_small())
+    loaded = dpo.OfflineDPO.load(tmp_path / "model", env=env, device="cpu")
+    assert loaded.pairs == learner.pairs
+    loaded.learn(1)

@@ -131,7 +131,8 @@ def default_instance(kind: type[Any], file: OptionsFile | None) -> Any:
         return _instance(kind, {})
     values = dict(file.values)
     if file.run_dir is not None:
-        values["run_dir"] = str(file.run_dir)
+        if "run_dir" in get_type_hints(kind):
+            values["run_dir"] = str(file.run_dir)
         # --resume is a decision for each call, not a property of the run.
         values.pop("resume", None)
     return _instance(kind, _fitted(kind, values, file.path))

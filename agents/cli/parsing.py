@@ -97,7 +97,7 @@ def _choose_algorithm(
     """
     if file is None:
         return asked or DEFAULT_ALGORITHM, None
-    recorded = file.values.get("algorithm", DEFAULT_ALGORITHM)
+    recorded = file.values.get("algorithm", asked or DEFAULT_ALGORITHM)
     if asked is None or asked == recorded or "algorithm_options" not in file.values:
         return asked or str(recorded), file
     print(f"{file.path}: the options of {recorded} are ignored, because --algorithm is {asked}")

@@ -9,6 +9,7 @@ import gymnasium
 import rlhf_gym  # noqa: F401 (registers the environments)
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.rewards.functions import current_name
 from rlhf_gym.tasks.keywords import check_keywords, no_environment
 from rlhf_gym.utils.files import read_json, write_json
 
@@ -63,9 +64,14 @@ def apart(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
         now: The new options, as JSON values.
     """
     absent = "(no such option)"
-    before, after = flat(there), flat(now)
+    before, after = _current_names(flat(there)), flat(now)
     pairs = {n: (before.get(n, absent), after.get(n, absent)) for n in before | after}
     return [f"{name} = {a}, not {b}" for name, (a, b) in sorted(pairs.items()) if a != b]
+
+
+def _current_names(options: dict[str, Any]) -> dict[str, Any]:
+    """Replace former names of functions by the present ones (`current_name`)."""
+    return {k: current_name(v) if isinstance(v, str) else v for k, v in options.items()}
 
 
 def flat(options: dict[str, Any]) -> dict[str, Any]:

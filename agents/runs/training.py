@@ -122,6 +122,11 @@ def train(
     module = load_algorithm(algorithm)
     options = module.Config() if algorithm_config is None else algorithm_config
     check_counts(options, total_tokens=total_tokens)
+    if run_dir is not None and not resume and any(Path(run_dir).glob("checkpoints/tokens_*")):
+        raise InputError(
+            f"{run_dir} has the checkpoints of a stopped run: pass resume=True to continue it, or "
+            "another run_dir"
+        )
     set_random_seed(seed)
     env.reset(seed=seed)
     played = env.episodes
@@ -130,11 +135,6 @@ def train(
         _start(learner, algorithm, start, goes_on)
         if isinstance(learner.policy, CausalLMPolicy):
             check(env, learner.policy, fresh=start is None)
-        if not resume and any((folder / "checkpoints").glob("tokens_*")):
-            raise InputError(
-                f"{run_dir} has the checkpoints of a stopped run: pass resume=True to continue it, "
-                "or another run_dir"
-            )
         if run_dir is not None:
             with whole_folder(folder / "reference") as partial:
                 env.objective.reference.save_pretrained(partial)

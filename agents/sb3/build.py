@@ -8,7 +8,7 @@ from stable_baselines3.common.utils import get_device
 
 from agents.sb3.options import ResponseOptions
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
-from agents.sb3.response_algorithm import ResponseAlgorithm
+from agents.sb3.response_algorithm import MEMORY_OPTIONS, ResponseAlgorithm
 from agents.sb3.vec_env import TokenSB3VecEnv, lend, policy_kwargs
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.precision import warn_if_emulated
@@ -44,9 +44,14 @@ def build(
     kwargs.setdefault("device", env.objective.reference.device)
     if issubclass(algorithm, ResponseAlgorithm):
         named = {field.name for field in fields(algorithm.Options)} & kwargs.keys()
+        changes = {name: kwargs.pop(name) for name in named}
+        # These are options too: the critic's start depends on them.
+        policy_options = dict(policy_options or {})
+        memory = [name for name in MEMORY_OPTIONS if name in policy_options]
+        changes |= {name: policy_options.pop(name) for name in memory}
         options = algorithm.Options() if options is None else options
-        if named:
-            options = replace(options, **{name: kwargs.pop(name) for name in named})
+        if changes:
+            options = replace(options, **changes)
         return algorithm(policy_class, rows, options, policy_kwargs=policy_options, **kwargs)
     kwargs.setdefault("gamma", 1.0)
     policy_options = {**policy_kwargs(env), **(policy_options or {})}

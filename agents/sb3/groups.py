@@ -51,7 +51,7 @@ class GroupLearner(ResponseAlgorithm):
         Raises:
             InputError: It is 0, at which these losses have no gradient or no value.
         """
-        beta = self._token_env.objective.kl_coef
+        beta = self.token_env.objective.kl_coef
         if beta <= 0:
             raise InputError(
                 f"{type(self).__name__} needs a β above 0: make the environment with kl_coef"
@@ -78,7 +78,7 @@ class GroupLearner(ResponseAlgorithm):
         return 0.0  # the score alone; the loss knows the reference's log-probs
 
     def _together(self) -> int:
-        return self._token_env.rows_per_prompt
+        return self.token_env.rows_per_prompt
 
     def _gradient(self, minibatch: SequenceSamples) -> dict[str, float]:
         """Leave the gradient of `loss` on one minibatch; statistics of its tokens' ratios."""

@@ -91,16 +91,16 @@ class LagrangianKL:
         self.kl_coef *= math.exp(min(max(self.rate * (kl - self.target), -1.0), 1.0))
 
 
-def kl_controller(options: PolicyGradientOptions, kl_coef: float) -> KLController:
-    """The controller that the options ask for.
+def kl_controller(options: PolicyGradientOptions, kl_coef: float) -> KLController | None:
+    """The controller that the options ask for; None follows the environment's β.
 
     Args:
         options: The options.
         kl_coef: The environment's β.
     """
+    if options.kl_control == "fixed":
+        return None if options.kl_coef is None else FixedKL(options.kl_coef)
     first = kl_coef if options.kl_coef is None else options.kl_coef
     if options.kl_control == "adaptive":
         return AdaptiveKL(first, options.kl_target, options.kl_horizon)
-    if options.kl_control == "lagrangian":
-        return LagrangianKL(first, options.kl_target, options.kl_rate)
-    return FixedKL(first)
+    return LagrangianKL(first, options.kl_target, options.kl_rate)

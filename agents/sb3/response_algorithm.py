@@ -5,7 +5,8 @@ Notation: N rows of the environment, T the token budget, M chosen tokens.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -89,8 +91,8 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         self.options = self.Options() if options is None else options
         if not isinstance(self.options, self.Options):
             raise InputError(
-                f"{type(self).__name__} takes options of {self.Options.__qualname__}, not "
-                f"{self.options!r}"
+                f"{type(self).__name__} takes options of {self.Options.__module__}."
+                f"{self.Options.__qualname__}, not of {type(self.options).__name__}"
             )
         self.stage_seconds: dict[str, float] = {}  # of the last iteration
         self._tokens_before = 0  # this rollout
@@ -121,24 +123,62 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         """Start the policy from the environment's reference, and bind it as the one who acts."""
+        self._adopt_changes()
         if self.env is None:
             super()._setup_model()
             return
-        env = self._token_env
+        env = self.token_env
         self._adopt(env)
         implied = {**reference_kwargs(env), **self._policy_options(env)}
-        if "optimizer_class" in self.policy_kwargs:  # which may know no ε
-            del implied["optimizer_kwargs"]
+        kind = self.policy_kwargs.get("optimizer_class", implied["optimizer_class"])
+        if not issubclass(kind, torch.optim.Adam):
+            del implied["optimizer_kwargs"]  # ε is Adam's
+        elif "optimizer_kwargs" in self.policy_kwargs:
+            own = self.policy_kwargs["optimizer_kwargs"] or {}
+            self.policy_kwargs["optimizer_kwargs"] = {**implied["optimizer_kwargs"], **own}
         self.policy_kwargs = {**implied, **self.policy_kwargs}
         if self.policy_kwargs["lora_rank"]:
             self.policy_kwargs["base"] = lend(env, self.policy_kwargs, self.device)
         super()._setup_model()
-        self.policy.follow(env.objective.reference)
         warn_if_emulated(self.policy.device, self.policy.precision)
+        self._act_in(env)
+
+    @classmethod
+    def load(cls, path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Load what `save` wrote, as in Stable-Baselines3.
+
+        Args:
+            path: The file.
+            *args: As in Stable-Baselines3: env, device and so on.
+            **kwargs: As there; single options replace the saved ones.
+        """
+        named = {field.name for field in fields(cls.Options)} & kwargs.keys()
+        changes = {name: kwargs.pop(name) for name in named}
+        return super().load(path, *args, _changes=changes, **kwargs)
+
+    def _adopt_changes(self) -> None:
+        """Apply the options that `load` was given, and set Stable-Baselines3's copies of them."""
+        changes = self.__dict__.pop("_changes", {})
+        self.options = replace(self.options, **changes) if changes else self.options
+        rate = self.options.learning_rate
+        self.learning_rate = LinearSchedule(rate, 0.0 if self.options.anneal else rate, 1.0)
+        self.max_grad_norm = self.options.max_grad_norm
+        if self.env is not None:
+            self.n_steps = self.options.n_waves * self.token_env.max_new_tokens
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """Go on in another environment, with this policy as its actor."""
+        super().set_env(env, force_reset)
+        self._adopt(self.token_env)
+        self._act_in(self.token_env)
+
+    def _act_in(self, env: TokenVectorEnv) -> None:
+        """Follow the environment's reference, and be bound as the one who acts."""
+        self.policy.follow(env.objective.reference)
         env.bind_actor(self.policy)
 
     @property
-    def _token_env(self) -> TokenVectorEnv:
+    def token_env(self) -> TokenVectorEnv:
         """The environment behind Stable-Baselines3's interface."""
         assert self.env is not None
         env: TokenVectorEnv = self.env.get_attr("unwrapped")[0]
@@ -200,7 +240,7 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
     ) -> bool:
         """Play `n_waves` whole episodes in every row and estimate what their tokens are worth."""
         assert isinstance(rollout_buffer, SequenceRolloutBuffer)
-        token_env = self._token_env
+        token_env = self.token_env
         known_scale(token_env)  # its one computation belongs to no iteration
         self._begun, self._tokens_before = now(self.device), self.num_timesteps
         self.policy.set_training_mode(False)

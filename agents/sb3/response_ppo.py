@@ -57,7 +57,11 @@ class PPO(ResponseAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.clip_range: Schedule = FloatSchedule(self.options.clip_range)
+        options = self.options
+        self.clip_range: Schedule = FloatSchedule(options.clip_range)
+        # Stable-Baselines3's names for the same numbers, for callbacks that look them up.
+        self.gae_lambda, self.vf_coef = options.gae_lambda, options.vf_coef
+        self.ent_coef = options.ent_coef
 
     def _adopt(self, env: TokenVectorEnv) -> None:
         super()._adopt(env)
@@ -68,12 +72,14 @@ class PPO(ResponseAlgorithm):
 
     def _policy_options(self, env: TokenVectorEnv) -> dict[str, Any]:
         options = self.options
-        critic = critic_start(options, env)
+        implied = super()._policy_options(env)
+        if "critic" not in self.policy_kwargs:  # else it is loaded, or given
+            critic = critic_start(options, env)
+            implied["critic"] = None if critic is None else critic.name_or_path
+            implied["critic_revision"] = None if critic is None else commit(critic)
         return {
-            **super()._policy_options(env),
+            **implied,
             "entropy": options.ent_coef != 0.0,
-            "critic": None if critic is None else critic.name_or_path,
-            "critic_revision": None if critic is None else commit(critic),
             "critic_lr_scale": options.critic_lr_scale,
             "value_lr_scale": options.value_lr_scale,
             "optimizer_class": TF1Adam if options.adam == "tf1" else torch.optim.Adam,
@@ -185,7 +191,7 @@ class PPO(ResponseAlgorithm):
         }
 
     def _loss(self) -> Loss:
-        env: TokenVectorEnv = self.get_env().get_attr("unwrapped")[0]  # type: ignore[union-attr]
+        env = self.token_env
         return Loss(
             self.policy,
             clip_range=self.clip_range(self._current_progress_remaining),

@@ -76,17 +76,23 @@ def check_scores(name: str, scores: npt.NDArray[np.floating[Any]], responses: Re
         )
 
 
+def current_name(name: str) -> str:
+    """The present name of a function that `MOVED_MODULES` has moved; other texts unchanged."""
+    module, colon, attribute = name.partition(":")
+    return f"{MOVED_MODULES.get(module, module)}:{attribute}" if colon else name
+
+
 def load_callable(name: str) -> Callable[..., object]:
     """Resolve "package.module:function"; `MOVED_MODULES` may be named as they were.
 
     Raises:
         InputError: There is no such module or function.
     """
-    module, _, attribute = name.partition(":")
+    module, _, attribute = current_name(name).partition(":")
     if not attribute:
         raise InputError(f"a callable is named 'package.module:function', not {name!r}")
     try:
-        found = getattr(importlib.import_module(MOVED_MODULES.get(module, module)), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise InputError(
             f"cannot import {name!r}: {error}; if it is your own file, put its folder on the path: "

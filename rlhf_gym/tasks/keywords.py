@@ -88,7 +88,9 @@ def keywords_of(env_id: str) -> list[Keyword] | None:
     found = _follow(maker, fixed)
     if found is None:
         return None
-    return [word for word in found.values() if word.name not in {*NOT_GIVEN, *fixed}]
+    # Gymnasium lets a caller override what an id fixes, but for the name of a published setting.
+    shown = [word for word in found.values() if word.name not in {*NOT_GIVEN, "setting"}]
+    return [replace(w, default=fixed[w.name]) if w.name in fixed else w for w in shown]
 
 
 def check_keywords(env_id: str, names: Iterable[str]) -> None:
@@ -154,7 +156,8 @@ def _follow(maker: Callable[..., Any], fixed: Mapping[str, Any]) -> dict[str, Ke
     further = _follow(on.target, {})
     if further is None:
         return None
-    values = on.defaults(**fixed)
+    taken = inspect.signature(on.defaults).parameters
+    values = on.defaults(**{name: value for name, value in fixed.items() if name in taken})
     for name, word in further.items():
         here = own.setdefault(name, replace(word, default=values.get(name, word.default)))
         if not here.description:

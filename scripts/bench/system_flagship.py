@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
         "episodes": env.num_envs,
         "parameters": sum(p.numel() for p in learner.policy.parameters()),
     }
-    if not policy:  # the formula assumes float32 and a shared trunk
+    if options["system"] == "rlhf_gym":  # the formula assumes float32 and a shared trunk
         work["expected_bytes"] = expected(learner, shape)
     say(
         stages,

@@ -145,9 +145,7 @@ def _state(model: ResponseAlgorithm) -> dict[str, Any]:
 
 
 def _environment(model: ResponseAlgorithm) -> TokenVectorEnv:
-    assert model.env is not None
-    env: TokenVectorEnv = model.env.get_attr("unwrapped")[0]
-    return env
+    return model.token_env
 
 
 def _optimizer(model: ResponseAlgorithm) -> dict[str, torch.Tensor]:

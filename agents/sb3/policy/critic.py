@@ -15,6 +15,7 @@ from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
 from rlhf_gym.lm.loading import load_pretrained
 from rlhf_gym.tokens import Sequences
+from rlhf_gym.utils.progress import transformers_quiet
 
 Observations = Tensor | Sequences
 """One row per state (Stable-Baselines3's contract), or whole sequences, one state per token."""
@@ -87,9 +88,11 @@ def load_critic(
     Raises:
         InputError: It embeds fewer tokens than the policy, or is not causal.
     """
-    model = load_pretrained(
-        AutoModel, name, revision=revision, attn_implementation=attn_implementation
-    )
+    # A reward model's head is not loaded, which transformers would report.
+    with transformers_quiet():
+        model = load_pretrained(
+            AutoModel, name, revision=revision, attn_implementation=attn_implementation
+        )
     if embedded(model) < policy.vocab_size:
         raise InputError(
             f"the critic {name!r} embeds {embedded(model)} tokens, the policy has "

@@ -5,13 +5,14 @@ masked out behind each response's end. γ = 1 unless said otherwise.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from agents.sb3.options import Baseline
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer
 from rlhf_gym.errors import InputError
 from rlhf_gym.tokens import PAD
@@ -77,9 +78,6 @@ def whiten(values: Tensor, *, shift_mean: bool = True) -> Tensor:
     mean = values.mean()
     whitened = (values - mean) * torch.rsqrt(values.var(correction=0) + WHITEN_EPSILON)
     return whitened if shift_mean else whitened + mean
-
-
-Baseline = Literal["critic", "leave_one_out", "group_mean", "none"]
 
 
 @dataclass(frozen=True)
