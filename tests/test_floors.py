@@ -78,7 +78,7 @@ FLOORS: dict[str, list[str]] = {
         "finite options tf1_adam",
         "kl_control policy ptx",
         "rollout vec_env",
-        "loss",
+        "loss options_algorithm",
         "response_algorithm",
         "build groups response_ppo",
         "learning",

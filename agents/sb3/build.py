@@ -7,8 +7,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import get_device
 
 from agents.sb3.options import ResponseOptions
+from agents.sb3.options_algorithm import MEMORY_OPTIONS
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
-from agents.sb3.response_algorithm import MEMORY_OPTIONS, ResponseAlgorithm
+from agents.sb3.response_algorithm import ResponseAlgorithm
 from agents.sb3.vec_env import TokenSB3VecEnv, lend, policy_kwargs
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.precision import warn_if_emulated

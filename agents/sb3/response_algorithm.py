@@ -5,42 +5,29 @@ Notation: N rows of the environment, T the token budget, M chosen tokens.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.sb3.finite import check_finite
 from agents.sb3.kl_control import KLController
-from agents.sb3.options import ResponseOptions
-from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
+from agents.sb3.options_algorithm import OptionsAlgorithm
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer, SequenceSamples
 from agents.sb3.rollout.collection import WavePlayer, now
 from agents.sb3.rollout.metrics import known_scale, rollout_metrics
-from agents.sb3.vec_env import lend
-from agents.sb3.vec_env import policy_kwargs as reference_kwargs
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.errors import InputError
 from rlhf_gym.lm.batching import tokens_per_pass
 from rlhf_gym.lm.decoding.sampling import Sampled
-from rlhf_gym.lm.precision import warn_if_emulated
 
 EXTREMES: dict[str, Callable[[list[float]], float]] = {"ratio_min": min, "ratio_max": max}
 """Statistics of a minibatch whose mean over an update's minibatches says little."""
 
-MEMORY_OPTIONS = ("precision", "gradient_checkpointing", "lora_rank", "lora_alpha")
-"""Options that are keywords of `CausalLMPolicy`."""
 
-
-class ResponseAlgorithm(OnPolicyAlgorithm):
+class ResponseAlgorithm(OptionsAlgorithm):
     """Samples whole responses, lets the environment `play` them, and learns from sequences.
 
     A subclass names its `Options`, and says what each token of a rollout is worth (`_estimate`) and
@@ -48,155 +35,17 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
     all.
 
     Args:
-        policy: `CausalLMPolicy`.
-        env: A `TokenSB3VecEnv`; each of its N rows plays one episode per wave.
-        options: An instance of the class's `Options`; their defaults if None.
-        gamma: Must be 1: the objective is undiscounted.
-        stats_window_size: Accepted as in Stable-Baselines3; metrics here are of one rollout.
-        tensorboard_log: Folder for TensorBoard.
-        policy_kwargs: Keywords of the policy, in place of those that the options imply.
-        verbose: 0 or 1.
-        seed: Seed of everything.
-        device: "auto", "cpu", "cuda".
-
-    Raises:
-        InputError: γ is not 1, or an option does not fit the environment.
+        *args: As in `OptionsAlgorithm`.
+        **kwargs: As in `OptionsAlgorithm`.
     """
-
-    Options: ClassVar[type[ResponseOptions]] = ResponseOptions
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"CausalLMPolicy": CausalLMPolicy}
-    policy: CausalLMPolicy
-    rollout_buffer: SequenceRolloutBuffer
 
     kl_controller: KLController | None = None
     """Chooses the weight of the penalty against the reference; None leaves the environment's β."""
 
-    def __init__(
-        self,
-        policy: str | type[CausalLMPolicy],
-        env: VecEnv | None,
-        options: ResponseOptions | None = None,
-        *,
-        gamma: float = 1.0,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
-        verbose: int = 0,
-        seed: int | None = None,
-        device: torch.device | str = "auto",
-        _init_setup_model: bool = True,
-    ) -> None:
-        if gamma != 1.0:
-            raise InputError(f"the objective is undiscounted: gamma must be 1, not {gamma}")
-        self.options = self.Options() if options is None else options
-        if not isinstance(self.options, self.Options):
-            raise InputError(
-                f"{type(self).__name__} takes options of {self.Options.__module__}."
-                f"{self.Options.__qualname__}, not of {type(self.options).__name__}"
-            )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.stage_seconds: dict[str, float] = {}  # of the last iteration
         self._tokens_before = 0  # this rollout
-        rate = self.options.learning_rate
-        # Without an environment Stable-Baselines3 is loading, and brings these numbers along.
-        budget = env.get_attr("max_new_tokens")[0] if isinstance(env, VecEnv) else 1
-        super().__init__(
-            policy,
-            env,  # type: ignore[arg-type]  # None while loading
-            LinearSchedule(rate, 0.0 if self.options.anneal else rate, 1.0),
-            n_steps=self.options.n_waves * budget,
-            gamma=1.0,
-            gae_lambda=1.0,
-            ent_coef=0.0,
-            vf_coef=0.0,
-            max_grad_norm=self.options.max_grad_norm,
-            use_sde=False,
-            sde_sample_freq=-1,
-            rollout_buffer_class=SequenceRolloutBuffer,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
-
-    def _setup_model(self) -> None:
-        """Start the policy from the environment's reference, and bind it as the one who acts."""
-        self._adopt_changes()
-        if self.env is None:
-            super()._setup_model()
-            return
-        env = self.token_env
-        self._adopt(env)
-        implied = {**reference_kwargs(env), **self._policy_options(env)}
-        kind = self.policy_kwargs.get("optimizer_class", implied["optimizer_class"])
-        if not issubclass(kind, torch.optim.Adam):
-            del implied["optimizer_kwargs"]  # ε is Adam's
-        elif "optimizer_kwargs" in self.policy_kwargs:
-            own = self.policy_kwargs["optimizer_kwargs"] or {}
-            self.policy_kwargs["optimizer_kwargs"] = {**implied["optimizer_kwargs"], **own}
-        self.policy_kwargs = {**implied, **self.policy_kwargs}
-        if self.policy_kwargs["lora_rank"]:
-            self.policy_kwargs["base"] = lend(env, self.policy_kwargs, self.device)
-        super()._setup_model()
-        warn_if_emulated(self.policy.device, self.policy.precision)
-        self._act_in(env)
-
-    @classmethod
-    def load(cls, path: Any, *args: Any, **kwargs: Any) -> Self:
-        """Load what `save` wrote, as in Stable-Baselines3.
-
-        Args:
-            path: The file.
-            *args: As in Stable-Baselines3: env, device and so on.
-            **kwargs: As there; single options replace the saved ones.
-        """
-        named = {field.name for field in fields(cls.Options)} & kwargs.keys()
-        changes = {name: kwargs.pop(name) for name in named}
-        return super().load(path, *args, _changes=changes, **kwargs)
-
-    def _adopt_changes(self) -> None:
-        """Apply the options that `load` was given, and set Stable-Baselines3's copies of them."""
-        changes = self.__dict__.pop("_changes", {})
-        self.options = replace(self.options, **changes) if changes else self.options
-        rate = self.options.learning_rate
-        self.learning_rate = LinearSchedule(rate, 0.0 if self.options.anneal else rate, 1.0)
-        self.max_grad_norm = self.options.max_grad_norm
-        if self.env is not None:
-            self.n_steps = self.options.n_waves * self.token_env.max_new_tokens
-
-    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """Go on in another environment, with this policy as its actor."""
-        super().set_env(env, force_reset)
-        self._adopt(self.token_env)
-        self._act_in(self.token_env)
-
-    def _act_in(self, env: TokenVectorEnv) -> None:
-        """Follow the environment's reference, and be bound as the one who acts."""
-        self.policy.follow(env.objective.reference)
-        env.bind_actor(self.policy)
-
-    @property
-    def token_env(self) -> TokenVectorEnv:
-        """The environment behind Stable-Baselines3's interface."""
-        assert self.env is not None
-        env: TokenVectorEnv = self.env.get_attr("unwrapped")[0]
-        return env
-
-    def _adopt(self, env: TokenVectorEnv) -> None:
-        """Prepare what the options need of an environment, or ask of it."""
-        if self.options.samples_per_prompt is not None:
-            env.group_rows(self.options.samples_per_prompt)
-
-    def _policy_options(self, env: TokenVectorEnv) -> dict[str, Any]:
-        """Keywords of the policy that the options imply."""
-        return {
-            **{name: getattr(self.options, name) for name in MEMORY_OPTIONS},
-            "entropy": False,
-            "optimizer_class": torch.optim.Adam,
-            "optimizer_kwargs": {"eps": self.options.adam_eps},
-        }
+        super().__init__(*args, **kwargs)
 
     @abstractmethod
     def _estimate(self, buffer: SequenceRolloutBuffer, rows_per_prompt: int) -> None:
@@ -314,15 +163,6 @@ class ResponseAlgorithm(OnPolicyAlgorithm):
         self.logger.record(f"time/{stage}_seconds", seconds)
         rate = self.rollout_buffer.n_tokens / seconds
         self.logger.record(f"time/{stage}_tokens_per_second", rate)
-
-    def _update_learning_rate(
-        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
-    ) -> None:
-        """One schedule, times each parameter group's scale."""
-        super()._update_learning_rate(optimizers)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                group["lr"] *= group["lr_scale"]
 
     def train(self) -> None:
         """Run the update: `n_epochs` passes of `n_minibatches` optimiser steps."""
