@@ -1,6 +1,7 @@
 """Parse the command line of a command, on top of the options of a --config file."""
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -56,7 +57,11 @@ def parse(
     name = given(arguments, "config")
     file = None if name is None else read_options(Path(name), kept_as)
     if asks_for_keywords(config_class, arguments):
-        print_keywords(config_class, arguments, {} if file is None else file.values)
+        try:
+            print_keywords(config_class, arguments, {} if file is None else file.values)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `… | head` has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     whole = config_class
     if with_algorithm:
