@@ -98,7 +98,7 @@ class OfflineDPO(GroupLearner):
     def _needs_scoring_pass(self) -> bool:
         return True  # sampling knows the reference's log-probs
 
-    def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
+    def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> Wave:
         if self.pairs is None:
             return super()._play_wave(env, buffer)
         begun = time.perf_counter()
@@ -117,10 +117,11 @@ class OfflineDPO(GroupLearner):
             for flat in (log_probs, ref_log_probs)
         )
         buffer.add_responses(prompts, actions, scores, np.zeros(actions.shape), ours, theirs)
-        self.num_timesteps += len(log_probs)
         env.episodes += self.n_envs
         seconds = {"score": time.perf_counter() - begun}
-        return {"seconds": seconds, "kl_sum": (ours - theirs).sum(1)}
+        infos = {"seconds": seconds, "kl_sum": (ours - theirs).sum(1)}
+        before = join(prompts, np.zeros((len(prompts), 0), dtype=np.int64))
+        return Wave(infos, before, actions, np.zeros(actions.shape), before)
 
     def _log_waves(self, waves: list[dict[str, Any]], env: TokenVectorEnv) -> None:
         if self.pairs is None:

@@ -593,7 +593,7 @@ def test_the_q_network_starts_as_the_greedy_reference(make_vector_env):
     env = make_vector_env(N)
     observations, _ = env.reset(seed=0)
     learner = sb3_dqn.make(sb3_dqn.Config(), env)
-    assert env.actor is None, "a deterministic policy owes no log π"
+    assert not env.actor.log_prob(observations, np.zeros(N, int)).any(), "deterministic: log π = 0"
     tokens, _ = learner.algorithm.predict(observations, deterministic=True)
     core = env.objective.reference
     with torch.no_grad():

@@ -77,7 +77,7 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         if self._step is not None:
-            self._step(self.locals["infos"])
+            self._step(self.locals["wave"])
         return True
 
     def _on_rollout_end(self) -> None:

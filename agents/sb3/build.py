@@ -3,9 +3,11 @@
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
+from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import get_device
 
+from agents.sb3.layers import refuse_other_processes
 from agents.sb3.options import ResponseOptions
 from agents.sb3.options_algorithm import MEMORY_OPTIONS
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
@@ -19,7 +21,7 @@ Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
 def build(
     algorithm: type[Algorithm],
-    env: TokenVectorEnv,
+    env: TokenVectorEnv | GymEnv | str,
     *,
     options: ResponseOptions | None = None,
     policy_options: dict[str, Any] | None = None,
@@ -30,7 +32,8 @@ def build(
 
     Args:
         algorithm: An on-policy algorithm of Stable-Baselines3, or a `ResponseAlgorithm`.
-        env: The environment.
+        env: A `TokenVectorEnv`, or what Stable-Baselines3 takes: an id, `gymnasium.make(id)`,
+            `make_vec_env(id)`, a `TokenSB3VecEnv` with wrappers.
         options: Of a `ResponseAlgorithm`: an instance of its `Options`, whose defaults are the
             command line's too; their defaults if None.
         policy_options: Further keywords of the policy.
@@ -41,8 +44,11 @@ def build(
     Returns:
         The algorithm, ready to learn.
     """
-    rows = TokenSB3VecEnv(env)
-    kwargs.setdefault("device", env.objective.reference.device)
+    outer = TokenSB3VecEnv(env) if isinstance(env, TokenVectorEnv) else env
+    rows = algorithm._wrap_env(maybe_make_env(outer, 0))
+    refuse_other_processes(rows)
+    task = rows.get_attr("unwrapped")[0]
+    kwargs.setdefault("device", task.objective.reference.device)
     if issubclass(algorithm, ResponseAlgorithm):
         named = {field.name for field in fields(algorithm.Options)} & kwargs.keys()
         changes = {name: kwargs.pop(name) for name in named}
@@ -55,13 +61,13 @@ def build(
             options = replace(options, **changes)
         return algorithm(policy_class, rows, options, policy_kwargs=policy_options, **kwargs)
     kwargs.setdefault("gamma", 1.0)
-    policy_options = {**policy_kwargs(env), **(policy_options or {})}
+    policy_options = {**policy_kwargs(task), **(policy_options or {})}
     if policy_options.get("lora_rank"):
-        policy_options["base"] = lend(env, policy_options, get_device(kwargs["device"]))
+        policy_options["base"] = lend(task, policy_options, get_device(kwargs["device"]))
     learner = algorithm(policy_class, rows, policy_kwargs=policy_options, **kwargs)
     policy = learner.policy
     assert isinstance(policy, CausalLMPolicy)
-    policy.follow(env.objective.reference)
+    policy.follow(task.objective.reference)
     warn_if_emulated(policy.device, policy.precision)
-    env.bind_actor(policy)
+    rows.env_method("bind_actor", policy)
     return learner

@@ -4,12 +4,14 @@ from dataclasses import fields, replace
 from typing import Any, ClassVar, Self
 
 import torch
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.sb3.layers import whole_rows
 from agents.sb3.options import ResponseOptions
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer
@@ -32,7 +34,8 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
 
     Args:
         policy: `CausalLMPolicy`.
-        env: A `TokenSB3VecEnv`; each of its N rows plays one episode per wave.
+        env: The environment, as `whole_rows` takes it, or its id; each of its N rows plays one
+            episode per wave.
         options: An instance of the class's `Options`; their defaults if None.
         gamma: Must be 1: the objective is undiscounted.
         stats_window_size: Accepted as in Stable-Baselines3; metrics here are of one rollout.
@@ -54,7 +57,7 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
     def __init__(
         self,
         policy: str | type[CausalLMPolicy],
-        env: VecEnv | None,
+        env: GymEnv | TokenVectorEnv | str | None,
         options: ResponseOptions | None = None,
         *,
         gamma: float = 1.0,
@@ -75,8 +78,9 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
                 f"{self.Options.__qualname__}, not of {type(self.options).__name__}"
             )
         rate = self.options.learning_rate
+        env = None if env is None else self._wrap_env(maybe_make_env(env, verbose))
         # Without an environment Stable-Baselines3 is loading, and brings these numbers along.
-        budget = env.get_attr("max_new_tokens")[0] if isinstance(env, VecEnv) else 1
+        budget = 1 if env is None else env.get_attr("max_new_tokens")[0]
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]  # None while loading
@@ -143,6 +147,11 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
         self.max_grad_norm = self.options.max_grad_norm
         if self.env is not None:
             self.n_steps = self.options.n_waves * self.token_env.max_new_tokens
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """The environment as rows that play whole responses; Stable-Baselines3's own hook."""
+        return whole_rows(env)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Go on in another environment, with this policy as its actor."""

@@ -15,10 +15,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.sb3.finite import check_finite
 from agents.sb3.kl_control import KLController
+from agents.sb3.layers import show
 from agents.sb3.options_algorithm import OptionsAlgorithm
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer, SequenceSamples
-from agents.sb3.rollout.collection import WavePlayer, now
+from agents.sb3.rollout.collection import Wave, WavePlayer, now
 from agents.sb3.rollout.metrics import known_scale, rollout_metrics
+from agents.sb3.rollout.steps import batch_steps
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.batching import tokens_per_pass
 from rlhf_gym.lm.decoding.sampling import Sampled
@@ -98,10 +100,9 @@ class ResponseAlgorithm(OptionsAlgorithm):
         self._prepare_rollout()
         waves: list[dict[str, Any]] = []
         for _ in range(self.options.n_waves):
-            infos = self._play_wave(token_env, rollout_buffer)
-            waves.append(infos)
-            callback.update_locals({"infos": infos})
-            if not callback.on_step():
+            wave = self._play_wave(token_env, rollout_buffer)
+            waves.append(wave.infos)
+            if not self._show(wave, env, callback):
                 return False
         self._estimate(rollout_buffer, token_env.rows_per_prompt)
         self._log_waves(waves, token_env)
@@ -113,9 +114,36 @@ class ResponseAlgorithm(OptionsAlgorithm):
         """Schedules go by what was left before the rollout: from 1, and above 0 at the last."""
         super()._update_current_progress_remaining(self._tokens_before, total_timesteps)
 
-    def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> dict[str, Any]:
-        """Add one response of every row to the buffer; return the infos."""
+    def _show(self, wave: Wave, env: VecEnv, callback: BaseCallback) -> bool:
+        """Take wrappers and callbacks through a wave, step by step; whether to go on.
+
+        Stable-Baselines3's contract: after each step of the batch the local variables, the number
+        of tokens and the buffer of episodes are those of a rollout with `step`.
+        """
+        for step in batch_steps(wave, self.num_timesteps, self.start_time / 1e9):
+            new_obs, rewards, dones, infos = show(env, step)
+            self.num_timesteps += step.n_tokens
+            callback.update_locals(
+                {
+                    "wave": wave.infos,
+                    "actions": step.actions,
+                    "clipped_actions": step.actions,
+                    "new_obs": new_obs,
+                    "rewards": rewards,
+                    "dones": dones,
+                    "infos": infos,
+                }
+            )
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+        return True
+
+    def _play_wave(self, env: TokenVectorEnv, buffer: SequenceRolloutBuffer) -> Wave:
+        """Add one response of every row to the buffer."""
         assert self._last_obs is not None
+        if not env.at_prompts(np.asarray(self._last_obs)):  # somebody else has stepped it
+            self._last_obs = env.reset()[0]
         wave = WavePlayer(
             self.policy,
             env,
@@ -125,8 +153,7 @@ class ResponseAlgorithm(OptionsAlgorithm):
             kl_coef=self._reward_kl_coef(env),
         ).play(np.asarray(self._last_obs), buffer)
         self._last_obs = wave.observations
-        self.num_timesteps += wave.n_tokens
-        return wave.infos
+        return wave
 
     def _sample(self, prompts: torch.Tensor, env: TokenVectorEnv) -> Sampled:
         """Whole responses to prompts (N, P), their log-probs and values."""

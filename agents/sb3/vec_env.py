@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.sb3.policy.shared_base import Lent
+from agents.sb3.rollout.steps import BatchStep
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.loading import commit
@@ -41,6 +42,7 @@ class TokenSB3VecEnv(VecEnv):
         self._returns = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, dtype=np.int64)
         self._begun = time.time()
+        self._shown: BatchStep | None = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> npt.NDArray[np.int64]:
@@ -51,12 +53,19 @@ class TokenSB3VecEnv(VecEnv):
         self._returns[:], self._lengths[:] = 0, 0
         return observations
 
+    def show_next(self, step: BatchStep) -> None:
+        """Let the next `step` return what a rollout of whole responses has played already."""
+        self._shown = step
+
     def step_async(self, actions: npt.NDArray[np.int64]) -> None:
         """Remember the actions."""
         self._actions = np.asarray(actions, dtype=np.int64).reshape(self.num_envs)
 
     def step_wait(self) -> Any:
         """Take the step; each row's info is a plain dict."""
+        if self._shown is not None:
+            step, self._shown = self._shown, None
+            return step.observations, step.rewards, step.dones, step.infos
         observations, rewards, dones, _, infos = self.token_env.step(self._actions)
         self._returns += rewards
         self._lengths += 1

@@ -35,12 +35,21 @@ class EpisodeInfos:
         kl_sums: npt.NDArray[np.float64] | None,
         rows: Bools,
     ) -> None:
-        """Set what is known at the end of a response, for the n rows that ended."""
+        """Set what is known at the end of a response, for the n rows that ended.
+
+        Args:
+            responses: The responses of these rows.
+            scores: (n,).
+            kl_sums: (n,), NaN where a token's log π is not known; None if none is.
+            rows: (N,) which rows have ended.
+        """
         self._spread("score", scores, rows)
         if responses.score_std is not None:
             self._spread("score_std", responses.score_std.double().cpu().numpy(), rows)
-        if kl_sums is not None:
-            self._spread("kl_sum", kl_sums, rows)
+        if kl_sums is not None and not np.isnan(kl_sums).all():
+            known = rows.copy()
+            known[rows] = ~np.isnan(kl_sums)
+            self._spread("kl_sum", kl_sums[known[rows]], known)
         self._spread("finish_reason", _objects(responses.finish_reasons), rows)
         self._spread("prompt", _objects(responses.prompts), rows)
         self._spread("response", _objects(responses.texts), rows)

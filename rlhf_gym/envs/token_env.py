@@ -86,6 +86,14 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         """The scorer that only evaluation uses."""
         return self._rows.gold
 
+    def batch(self, num_envs: int) -> TokenVectorEnv:
+        """The same task as a batch of `num_envs` rows."""
+        return self._rows.resized(num_envs)
+
+    def same_task(self, other: "TokenEnv") -> bool:
+        """Whether another environment pays the same for the same responses to the same prompts."""
+        return self._rows.same_task(other._rows)
+
     def bind_actor(self, actor: Actor | None) -> None:
         """Ask `actor` for log π from now on (weak reference); None unbinds."""
         self._rows.bind_actor(actor)

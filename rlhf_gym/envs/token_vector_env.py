@@ -87,8 +87,14 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         return self._binding.get()
 
     def bind_actor(self, actor: Actor | None) -> None:
-        """Ask `actor` for log π from now on (weak reference); None unbinds."""
-        self._binding = ActorBinding(actor)
+        """Ask `actor` for log π from now on (weak reference); None unbinds.
+
+        A `CausalLMPolicy` needs no call: it is bound by acting (`rlhf_gym.envs.actor`).
+
+        Raises:
+            InputError: It is a copy that has not acted.
+        """
+        self._binding.bind(actor)
 
     def group_rows(self, rows_per_prompt: int) -> None:
         """Let each k consecutive rows play the same prompts, from the next `reset` of all rows.
@@ -138,7 +144,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             self._begin(mask)
         else:
             self._place(mask, named)
-        return self._tokens.copy(), {}
+        return self._observed(), {}
 
     def step(self, actions: Ints) -> tuple[Ints, Floats, Bools, Bools, dict[str, Any]]:
         """Append one token to each row.
@@ -175,7 +181,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             # "NextStep": a row that ended before ignores this action and starts a new prompt.
             self._begin(waiting)
             self._over = ended.copy()
-        return self._tokens.copy(), rewards, ended, np.zeros_like(ended), infos.to_dict()
+        return self._observed(), rewards, ended, np.zeros_like(ended), infos.to_dict()
 
     def _take(self, actions: Ints, going: Bools, infos: EpisodeInfos) -> tuple[Floats, Bools]:
         """Append one token to the rows that go on; return rewards (N,) and which rows ended."""
@@ -240,7 +246,35 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         rewards = np.zeros(actions.shape)
         rewards[mask] = settled.rewards.double().cpu().numpy()
         self._begin(everyone)
-        return rewards, infos.to_dict(), self._tokens.copy()
+        return rewards, infos.to_dict(), self._observed()
+
+    def resized(self, num_envs: int) -> "TokenVectorEnv":
+        """A new environment of the same task, with another number of rows."""
+        return TokenVectorEnv(
+            self.objective,
+            self.prompts,
+            num_envs=num_envs,
+            max_new_tokens=self.max_new_tokens,
+            stop_at_eos=self.stop_at_eos,
+            gold=self.gold,
+        )
+
+    def same_task(self, other: "TokenVectorEnv") -> bool:
+        """Whether another environment pays the same for the same responses to the same prompts."""
+        ours, theirs = self.objective, other.objective
+        return (
+            ours.reference.model is theirs.reference.model
+            and ours.reward is theirs.reward
+            and ours.kl_coef == theirs.kl_coef
+            and ours.reference.mask == theirs.reference.mask
+            and self.prompts.ids == other.prompts.ids
+            and (self.max_new_tokens, self.stop_at_eos) == (other.max_new_tokens, other.stop_at_eos)
+        )
+
+    def at_prompts(self, observations: Ints) -> bool:
+        """Whether every row is at the prompt that these observations (N, L) show."""
+        begun = self._over | (row_lengths(self._tokens) > self._prompt_lengths)
+        return not begun.any() and np.array_equal(observations, self._tokens)
 
     def action_masks(self) -> Bools:
         """Which tokens each row may choose now, (N, V); not cached, so ask once per step."""
@@ -288,6 +322,11 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             if chat is not None:
                 self.prompts.chats.setdefault(row, chat)
         self._place(every, rows)
+        return self._observed()
+
+    def _observed(self) -> Ints:
+        """The observations (N, L) that whoever acts next is going to see."""
+        self._binding.observed()
         return self._tokens.copy()
 
     def _begin(self, mask: Bools) -> None:
@@ -331,15 +370,15 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         barred = going & (reference.numpy() < NEVER / 2)
         if barred.any():
             raise InputError(self._barred(int(np.flatnonzero(barred)[0]), actions))
-        actor = self._binding.get()
-        log_probs = None
-        if actor is not None:
-            log_probs = torch.from_numpy(np.asarray(actor.log_prob(self._tokens, actions)))
+        found = self._binding.log_probs(self._tokens, actions, going)
+        log_probs, kl = None, np.full(self.num_envs, np.nan)  # not known
+        if found is not None:
+            log_probs = torch.from_numpy(found)
             kl = (log_probs - reference).double().numpy()
-            self._kl_sums += np.where(going, kl, 0.0)
             infos.add("kl", kl, going)
+        self._kl_sums += np.where(going, kl, 0.0)
         infos.add("ref_log_prob", reference.double().numpy(), going)
-        infos.add("actor_bound", np.full(self.num_envs, actor is not None), going)
+        infos.add("actor_bound", np.full(self.num_envs, found is not None), going)
         penalties = self.objective.penalties(reference, log_probs).double().numpy()
         return np.where(going, penalties, 0.0)
 
@@ -369,9 +408,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         # Token rewards were paid along the way; `score` in infos adds both.
         final = self.objective.final_scores(responses).double().cpu().numpy()
         self.episodes += int(ended.sum())
-        bound = self._binding.get() is not None
         scores = final + self._along_sums[ended]
-        infos.add_episodes(responses, scores, self._kl_sums[ended] if bound else None, ended)
+        infos.add_episodes(responses, scores, self._kl_sums[ended], ended)
         return final
 
     def _responses(self, rows: Bools, ended: Bools) -> Responses:

@@ -34,7 +34,7 @@ class SampleCallback(BaseCallback):
 
     def _on_step(self) -> bool:
         if self._wave is None:
-            self._wave = self.locals["infos"]
+            self._wave = self.locals["wave"]
         return True
 
     def _on_rollout_end(self) -> None:

@@ -6,6 +6,8 @@ tokens, d the trunk's width, V usable tokens.
 """
 
 import copy
+import functools
+import logging
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
@@ -19,10 +21,10 @@ from torch import Tensor
 
 from agents.sb3.policy.critic import Critic, Observations, load_critic
 from agents.sb3.policy.distribution import TokenDistribution
-from agents.sb3.policy.last_actions import LastActions
 from agents.sb3.policy.optimizer import build_optimizer
 from agents.sb3.policy.shared_base import Lent, do_without_frozen, leave_out_frozen
 from agents.sb3.policy.update_graphs import LearningStates
+from rlhf_gym.envs.actor import Act, announce, mark_as_copy
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import (
     has_dynamic_rope,
@@ -35,7 +37,9 @@ from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.lm.lora import add_adapters, merged, twin
 from rlhf_gym.lm.masks import NO_MASK, Limits, Mask
 from rlhf_gym.lm.precision import Precision
-from rlhf_gym.tokens import Sequences
+from rlhf_gym.tokens import PAD, Sequences
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
@@ -147,7 +151,7 @@ class CausalLMPolicy(ActorCriticPolicy):
                 recompute_activations(model, True)
         self._cache = DecodeCache(self.core)
         self._guide_cache: DecodeCache | None = None  # of the model that a top-k mask asks
-        self._last: LastActions | None = None
+        self._last: Act | None = None
         self._learning_states = LearningStates()
         head = list(self.critic.head.parameters())
         self.optimizer = build_optimizer(
@@ -188,12 +192,36 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Act in each state: tokens (N,), values (N, 1), log-probs (N,)."""
+        seen = _checked(obs)
         hidden = self._last_hidden(obs)
         distribution = self._distribution(hidden, self._limits(obs, hidden))
         actions = distribution.get_actions(deterministic)
         log_probs = distribution.log_prob(actions)
-        self._last = LastActions(obs, actions, log_probs)
+        self._announce(seen, actions, log_probs, deterministic)
         return actions, self.critic(self.critic.states(obs, hidden)), log_probs
+
+    def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
+        """Act in each state, without its value: tokens (N,)."""
+        seen = _checked(observation)
+        distribution = self.get_distribution(observation)
+        actions = distribution.get_actions(deterministic)
+        self._announce(seen, actions, distribution.log_prob(actions), deterministic)
+        return actions
+
+    def _announce(
+        self,
+        seen: npt.NDArray[np.int64],
+        actions: Tensor,
+        log_probs: Tensor,
+        deterministic: bool,
+    ) -> None:
+        """Tell the environment, whichever it is, who has chosen these tokens and how likely."""
+        if deterministic:
+            log_probs = torch.zeros_like(log_probs)  # the greedy policy chooses nothing else
+            warn_of_greedy()
+        self._last = announce(
+            self, seen, actions.detach().cpu().numpy(), log_probs.detach().cpu().numpy()
+        )
 
     def get_distribution(self, obs: Observations) -> TokenDistribution:  # type: ignore[override]
         """The next-token distribution in each state."""
@@ -393,6 +421,10 @@ class CausalLMPolicy(ActorCriticPolicy):
             return last_hidden(self.core, obs.long())
         return self._cache.last_hidden(obs.long())
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({**state, "_last": None})
+        mark_as_copy(self)  # until it acts
+
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
             "observation_space": self.observation_space,
@@ -416,3 +448,31 @@ class CausalLMPolicy(ActorCriticPolicy):
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
+
+
+def _checked(obs: Tensor) -> npt.NDArray[np.int64]:
+    """The observations (N, L) as an array.
+
+    Raises:
+        InputError: They are not rows of token ids with PAD behind them.
+    """
+    seen = obs.detach().cpu().numpy()
+    whole = np.issubdtype(seen.dtype, np.integer)
+    if not whole or ((seen[:, 1:] != PAD) & (seen[:, :-1] == PAD)).any():
+        what = "have PAD between tokens" if whole else f"are {seen.dtype}"
+        raise InputError(
+            f"an observation is a row of token ids (int64) with PAD = {PAD} behind them, but these "
+            f"{what}. A wrapper such as VecNormalize(norm_obs=True) or VecFrameStack changes them: "
+            "take it away"
+        )
+    return seen
+
+
+@functools.cache
+def warn_of_greedy() -> None:
+    """Say once what a deterministic policy's return is."""
+    logger.warning(
+        "deterministic=True: the greedy policy acts, which is another one than the policy that "
+        "was trained. Its log π is 0, so its mean return is the greedy policy's own J; that of "
+        "the trained policy needs deterministic=False"
+    )

@@ -20,6 +20,7 @@ from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.kl import REWARD_ESTIMATORS
 from rlhf_gym.lm.decoding.sampling import Sampled
 from rlhf_gym.tokens import PAD, Sequences, continuations, unflatten
+from rlhf_gym.utils.arrays import Ints
 
 
 class Wave(NamedTuple):
@@ -27,13 +28,17 @@ class Wave(NamedTuple):
 
     Attributes:
         infos: The environment's infos, with `length` (N,), `log_prob_mean` and `seconds` by stage.
+        before: (N, L) the prompts.
+        actions: (N, T) the responses, PAD after their ends.
+        rewards: (N, T) what the environment paid, at its own β.
         observations: (N, L) the next prompts.
-        n_tokens: M.
     """
 
     infos: dict[str, Any]
-    observations: npt.NDArray[np.int64]
-    n_tokens: int
+    before: Ints
+    actions: Ints
+    rewards: npt.NDArray[np.floating]
+    observations: Ints
 
 
 @dataclass
@@ -57,7 +62,7 @@ class WavePlayer:
     scoring_pass: bool
     kl_coef: float
 
-    def play(self, observations: npt.NDArray[np.int64], buffer: SequenceRolloutBuffer) -> Wave:
+    def play(self, observations: Ints, buffer: SequenceRolloutBuffer) -> Wave:
         """Play one episode in every row, from prompts (N, L), and add it to the buffer."""
         env, device = self.env, self.policy.device
         prompts = observations[:, : env.prompts.max_tokens]
@@ -75,18 +80,18 @@ class WavePlayer:
         check_finite("the value", values, sequences, log_probs=log_probs, values=values)
         scored = now(device)
         actions = found.responses.cpu().numpy()
-        rewards, infos, observations = env.play(actions, log_prob_grid)
-        flat = torch.from_numpy(rewards[actions >= 0]).to(log_probs.device)
+        paid, infos, following = env.play(actions, log_prob_grid)
+        flat = torch.from_numpy(paid[actions >= 0]).to(log_probs.device)
         check_finite("the reward", flat, sequences, rewards=flat, log_probs=log_probs)
         ref_log_probs = infos["ref_log_prob"]
-        rewards = rewards + self._own_penalty(actions, log_prob_grid, ref_log_probs)
+        rewards = paid + self._own_penalty(actions, log_prob_grid, ref_log_probs)
         buffer.add_responses(prompts, actions, rewards, value_grid, log_prob_grid, ref_log_probs)
         infos["seconds"] = {"sample": sampled - begun, "play": now(device) - scored}
         if self._makes_a_pass:
             infos["seconds"]["score"] = scored - sampled
         infos["length"] = sequences.lengths.cpu().numpy()
         infos["log_prob_mean"] = float(log_probs.double().mean())
-        return Wave(infos, observations, int(infos["length"].sum()))
+        return Wave(infos, observations, actions, paid, following)
 
     @property
     def _own_trunk(self) -> bool:

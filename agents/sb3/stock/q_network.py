@@ -2,8 +2,8 @@
 
 Q(s, a) = V(s) + β · log π_θ(a | s). V is a linear head that starts at 0, and π_θ starts as the
 reference. So training starts at the reference's greedy policy, with values of the same scale as the
-environment's KL penalty. No actor is bound to the environment, because a deterministic policy has
-log π = 0. Notation: N rows, L columns, d the trunk's width, V tokens, Q quantiles.
+environment's KL penalty. Its greedy policy is deterministic: log π = 0, and so is what it owes for
+the random tokens that it explores with. Notation: N rows, L columns, d the trunk's width, V tokens, Q quantiles.
 """
 
 import copy
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from safetensors.torch import save_file
@@ -25,9 +26,11 @@ from agents.sb3.learning.learner import RunFormat
 from agents.sb3.vec_env import TokenSB3VecEnv, policy_kwargs
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.envs.actor import announce
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
+from rlhf_gym.utils.arrays import Ints
 from rlhf_gym.utils.files import own_memory, whole_folder
 
 Algorithm = TypeVar("Algorithm", bound=OffPolicyAlgorithm)
@@ -94,7 +97,14 @@ class TokenQNetwork(BasePolicy):
 
     def _predict(self, observation: Any, deterministic: bool = True) -> Tensor:
         values: Tensor = self(observation)
-        return (values.mean(1) if self.n_quantiles else values).argmax(-1)
+        actions = (values.mean(1) if self.n_quantiles else values).argmax(-1)
+        seen, chosen = observation.cpu().numpy(), actions.cpu().numpy()
+        announce(self, seen, chosen, self.log_prob(seen, chosen))
+        return actions
+
+    def log_prob(self, observations: Ints, actions: Ints) -> npt.NDArray[np.float32]:
+        """Log π (N,) of actions: 0, because the policy is deterministic."""
+        return np.zeros(len(actions), dtype=np.float32)
 
     def greedy(self) -> CausalLM:
         """Return a language model that almost surely samples the token with the highest value."""
@@ -203,7 +213,6 @@ def build_q_learner(
         )
     network = {k: v for k, v in policy_kwargs(env).items() if k != "mask"}
     network |= {"scale": env.objective.kl_coef, "n_quantiles": n_quantiles}
-    env.bind_actor(None)
     # Exploration samples from the action space, which has its own seed.
     env.single_action_space.seed(int(np.random.randint(2**31)))
     learner = algorithm(
@@ -219,4 +228,5 @@ def build_q_learner(
     )
     net = learner.policy.quantile_net if n_quantiles else learner.policy.q_net
     assert isinstance(net, TokenQNetwork)
+    env.bind_actor(net)
     return QLearner(learner, net)

@@ -1,0 +1,146 @@
+"""What is around an environment: layers that only watch, and layers that would be skipped.
+
+A rollout of whole responses is settled by `TokenVectorEnv.play`, below every layer. Afterwards each
+step of it is shown to the layers that only watch. A layer that changes observations, actions or
+rewards would have no effect, so it is refused by its name. Notation: N rows.
+"""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import VectorEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+)
+
+from agents.sb3.rollout.steps import BatchStep
+from agents.sb3.vec_env import TokenSB3VecEnv
+from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.errors import InputError
+from rlhf_gym.utils.arrays import Bools, Ints
+
+WATCHERS = (VecMonitor, VecCheckNan)
+"""Wrappers of Stable-Baselines3 that change nothing; a class of one of these may change something."""
+
+SINGLE_WATCHERS = (Monitor, OrderEnforcing, PassiveEnvChecker)
+"""Wrappers of a single environment that change nothing."""
+
+INSTEAD = {
+    "VecNormalize": "for rewards take whiten_rewards of PPO; observations are token ids",
+    "VecFrameStack": "an observation has the whole text already",
+    "VecVideoRecorder": "film an evaluation of the policy instead, in an environment of its own",
+}
+
+
+def whole_rows(env: GymEnv | VectorEnv[Any, Any, Any]) -> VecEnv:
+    """An environment of this project as rows that play whole responses.
+
+    Args:
+        env: A `TokenVectorEnv`, a `TokenEnv` (`gymnasium.make`), or a `VecEnv` of these
+            (`TokenSB3VecEnv`, or a `DummyVecEnv` as `make_vec_env` returns it), with watchers
+            around it.
+
+    Returns:
+        A `TokenSB3VecEnv`, with the same watchers around it.
+
+    Raises:
+        InputError: A layer changes observations, actions or rewards, or the rows are in other
+            processes, or belong to different tasks.
+    """
+    if isinstance(env, VectorEnv):
+        return TokenSB3VecEnv(env)  # type: ignore[arg-type]  # which refuses others
+    if isinstance(env, gymnasium.Env):
+        return _batch([env])
+    if isinstance(env, VecEnvWrapper):
+        if type(env) not in WATCHERS:
+            raise _refused(env)
+        env.venv = whole_rows(env.venv)
+        return env
+    if isinstance(env, TokenSB3VecEnv):
+        return env
+    if type(env) is DummyVecEnv:
+        rows = _batch(env.envs)
+        rows._seeds = list(env._seeds)
+        return rows
+    refuse_other_processes(env)
+    raise _refused(env)
+
+
+def refuse_other_processes(env: VecEnv) -> None:
+    """Check that the environments are in this process.
+
+    Raises:
+        InputError: They are in others.
+    """
+    if isinstance(env.unwrapped, SubprocVecEnv):
+        raise InputError(
+            "SubprocVecEnv has its environments in other processes, which cannot ask the policy "
+            "for log π. TokenSB3VecEnv(gymnasium.make_vec(id, num_envs=N).unwrapped) is one batch "
+            "of N rows, and faster"
+        )
+
+
+def show(
+    env: VecEnv, step: BatchStep
+) -> tuple[Ints, npt.NDArray[np.float32], Bools, list[dict[str, Any]]]:
+    """Let the watchers around the rows see a step; what comes out on top.
+
+    Returns:
+        Observations (N, L), rewards (N,), dones (N,), infos, as `VecEnv.step` returns them.
+    """
+    layer = env
+    while isinstance(layer, VecEnvWrapper):
+        if isinstance(layer, VecMonitor):
+            # It counts one token for every row and step; a row may have taken none, or several.
+            layer.episode_lengths += (step.taken - 1).astype(layer.episode_lengths.dtype)
+        layer = layer.venv
+    assert isinstance(layer, TokenSB3VecEnv)
+    layer.show_next(step)
+    shown: Any = env.step(step.actions)
+    return shown  # type: ignore[no-any-return]
+
+
+def _batch(envs: list[gymnasium.Env[Any, Any]]) -> TokenSB3VecEnv:
+    """Single environments of one task as the rows of one batch."""
+    inner = [_inner(env) for env in envs]
+    if not all(env.same_task(inner[0]) for env in inner):
+        raise InputError("the environments belong to different tasks; whole responses need one")
+    return TokenSB3VecEnv(inner[0].batch(len(inner)))
+
+
+def _inner(env: gymnasium.Env[Any, Any]) -> TokenEnv:
+    while isinstance(env, gymnasium.Wrapper):
+        if type(env) not in SINGLE_WATCHERS:
+            raise _refused(env)
+        if isinstance(env, Monitor) and env.results_writer is not None:
+            raise InputError(
+                "a Monitor with a file inside the batch would write nothing: put VecMonitor(env, "
+                "filename) around it instead"
+            )
+        env = env.env
+    if not isinstance(env, TokenEnv):
+        raise _refused(env)
+    return env
+
+
+def _refused(layer: object) -> InputError:
+    name = type(layer).__name__
+    why = INSTEAD.get(
+        name,
+        "put what it does into the environment's keywords (shaping, token_rewards), or take a "
+        "stock algorithm, which steps through it",
+    )
+    return InputError(
+        f"{name} is no layer that a rollout of whole responses passes through: {why}. Those that "
+        f"only watch may stay: {', '.join(kind.__name__ for kind in WATCHERS)}"
+    )
