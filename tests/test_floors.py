@@ -85,6 +85,7 @@ FLOORS: dict[str, list[str]] = {
         "build groups response_ppo",
         "learning",
         "stock",
+        "optimality_callback",
     ],
     "agents/sb3/policy": [
         "critic distribution optimizer shared_base update_graphs",

@@ -1,6 +1,7 @@
 """Stable-Baselines3: a transformer as its policy, whole sequences in its buffer, and our PPO."""
 
 from agents.sb3.build import build
+from agents.sb3.optimality_callback import OptimalityEvalCallback
 from agents.sb3.options import PPOOptions
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.response_algorithm import ResponseAlgorithm
@@ -11,6 +12,7 @@ from agents.sb3.vec_env import TokenSB3VecEnv
 __all__ = [
     "PPO",
     "CausalLMPolicy",
+    "OptimalityEvalCallback",
     "PPOOptions",
     "ResponseAlgorithm",
     "SequenceRolloutBuffer",

@@ -135,6 +135,11 @@ class CausalLMPolicy(ActorCriticPolicy):
         self._has_dynamic_rope = has_dynamic_rope(self.lm)
         if not isinstance(self.action_space, spaces.Discrete):
             raise ValueError(f"CausalLMPolicy acts in Discrete(V), not in {self.action_space}")
+        if not np.issubdtype(self.observation_space.dtype, np.integer):
+            raise InputError(
+                "the observations are not token ids any more: a wrapper such as "
+                "VecNormalize(norm_obs=True) makes them real numbers; take it away"
+            )
         if self.core.vocab_size != self.action_space.n:
             raise ValueError(
                 f"{self.model_name!r} has {self.core.vocab_size} usable tokens, the environment "
