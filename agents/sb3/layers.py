@@ -119,6 +119,8 @@ def _batch(envs: list[gymnasium.Env[Any, Any]]) -> TokenSB3VecEnv:
 
 
 def _inner(env: gymnasium.Env[Any, Any]) -> TokenEnv:
+    if not isinstance(env.unwrapped, TokenEnv):
+        raise InputError(f"{env.unwrapped} is no environment of this project")
     while isinstance(env, gymnasium.Wrapper):
         if type(env) not in SINGLE_WATCHERS:
             raise _refused(env)
@@ -128,8 +130,7 @@ def _inner(env: gymnasium.Env[Any, Any]) -> TokenEnv:
                 "filename) around it instead"
             )
         env = env.env
-    if not isinstance(env, TokenEnv):
-        raise _refused(env)
+    assert isinstance(env, TokenEnv)
     return env
 
 
