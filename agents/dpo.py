@@ -19,13 +19,14 @@ from agents.sb3.groups import GroupLearner, Groups
 from agents.sb3.learning.learner import SB3Learner, response_learner
 from agents.sb3.options import ResponseOptions
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer
+from agents.sb3.rollout.collection import Wave
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.lm.masks import NEVER
 from rlhf_gym.preferences.formats import read_comparisons
-from rlhf_gym.tokens import continuations, pad_rows, unflatten
+from rlhf_gym.tokens import PAD, continuations, join, pad_rows, unflatten
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class OfflineDPO(GroupLearner):
         env.episodes += self.n_envs
         seconds = {"score": time.perf_counter() - begun}
         infos = {"seconds": seconds, "kl_sum": (ours - theirs).sum(1)}
-        before = join(prompts, np.zeros((len(prompts), 0), dtype=np.int64))
+        before = join(prompts, np.full(actions.shape, PAD))
         return Wave(infos, before, actions, np.zeros(actions.shape), before)
 
     def _log_waves(self, waves: list[dict[str, Any]], env: TokenVectorEnv) -> None:

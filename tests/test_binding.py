@@ -231,7 +231,7 @@ def test_an_episode_that_began_unbound_has_no_sum():
 def test_a_copy_is_bound_by_acting_and_not_by_name(copied):
     env = make_env(stop_at_eos=False)
     policy = copied(moved(make(PPO, env)).policy)
-    with pytest.raises(InputError, match="a copy .* that has not acted"):
+    with pytest.raises(InputError, match=r"a copy .* that has not acted"):
         env.bind_actor(policy)
     observations, _ = env.reset(seed=0)
     actions, _ = policy.predict(observations)

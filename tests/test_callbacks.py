@@ -98,8 +98,6 @@ def test_a_rollout_of_whole_responses_keeps_the_contract():
     assert abs(ledger.steps * N - learner.num_timesteps) < N
     assert learner.ep_info_buffer is not None
     assert list(learner.ep_info_buffer) == ledger.episodes[-100:]
-    mean = np.mean([e["r"] for e in ledger.episodes[-100:]])
-    assert learner.logger.name_to_value.get("rollout/ep_rew_mean", mean) == pytest.approx(mean, abs=1)
 
 
 def test_with_equal_lengths_a_step_is_one_token_of_every_row():
@@ -128,7 +126,8 @@ def test_steps_cover_a_wave_once(lengths, before):
     wave, n = wave_of(lengths), len(lengths)
     steps = list(batch_steps(wave, before, 0.0))
     assert len(steps) == (before + sum(lengths)) // n - before // n
-    assert [sum(s.n_tokens for s in steps), *sum(s.taken for s in steps)] == [sum(lengths), *lengths]
+    assert sum(s.n_tokens for s in steps) == sum(lengths)
+    assert sum(s.taken for s in steps).tolist() == lengths
     np.testing.assert_allclose(sum(s.rewards for s in steps), 0.5 * np.array(lengths))
     assert (sum(s.dones.astype(int) for s in steps) == 1).all()
     assert all(s.n_tokens > 0 for s in steps)

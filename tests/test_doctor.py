@@ -14,13 +14,16 @@ from stable_baselines3.common.utils import ConstantSchedule
 from transformers import AutoModelForSequenceClassification
 
 import rlhf_gym.lm.decoding.sampling
-from agents.doctor import CHECKS, Subject, examine
+from agents.doctor import CHECKS, Subject, examine, seam, seam_check
+from agents.doctor.subject import changed_weights
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.vec_env import policy_kwargs
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.envs.actor import ActorBinding
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.decode_cache import DecodeCache
 from rlhf_gym.lm.masks import Mask
+from rlhf_gym.objective.enumeration import Enumeration
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import row_lengths
 
@@ -279,3 +282,52 @@ def test_a_masked_environment_is_healthy_by_the_script():
     options = ["--env-kwargs", "top_k", "4", "min_new_tokens", "2", "device", "cpu"]
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_one_policy_has_one_j_in_three_programs():
+    env, policy = healthy()
+    figures, problem = seam(Subject(env, policy, rows=32))
+    assert problem is None
+    np.testing.assert_allclose(figures.by_sb3, figures.by_hand, atol=1e-4)
+    assert len(figures.by_sb3) == 128
+    task = Enumeration(env.objective, env.prompts.ids, max_new_tokens=4)
+    with changed_weights(policy, 1.1):
+        wanted = task.value(task.log_probs(policy.core)).objective.mean()
+    for part in (figures.by_hand, figures.by_evaluation):
+        assert abs(part.mean() - wanted) < 5 * part.std() / np.sqrt(len(part))
+    assert task.value(task.log_probs(policy.core)).kl.mean() < 1e-6, "the weights are put back"
+
+
+def unbound(self, observations, actions, rows):
+    return None
+
+
+def stale(self, observations, actions, rows):
+    return np.full(len(actions), -2.0, dtype=np.float32)
+
+
+@pytest.mark.parametrize("fault", [unbound, stale])
+def test_another_actors_rewards_are_found_at_the_seam(fault, monkeypatch):
+    env, policy = healthy()
+    monkeypatch.setattr(ActorBinding, "log_probs", fault)
+    figures, problem = seam(Subject(env, policy))
+    assert problem is not None
+    assert problem.check == "seam"
+    assert np.abs(figures.by_sb3 - figures.by_hand).max() > 0.1
+
+
+def test_another_evaluation_is_found_at_the_seam(monkeypatch):
+    env, policy = healthy()
+    draw = seam_check.draw_responses
+
+    def too_good(*args, **kwargs):
+        drawn = draw(*args, **kwargs)
+        return replace(drawn, scores=drawn.scores + 1)
+
+    monkeypatch.setattr(seam_check, "draw_responses", too_good)
+    assert seam(Subject(env, policy, rows=32))[1] is not None
+
+
+def test_a_policy_that_must_know_where_the_prompt_ends_has_no_seam():
+    env, policy = healthy(min_new_tokens=2)
+    assert seam(Subject(env, policy)) == (None, None)

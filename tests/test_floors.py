@@ -94,7 +94,7 @@ FLOORS: dict[str, list[str]] = {
     "agents/sb3/rollout": ["buffer metrics", "advantages collection", "steps"],
     "agents/sb3/learning": ["stopping token_samples", "checkpoint", "learner"],
     "agents/sb3/stock": ["contrib maskable q_network trpo", "quantiles"],
-    "agents/doctor": ["subject", "environment_checks policy_checks"],
+    "agents/doctor": ["subject", "environment_checks policy_checks seam_check"],
     "agents/tracking": ["wandb", "training_run"],
     "agents/runs": [
         "algorithm comparison_files labelling rounds setup",

@@ -2,8 +2,9 @@
 
 It takes seconds and finds the usual faults before hours of training: log-probs that differ between
 sampling, scoring and the update; a first ratio other than 1; an initial KL other than 0; `step` and
-`play` that pay different rewards. It also solves a small task exactly. For each check that fails it
-prints the problem and the fix, and exits with status 1.
+`play` that pay different rewards. It evaluates the policy in three ways (Stable-Baselines3's
+`evaluate_policy`, by hand, and as `rlhf-gym evaluate` does) and compares, and it solves a small
+task exactly. For each check that fails it prints the problem and the fix, and exits with status 1.
 """
 
 import sys
@@ -39,10 +40,12 @@ def main(config: Config) -> None:
     """Run all checks, print the problems, and exit with status 1 if there are any."""
     keywords = {"device": device(config.device), **parse_values(config.env_kwargs)}
     env = make_env(config.env, 1, keywords)
-    problems = examine_environment(env, config.policy, rows=config.rows) + check_exact_task()
+    problems = examine_environment(env, config.policy, rows=config.rows, say=print)
+    problems += check_exact_task()
     for problem in problems:
         print(f"✗ {problem}")
-    print(f"{len(CHECKS) + 1 - len(problems)} of {len(CHECKS) + 1} checks pass")
+    n_checks = len(CHECKS) + 2  # the seam and the exact task
+    print(f"{n_checks - len(problems)} of {n_checks} checks pass")
     if problems:
         sys.exit(1)
 

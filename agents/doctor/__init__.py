@@ -22,9 +22,10 @@ from agents.doctor.policy_checks import (
     temperature,
     vocabulary,
 )
+from agents.doctor.seam_check import seam
 from agents.doctor.subject import Problem, Subject, own_chance
 
-__all__ = ["CHECKS", "Problem", "Subject", "examine"]
+__all__ = ["CHECKS", "Problem", "Subject", "examine", "own_chance", "seam"]
 
 CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (
     vocabulary,

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.doctor.subject import TOLERANCE, Problem, Subject
+from agents.doctor.subject import (
+    TOLERANCE,
+    Problem,
+    Subject,
+    changed_weights,
+    plain_log_probs,
+)
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from rlhf_gym.lm.decoding.sampling import draw
 from rlhf_gym.lm.masks import NO_MASK, Mask
@@ -138,16 +144,8 @@ def ratio(subject: Subject) -> Problem | None:
 
 def recomputed(subject: Subject) -> Problem | None:
     """Check the score pass against a plain forward pass of transformers on one unpadded row."""
-    core = subject.policy.core
-    first = int(subject.sequences.lengths[0])
-    row = subject.sequences.tokens[:1, : int(subject.sequences.starts[0]) + first]
-    with torch.no_grad():
-        logits = core.model(input_ids=row, use_cache=False).logits[0]
-    logits = logits[-first - 1 : -1, : subject.objective.reference.vocab_size].float()
-    logits = logits / subject.objective.reference.temperature
-    limits = core.limits(subject.sequences.rows(slice(0, 1)))
-    log_p = torch.log_softmax(core.mask.ban(logits, limits), -1)
-    plain = log_p.gather(1, row[0, -first:, None])[:, 0]
+    plain = plain_log_probs(subject.policy.core, subject.sequences.rows(slice(0, 1)))
+    first = len(plain)
     gap = float((plain - subject.log_probs[:first]).abs().max())
     if gap <= subject.tolerance:
         return None
@@ -230,28 +228,25 @@ def cache(subject: Subject) -> Problem | None:
 
     The weights are changed for this check and restored at the end.
     """
-    # Two more columns, for the two tokens appended below.
-    observations = np.pad(subject.env.reset(seed=0)[0], ((0, 0), (0, 2)), constant_values=PAD)
+    # More columns, for the tokens appended below.
+    observations = np.pad(subject.env.reset(seed=0)[0], ((0, 0), (0, 3)), constant_values=PAD)
     policy = subject.policy
-    weights = [p for p in policy.lm.parameters() if p.requires_grad]
-    kept = [p.detach().clone() for p in weights]
     worst = 0.0
+
+    def compare() -> None:
+        nonlocal observations, worst
+        rows = torch.from_numpy(observations).to(policy.device)
+        cached = policy.get_distribution(rows).log_p
+        full = torch.log_softmax(policy.core.logits(_full(policy, rows)), -1)
+        worst = max(worst, float((cached - full).abs().max()))
+        observations = append(observations, draw(full).cpu().numpy())
+
     with torch.no_grad(), _unmasked(policy):
-        try:
-            # A prefill, a step with the cache, and a step after the weights have changed.
-            for change in (False, False, True):
-                if change:
-                    for p in weights:
-                        p.mul_(1.1)
-                rows = torch.from_numpy(observations).to(policy.device)
-                cached = policy.get_distribution(rows).log_p
-                full = torch.log_softmax(policy.core.logits(_full(policy, rows)), -1)
-                worst = max(worst, float((cached - full).abs().max()))
-                if not change:
-                    observations = append(observations, draw(full).cpu().numpy())
-        finally:
-            for p, before in zip(weights, kept, strict=True):
-                p.copy_(before)
+        # A prefill, a step with the cache, and a step after the weights have changed.
+        compare()
+        compare()
+        with changed_weights(policy, 1.1):
+            compare()
     if worst <= subject.tolerance:
         return None
     return Problem(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.tokens import PAD, Sequences, continuations
 
 TOLERANCE = 1e-3
@@ -106,3 +107,30 @@ def own_chance() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@contextmanager
+def changed_weights(policy: CausalLMPolicy, factor: float) -> Iterator[None]:
+    """Multiply the policy's trained weights by `factor` inside, and restore them after."""
+    weights = [p for p in policy.lm.parameters() if p.requires_grad]
+    kept = [p.detach().clone() for p in weights]
+    with torch.no_grad():
+        for p in weights:
+            p.mul_(factor)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, before in zip(weights, kept, strict=True):
+                p.copy_(before)
+
+
+@torch.no_grad()
+def plain_log_probs(lm: CausalLM, row: Sequences) -> Tensor:
+    """Log-probs (M,) of one row's chosen tokens, by one plain forward pass of transformers."""
+    start, length = int(row.starts[0]), int(row.lengths[0])
+    ids = row.tokens[:1, : start + length]
+    logits = lm.model(input_ids=ids, use_cache=False).logits[0]
+    logits = logits[start - 1 : -1, : lm.vocab_size].float() / lm.temperature
+    log_p = torch.log_softmax(lm.mask.ban(logits, lm.limits(row)), -1)
+    return log_p.gather(1, ids[0, start:, None])[:, 0]

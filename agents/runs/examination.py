@@ -1,10 +1,11 @@
 """Run the doctor's checks on an environment and a policy, and on a task with a known optimum."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from stable_baselines3.common.utils import ConstantSchedule
 
-from agents.doctor import Problem, Subject, examine
+from agents.doctor import Problem, Subject, examine, own_chance, seam
 from agents.runs.setup import make_env
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.vec_env import policy_kwargs
@@ -13,21 +14,36 @@ from rlhf_gym.objective.enumeration import Enumeration
 
 
 def examine_environment(
-    env: TokenVectorEnv, policy: str | Path | None = None, *, rows: int = 16
+    env: TokenVectorEnv,
+    policy: str | Path | None = None,
+    *,
+    rows: int = 16,
+    say: Callable[[str], None] | None = None,
 ) -> list[Problem]:
     """Run the doctor's checks on an environment with a policy.
+
+    Also evaluate the policy in three ways and compare (`agents.doctor.seam_check`).
 
     Args:
         env: The environment. Its state does not change.
         policy: Folder of a trained policy. None takes the policy that a training would start from,
             which must equal the reference.
         rows: Responses to draw and check.
+        say: Told the figures of that comparison.
 
     Returns:
         The problems found; empty if all checks pass.
     """
     fresh = policy is None
-    return examine(Subject(env, make_policy(env, policy), fresh=fresh, rows=rows))
+    subject = Subject(env, make_policy(env, policy), fresh=fresh, rows=rows)
+    problems = examine(subject)
+    if not problems:  # else an evaluation could fail for one of them
+        with own_chance():
+            figures, problem = seam(subject)
+        if figures is not None and say is not None:
+            say(str(figures))
+        problems += [] if problem is None else [problem]
+    return problems
 
 
 def make_policy(env: TokenVectorEnv, model: str | Path | None) -> CausalLMPolicy:

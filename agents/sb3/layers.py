@@ -25,12 +25,12 @@ from stable_baselines3.common.vec_env import (
 
 from agents.sb3.rollout.steps import BatchStep
 from agents.sb3.vec_env import TokenSB3VecEnv
-from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.envs import TokenEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.utils.arrays import Bools, Ints
 
 WATCHERS = (VecMonitor, VecCheckNan)
-"""Wrappers of Stable-Baselines3 that change nothing; a class of one of these may change something."""
+"""Wrappers of Stable-Baselines3 that change nothing. A subclass may, so it is refused."""
 
 SINGLE_WATCHERS = (Monitor, OrderEnforcing, PassiveEnvChecker)
 """Wrappers of a single environment that change nothing."""

@@ -78,7 +78,8 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
                 f"{self.Options.__qualname__}, not of {type(self.options).__name__}"
             )
         rate = self.options.learning_rate
-        env = None if env is None else self._wrap_env(maybe_make_env(env, verbose))
+        if env is not None:
+            env = self._wrap_env(maybe_make_env(env, verbose))  # type: ignore[arg-type]
         # Without an environment Stable-Baselines3 is loading, and brings these numbers along.
         budget = 1 if env is None else env.get_attr("max_new_tokens")[0]
         super().__init__(

@@ -207,9 +207,7 @@ class ActorBinding:
             return found
         return np.asarray(bound.log_prob(observations, actions), dtype=np.float32)
 
-    def _acting(
-        self, observations: Ints, actions: Ints
-    ) -> tuple[dict[Actor, Log], list[Actor]]:
+    def _acting(self, observations: Ints, actions: Ints) -> tuple[dict[Actor, Log], list[Actor]]:
         """Who has chosen these actions since the last observations, and who has seen these."""
         chosen: dict[Actor, Log] = {}
         seen: list[Actor] = []

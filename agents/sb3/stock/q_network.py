@@ -3,7 +3,8 @@
 Q(s, a) = V(s) + β · log π_θ(a | s). V is a linear head that starts at 0, and π_θ starts as the
 reference. So training starts at the reference's greedy policy, with values of the same scale as the
 environment's KL penalty. Its greedy policy is deterministic: log π = 0, and so is what it owes for
-the random tokens that it explores with. Notation: N rows, L columns, d the trunk's width, V tokens, Q quantiles.
+the random tokens that it explores with. Notation: N rows, L columns, d the trunk's width, V tokens,
+Q quantiles.
 """
 
 import copy
