@@ -170,6 +170,15 @@ def test_single_options_replace_those_that_were_saved(tmp_path):
         PPO.load(tmp_path / "model", TokenSB3VecEnv(make_small()), device="cpu", n_epochs=0)
 
 
+def test_custom_objects_that_are_options_replace_them_too(tmp_path):
+    build(PPO, make_small(), **PLAIN).save(tmp_path / "model")
+    loaded = PPO.load(
+        tmp_path / "model", device="cpu", custom_objects={"learning_rate": 2e-5, "n_epochs": 3}
+    )
+    assert (loaded.options.learning_rate, loaded.options.n_epochs) == (2e-5, 3)
+    assert loaded.lr_schedule(1.0) == pytest.approx(2e-5)
+
+
 def test_a_new_environment_is_adopted(tmp_path):
     config = rloo.Config(samples_per_prompt=4, n_minibatches=1)
     rloo.make(config, make_small()).algorithm.save(tmp_path / "model")

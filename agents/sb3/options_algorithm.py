@@ -127,17 +127,39 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
         self._act_in(env)
 
     @classmethod
-    def load(cls, path: Any, *args: Any, **kwargs: Any) -> Self:
+    def load(
+        cls,
+        path: Any,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> Self:
         """Load what `save` wrote, as in Stable-Baselines3.
 
         Args:
             path: The file.
-            *args: As in Stable-Baselines3: env, device and so on.
+            env: As `__init__` takes it.
+            device: As in `__init__`.
+            custom_objects: As in Stable-Baselines3; single options replace the saved ones.
+            print_system_info: As there.
+            force_reset: As there.
             **kwargs: As there; single options replace the saved ones.
         """
-        named = {field.name for field in fields(cls.Options)} & kwargs.keys()
-        changes = {name: kwargs.pop(name) for name in named}
-        return super().load(path, *args, _changes=changes, **kwargs)
+        names = {field.name for field in fields(cls.Options)}
+        given = {**(custom_objects or {}), **kwargs}
+        return super().load(
+            path,
+            env,
+            device,
+            custom_objects,
+            print_system_info,
+            force_reset,
+            _changes={name: value for name, value in given.items() if name in names},
+            **{name: value for name, value in kwargs.items() if name not in names},
+        )
 
     def _adopt_changes(self) -> None:
         """Apply the options that `load` was given, and set Stable-Baselines3's copies of them."""
