@@ -95,8 +95,8 @@ def load_callable(name: str) -> Callable[..., object]:
         found = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise InputError(
-            f"cannot import {name!r}: {error}; if it is your own file, put its folder on the path: "
-            "PYTHONPATH=. python scripts/…"
+            f"cannot import {name!r}: {error}; if it is your own file, run the command in its "
+            "folder, or put that folder on the path: PYTHONPATH=. python …"
         ) from error
     except AttributeError as error:
         raise InputError(f"cannot import {name!r}: {error}") from error
