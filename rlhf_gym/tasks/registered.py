@@ -79,10 +79,10 @@ def _import(module: str, env_id: str) -> None:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             # The module is there, but one that it needs is not.
             raise InputError(f"{env_id!r}: cannot import {module!r}: {error}") from error
-        here = did_you_mean(module, [file.stem for file in Path.cwd().glob("*.py")])
+        right = did_you_mean(module, [file.stem for file in Path.cwd().glob("*.py")])
         raise InputError(
-            f"{env_id!r}: there is no module {module!r}{here or ''}; run this in the folder of the "
-            "module, or put that folder on the path: PYTHONPATH=FOLDER"
+            f"{env_id!r}: there is no module {module!r}"
+            + (right or "; run this in its folder, or put that on the path: PYTHONPATH=FOLDER")
         ) from error
 
 
