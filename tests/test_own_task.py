@@ -27,7 +27,8 @@ from rlhf_gym.reports.terminal import table
 from rlhf_gym.tasks.keywords import check_keywords, keywords_of
 from rlhf_gym.tasks.registered import find_spec
 
-PROMPTS = ["a b", "c d", "e f"]
+PROMPTS = ["a b", "c d", "g h"]
+"""The hash holds out none of them at the default share."""
 MODULE = """
 import gymnasium
 
@@ -52,7 +53,6 @@ def register(save_lm, tmp_path, monkeypatch) -> Register:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "prompts.json"
     file.write_text(json.dumps(PROMPTS))
-    monkeypatch.setattr(gymnasium.envs.registration, "registry", gymnasium.registry)
     before = dict(gymnasium.registry)
 
     def add(name: str = "mine/Task-v0", *, vector: bool = True, **more: Any) -> str:
@@ -110,9 +110,8 @@ def test_a_comparison_measures_on_the_registered_split(register, tmp_path):
     env_id = register(split="all")
     options = ComparisonOptions(("ppo",), (env_id,), device="cpu", run_dir=tmp_path)
     assert yardstick(options, env_id, "held_out").before.shape == (3,)
-    few = ComparisonOptions(("ppo",), env_kwargs={"split": "held_out"}, run_dir=tmp_path)
     with pytest.raises(InputError, match="no prompt is left of 3: none is held out"):
-        yardstick(few, env_id, "train")
+        yardstick(options, register("mine/Unsplit-v0"), "held_out")
 
 
 def test_tasks_of_one_name_have_run_folders_of_their_own():
@@ -161,7 +160,6 @@ def test_one_prompt_is_too_few_for_an_evaluation(register, tmp_path, split, fix)
         (PROMPTS, {"max_tokens": 1}, r"of 3: all are longer .*is 1 \(the shortest has 3 tokens\)"),
         (PROMPTS, {"max_tokens": 1}, "raise max_prompt_tokens, or cut texts with prompt_keep"),
         ([], {}, "of 0: there are none; give some"),
-        ([" "], {"max_words": 1, "max_tokens": 0}, "of 1: all are"),
         (PROMPTS, {"held_out": 1.5}, "held_out must be from 0 to 1, not 1.5"),
     ],
 )
@@ -180,7 +178,7 @@ def test_an_id_names_its_module_in_the_current_folder(own_module):
     assert find_spec("my_named:mine/Named").id == "mine/Named-v0"
     described = {word.name: word.default for word in keywords_of("my_named:mine/Named-v0") or ()}
     assert (described["kl_coef"], described["split"]) == (0.25, "train")
-    with pytest.raises(InputError, match="takes no keyword 'kl_cof'; did you mean kl_coef?"):
+    with pytest.raises(InputError, match="takes no keyword 'kl_cof'; did you mean kl_coef"):
         make_env("my_named:mine/Named-v0", 1, {"kl_cof": 1})
 
 
@@ -205,14 +203,12 @@ def test_a_wrong_module_or_id_is_answered_with_the_right_one(own_module, env_id,
 
 def test_a_registration_that_cannot_work_is_named(register):
     single = register("mine/Single-v0", vector=False)
-    with pytest.raises(
-        InputError, match="registered without a vector_entry_point.*text_vector_env"
-    ):
+    with pytest.raises(InputError, match=r"without a vector_entry_point.*text_vector_env"):
         make_env(single, 1, {})
     typo = register("mine/Typo-v0", kl_coeff=0.1)
-    with pytest.raises(InputError, match="registered with the keyword 'kl_coeff'.*mean kl_coef?"):
+    with pytest.raises(InputError, match=r"registered with the keyword 'kl_coeff'.*mean kl_coef"):
         check_keywords(typo, {})
-    with pytest.raises(InputError, match="registered with num_envs.*--num-envs"):
+    with pytest.raises(InputError, match=r"registered with num_envs.*--num-envs"):
         make_env(register("mine/Rows-v0", num_envs=8), 1, {})
     with pytest.raises(InputError, match="must return a TokenVectorEnv, not a CartPoleVectorEnv"):
         make_env("CartPole-v1", 1, {})
