@@ -21,11 +21,13 @@ from agents.runs.journey_options import JourneyOptions, simulated_human
 from agents.runs.labelling import SIMULATED_HUMAN
 from agents.runs.setup import env_keywords, make_env
 from rlhf_gym.data.prompt_dataset import PromptDataset
+from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.record import check_prompts, evaluate_policy
 from rlhf_gym.reports.terminal import table
-from rlhf_gym.tasks.keywords import check_keywords, keywords_of
+from rlhf_gym.tasks.keywords import check_keywords, chosen_keywords, keywords_of, passes_on
 from rlhf_gym.tasks.registered import find_spec
+from rlhf_gym.tasks.text import text_vector_env
 
 PROMPTS = ["a b", "c d", "g h"]
 """The hash holds out none of them at the default share."""
@@ -95,6 +97,22 @@ def test_what_is_registered_wins_over_the_command_and_loses_to_the_user(register
     own = register("mine/Train-v0", split="train")
     assert split(own) == "train"
     assert split(own, split="all") == "all"
+
+
+def test_keywords_that_a_function_declares_count_as_registered(register):
+    spec = find_spec(register("mine/Kwargs-v0"))
+    ours = {**spec.kwargs, "split": "all"}
+
+    @passes_on(text_vector_env, lambda: ours)
+    def own_vector_env(**keywords: Any) -> TokenVectorEnv:
+        return text_vector_env(**{**ours, **keywords})
+
+    gymnasium.register(id="mine/Function-v0", vector_entry_point=own_vector_env)
+    assert chosen_keywords("mine/Function-v0") == ours.keys()
+    env = make_env("mine/Function-v0", 1, {"device": "cpu"}, {"split": "held_out"})
+    assert (env.prompts.split, len(env.prompts)) == ("all", 3)
+    assert chosen_keywords("rlhf_gym/Exact-v0") >= {"split", "gold", "kl_coef"}
+    assert not chosen_keywords("rlhf_gym/Reviews-v0") & {"split", "device"}
 
 
 def test_the_device_is_the_commands_option_then_the_registered_one(register, monkeypatch):

@@ -12,7 +12,7 @@ import rlhf_gym  # noqa: F401 (registers the environments)
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.rewards.functions import current_name
-from rlhf_gym.tasks.keywords import check_keywords
+from rlhf_gym.tasks.keywords import check_keywords, chosen_keywords
 from rlhf_gym.tasks.registered import find_spec
 from rlhf_gym.utils.devices import resolve_device
 from rlhf_gym.utils.files import read_json, write_json
@@ -145,20 +145,21 @@ def make_env(
         env_id: The id, or "module:id" with the module that registers it.
         num_envs: Number of rows.
         keywords: Keywords that the user asks for. They win over those registered with the id.
-        defaults: Keywords that the command prefers. Those registered with the id win over them.
+        defaults: Keywords that the command prefers. Those that the task decides win over them (see
+            `chosen_keywords`).
 
     Raises:
         InputError: The id or a keyword is unknown, or the environment cannot be made with them.
     """
     check_keywords(env_id, keywords)
-    registered = find_spec(env_id).kwargs
-    if "num_envs" in registered:
+    if "num_envs" in find_spec(env_id).kwargs:
         # Gymnasium would use it, and ignore the number that the command asks for.
         raise InputError(
             f"{env_id} is registered with num_envs; leave it out there, because the command "
             "chooses the number of rows (--num-envs)"
         )
-    preferred = {name: value for name, value in defaults.items() if name not in registered}
+    chosen = chosen_keywords(env_id)
+    preferred = {name: value for name, value in defaults.items() if name not in chosen}
     try:
         env = gymnasium.make_vec(env_id, num_envs=num_envs, **{**preferred, **keywords}).unwrapped
     except gymnasium.error.Error as error:

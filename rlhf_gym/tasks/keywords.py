@@ -119,11 +119,31 @@ def check_keywords(env_id: str, names: Iterable[str]) -> None:
             )
 
 
-def _keywords(spec: EnvSpec) -> dict[str, Keyword] | None:
-    """The keywords of the function that makes many rows, by name; None if it takes any.
+def chosen_keywords(env_id: str) -> set[str]:
+    """Names of the keywords that a task decides: registered with its id, or its function's own.
 
     Raises:
-        InputError: There is no such function.
+        InputError: No environment has this id, or only a single one can be made.
+    """
+    spec = find_spec(env_id)
+    chosen = {*spec.kwargs}
+    maker = _maker(spec)
+    while maker in _TARGETS:
+        chosen |= _declared(_TARGETS[maker], spec.kwargs).keys()
+        maker = _TARGETS[maker].target
+    return chosen
+
+
+def _keywords(spec: EnvSpec) -> dict[str, Keyword] | None:
+    """The keywords of the function that makes many rows, by name; None if it takes any."""
+    return _follow(_maker(spec), spec.kwargs)
+
+
+def _maker(spec: EnvSpec) -> Callable[..., Any]:
+    """The function that makes many rows.
+
+    Raises:
+        InputError: There is none.
     """
     entry = spec.vector_entry_point
     if entry is None:
@@ -132,8 +152,13 @@ def _keywords(spec: EnvSpec) -> dict[str, Keyword] | None:
             "can be made. Give gymnasium.register one that returns a TokenVectorEnv, such as "
             "vector_entry_point='rlhf_gym.tasks.text:text_vector_env'"
         )
-    maker: Callable[..., Any] = load_env_creator(entry) if isinstance(entry, str) else entry
-    return _follow(maker, spec.kwargs)
+    return load_env_creator(entry) if isinstance(entry, str) else entry
+
+
+def _declared(on: _PassesOn, fixed: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a function passes on where the user gives nothing, for the keywords of an id."""
+    taken = inspect.signature(on.defaults).parameters
+    return on.defaults(**{name: value for name, value in fixed.items() if name in taken})
 
 
 def _follow(maker: Callable[..., Any], fixed: Mapping[str, Any]) -> dict[str, Keyword] | None:
@@ -160,8 +185,7 @@ def _follow(maker: Callable[..., Any], fixed: Mapping[str, Any]) -> dict[str, Ke
     further = _follow(on.target, {})
     if further is None:
         return None
-    taken = inspect.signature(on.defaults).parameters
-    values = on.defaults(**{name: value for name, value in fixed.items() if name in taken})
+    values = _declared(on, fixed)
     for name, word in further.items():
         here = own.setdefault(name, replace(word, default=values.get(name, word.default)))
         if not here.description:
