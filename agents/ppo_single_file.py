@@ -278,7 +278,7 @@ def main(options: Options) -> None:
     torch.manual_seed(options.seed)  # the responses
     np.random.seed(options.seed)  # the minibatches
     torch.set_flush_denormal(True)  # a CPU is ten times slower on tiny gradients than on zeros
-    keywords: dict[str, Any] = {"device": options.device}
+    keywords: dict[str, Any] = {} if options.device == "auto" else {"device": options.device}
     for key, text in options.env_kwargs.items():
         try:
             keywords[key] = json.loads(text)

@@ -61,7 +61,7 @@ FLOORS: dict[str, list[str]] = {
         "reward_training sft",
         "reward_run sft_run",
     ],
-    "rlhf_gym/tasks": ["grammar keywords", "text", "exact published reviews"],
+    "rlhf_gym/tasks": ["grammar registered", "keywords", "text", "exact published reviews"],
     "rlhf_gym/evaluation": [
         "drawing reward_models",
         "policies reward_model_slices yardstick",

@@ -2,7 +2,10 @@
 
 import importlib
 import json
+import os
 import re
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -88,6 +91,8 @@ def recipes(tmp_path, monkeypatch) -> Path:
         file.parent.mkdir(exist_ok=True)
         file.write_text(code, encoding="utf-8")
         monkeypatch.delitem(sys.modules, name.removesuffix(".py").replace("/", "."), raising=False)
+    (prompts,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "prompts.json").write_text(prompts, encoding="utf-8")
     assert len(blocks) == 5
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -98,6 +103,57 @@ def test_the_recipe_of_a_task(recipes):
     assert env.reset(seed=0)[0].shape == (12 + 12,)
     envs = gymnasium.make_vec("mine/ShortReviews-v0", num_envs=2, device="cpu")
     assert envs.reset(seed=0)[0].shape == (2, 24)
+    envs = envs.unwrapped
+    assert (len(envs.prompts), envs.prompts.split) == (3, "all")
+    actions = np.full((2, 12), envs.objective.reference.tokenizer.get_vocab()["▁film"])
+    actions[1, 6:] = PAD
+    actions[1, 5] = envs.objective.reference.eos_ids[0]
+    assert envs.play(actions)[1]["score"].tolist() == [0.0, 1.0]
+
+
+@pytest.fixture
+def rlhf_gym_command(tmp_path_factory) -> list[str]:
+    """`rlhf-gym` as pip installs it: a script in a folder of its own."""
+    file = tmp_path_factory.mktemp("bin") / "rlhf-gym.py"
+    lines = ["from agents.cli import main", "if __name__ == '__main__':", "    main()"]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return [sys.executable, str(file)]
+
+
+SMALLER = {
+    "doctor": "--rows 4",
+    "policy": "--total-tokens 96 --num-envs 8 --n-minibatches 1",
+    "evaluate": "--episodes 12 --prompts 3 --reference-samples 4",
+    "compare": "--algorithms ppo --total-tokens 96 --num-envs 8 --seeds 1 --reference-samples 8 "
+    "--policy-samples 4",
+}
+"""Options that make the commands of the page take seconds; the last value of an option counts."""
+
+
+def test_the_commands_of_a_task_of_ones_own(recipes, rlhf_gym_command):
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (block,) = [b for b in re.findall(r"```bash\n(.*?)```", text, re.DOTALL) if "doctor" in b]
+    said = {}
+    for line in block.splitlines():
+        name, *words = shlex.split(line)[1:]
+        asks = words[-1] == "help"
+        done = subprocess.run(
+            [*rlhf_gym_command, name, *words, *([] if asks else SMALLER[name].split())],
+            cwd=recipes,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        said["help" if asks else name] = done.stdout
+    assert "16 of 16 checks pass" in said["doctor"]
+    assert "all prompts, ± standard error" in said["evaluate"]
+    assert json.loads((recipes / "runs/short/evaluation.json").read_text())["split"] == "all"
+    files = {file.name for file in (recipes / "runs/compared").iterdir()}
+    assert "reference_mine_ShortReviews-v0_all.npz" in files
+    assert "kl_coef  (a number; default 0.3)" in said["help"]
+    assert "split  (a text; default all)" in said["help"]
 
 
 def test_the_recipe_of_a_reward_function(recipes):

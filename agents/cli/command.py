@@ -1,5 +1,6 @@
 """Shared by all commands: parse the command line, run, and turn errors into exit statuses."""
 
+import os
 import shlex
 import sys
 import traceback
@@ -51,6 +52,7 @@ def run(
         kept_as: See `parse`.
         then: Returns the text to print after success: where the results are and what to run next.
     """
+    look_in_current_folder()
     try:
         config: Config = parse(
             config_class, doc, arguments, prog, with_algorithm=with_algorithm, kept_as=kept_as
@@ -62,6 +64,17 @@ def run(
     if code == 0 and then is not None:
         print(then(config))
     sys.exit(code)
+
+
+def look_in_current_folder() -> None:
+    """Let modules in the current folder be imported: tasks, rewards and algorithms of the user.
+
+    Python looks there for `python -m`, but not for an installed command or a script in another
+    folder. The folder comes last, so no file in it can hide a module of an installed package.
+    """
+    here = os.getcwd()
+    if not {"", here} & {*sys.path}:
+        sys.path.append(here)
 
 
 def status(main: Callable[[Config], object], config: Config) -> int:

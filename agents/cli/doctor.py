@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from agents.cli.command import device, run
+from agents.cli.command import run
 from agents.doctor import CHECKS
 from agents.runs.examination import check_exact_task, examine_environment
-from agents.runs.setup import make_env, parse_values
+from agents.runs.setup import env_keywords, make_env
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class Config:
     """Options of the command."""
 
     env: str = "rlhf_gym/Reviews-v0"
-    """Environment id."""
+    """Environment id. For a task of your own give the module that registers it too,
+    my_module:mine/Task-v0; the module may be a file in the current folder."""
     policy: str | None = None
     """Folder of a trained policy. None checks the policy that a training would start from: a copy
     of the environment's reference."""
@@ -33,13 +34,13 @@ class Config:
     rows: int = 16
     """Responses to draw and check, at least 1."""
     device: str = "auto"
-    """Where to run: auto (the GPU if there is one, else the CPU), cpu or cuda."""
+    """Where to run: auto (the device registered with the environment, else the GPU if there is
+    one, else the CPU), cpu or cuda."""
 
 
 def main(config: Config) -> None:
     """Run all checks, print the problems, and exit with status 1 if there are any."""
-    keywords = {"device": device(config.device), **parse_values(config.env_kwargs)}
-    env = make_env(config.env, 1, keywords)
+    env = make_env(config.env, 1, env_keywords(config.env_kwargs, config.device))
     problems = examine_environment(env, config.policy, rows=config.rows, say=print)
     problems += check_exact_task()
     for problem in problems:

@@ -37,7 +37,10 @@ def print_keywords(
     for env_id in _env_ids(config_class, arguments, from_file):
         keywords = keywords_of(env_id)
         if keywords is None:
-            print(f"{env_id} does not describe its keywords")
+            print(
+                f"{env_id} does not describe its keywords: its function takes **keywords. If it "
+                "passes them on, decorate it with passes_on of rlhf_gym.tasks.keywords"
+            )
             continue
         print(f"Keywords of {env_id}: --env-kwargs KEY VALUE KEY VALUE …\n")
         for keyword in keywords:

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from agents.cli.command import device, run
+from agents.cli.command import run
 from agents.cli.run_folder import environment_of, saved_policy
-from agents.runs.setup import listed, make_env, other_options, parse_values
+from agents.runs.setup import env_keywords, listed, make_env, other_options
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.record import check_sizes, evaluate_policy
 from rlhf_gym.lm.causal_lm import CausalLM
@@ -38,7 +38,8 @@ class Config:
     """The policy: a run folder, a folder that from_pretrained can load, or a hub name."""
     env: str | None = None
     """Environment id. None takes the environment that the policy was trained in, from its run
-    folder."""
+    folder. For a task of your own give the module that registers it too, my_module:mine/Task-v0;
+    the module may be a file in the current folder."""
     episodes: int = 2304
     """Responses of the policy over all prompts, at least one per prompt. Each prompt gets
     episodes / prompts of them, rounded down."""
@@ -49,14 +50,16 @@ class Config:
     estimate of J* is."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
     """Keywords of the environment, KEY VALUE … Values are parsed as JSON, else taken as text;
-    --env-kwargs help lists the keywords. `split` is held_out unless given. Without --env, the
-    training run's keywords and reward model are used too."""
+    --env-kwargs help lists the keywords. `split` is held_out unless it is given or
+    registered with the id. Without --env, the training run's keywords and reward model are used
+    too."""
     run_dir: Path = Path("runs/evaluation")
     """Folder for the results."""
     seed: int = 0
     """Seed of the choice of prompts and of the responses."""
     device: str = "auto"
-    """Where to run: auto (the GPU if there is one, else the CPU), cpu or cuda."""
+    """Where to run: auto (the device registered with the environment, else the GPU if there is
+    one, else the CPU), cpu or cuda."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -65,8 +68,8 @@ def main(config: Config) -> dict[str, Any]:
     config = with_environment(config)
     assert config.env is not None
     check_same_evaluation(config)
-    keywords = {"split": "held_out", **parse_values(config.env_kwargs)}
-    env = make_env(config.env, 1, {"device": device(config.device), **keywords})
+    keywords = env_keywords(config.env_kwargs, config.device)
+    env = make_env(config.env, 1, keywords, {"split": "held_out"})
     policy = CausalLM.load(config.policy, device=env.objective.reference.device)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     # Write the options first, so that figures never exist without the options behind them.

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from agents.cli.command import command_line, device, results_and_next, run
-from agents.runs.setup import begin_run, check_same_run, make_env, parse_values
+from agents.cli.command import command_line, results_and_next, run
+from agents.runs.setup import begin_run, check_same_run, env_keywords, make_env
 from agents.runs.training import DEFAULT_ALGORITHM, check_counts, train
 from agents.tracking.wandb import require_wandb
 
@@ -27,7 +27,8 @@ class Config:
     """Options that all algorithms share."""
 
     env: str = "rlhf_gym/Reviews-v0"
-    """Environment id."""
+    """Environment id. For a task of your own give the module that registers it too,
+    my_module:mine/Task-v0; the module may be a file in the current folder."""
     algorithm: str = DEFAULT_ALGORITHM
     """Algorithm: a module under `agents`, or the dotted path of your own."""
     total_tokens: int = 260_000
@@ -44,7 +45,8 @@ class Config:
     seed: int = 0
     """Seed of all randomness in the run."""
     device: str = "auto"
-    """Where to train: auto (the GPU if there is one, else the CPU), cpu or cuda."""
+    """Where to train: auto (the device registered with the environment, else the GPU if there is
+    one, else the CPU), cpu or cuda."""
     resume: bool = False
     """Continue from the last checkpoint in the run folder. Without a checkpoint, the training
     starts from scratch."""
@@ -64,11 +66,7 @@ def main(config: Config) -> None:
     if done:
         print(f"{config.run_dir}/policy.json already exists: nothing to do")
         return
-    env = make_env(
-        config.env,
-        config.num_envs,
-        {"device": device(config.device), **parse_values(config.env_kwargs)},
-    )
+    env = make_env(config.env, config.num_envs, env_keywords(config.env_kwargs, config.device))
     begin_run(config.run_dir, plain)
     if config.resume and not any((config.run_dir / "checkpoints").glob("tokens_*")):
         print(f"no checkpoint in {config.run_dir}: training starts from scratch")

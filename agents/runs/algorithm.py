@@ -37,8 +37,8 @@ def load_algorithm(name: str) -> ModuleType:
             raise InputError(f"no algorithm {name!r}{hint}") from error
         raise InputError(
             f"cannot import the algorithm {name!r} (as {dotted}): {error}\nGive a module under "
-            "`agents`, such as ppo, or the dotted path of your own. If your module is a file, put "
-            "its folder on the path: PYTHONPATH=. python scripts/…"
+            "`agents`, such as ppo, or the dotted path of your own. If your module is a file, run "
+            "the command in its folder, or put that folder on the path: PYTHONPATH=FOLDER"
         ) from error
     if not is_dataclass(getattr(module, "Config", None)) or not callable(
         getattr(module, "make", None)

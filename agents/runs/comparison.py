@@ -22,6 +22,7 @@ from agents.runs.setup import apart, begin_run, check_same_run, listed, make_env
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.yardstick import Row, Yardstick
 from rlhf_gym.reports.comparison_page import write_report
+from rlhf_gym.tasks.registered import short_id
 from rlhf_gym.utils.files import read_json, write_json
 
 COLUMNS = "env,algorithm,tuning,rate,seed,optimality,objective,score,kl,gold,tokens,seconds".split(
@@ -54,14 +55,19 @@ class Job(NamedTuple):
 
     @property
     def split(self) -> str:
-        """The prompts to measure on. Tuning must not see the held-out prompts."""
+        """The prompts to measure on. Tuning must not see the held-out prompts.
+
+        A split that is registered with the id, or given in --env-kwargs, wins over this one.
+        """
         return "train" if self.tuning else "held_out"
 
     @property
     def folder(self) -> str:
         """Name of the run folder."""
         kind = "tuning" if self.tuning else "seed"
-        parts = (self.env.split("/")[-1], self.algorithm, f"{kind}-{self.rate:g}-{self.seed}")
+        # With the namespace, because two tasks may have the same name in different ones.
+        env = short_id(self.env).removeprefix("rlhf_gym/").replace("/", "_")
+        parts = (env, self.algorithm, f"{kind}-{self.rate:g}-{self.seed}")
         return "-".join(parts)
 
 
@@ -186,11 +192,18 @@ def trained(options: ComparisonOptions, job: Job) -> Row:
 
 
 def yardstick(options: ComparisonOptions, env_id: str, split: str) -> Yardstick:
-    """Return the yardstick that measures all runs in an environment."""
-    name = env_id.replace("/", "_")
+    """Return the yardstick that measures all runs in an environment.
+
+    Args:
+        options: The options of the comparison.
+        env_id: The environment.
+        split: The prompts to measure on, unless the id or --env-kwargs names others.
+    """
+    name = short_id(env_id).replace("/", "_")
+    env = make_env(env_id, 1, keywords(options), {"split": split})
     return Yardstick(
-        make_env(env_id, 1, {"split": split, **keywords(options)}),
-        options.run_dir / f"reference_{name}_{split}.npz",
+        env,
+        options.run_dir / f"reference_{name}_{env.prompts.split}.npz",
         options.prompts,
         options.reference_samples,
         options.policy_samples,

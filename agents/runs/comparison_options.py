@@ -8,9 +8,8 @@ from typing import Any, get_type_hints
 
 from agents.runs.algorithm import load_algorithm
 from agents.runs.experiments import with_options
-from agents.runs.setup import parse_values
+from agents.runs.setup import env_keywords, parse_values
 from rlhf_gym.errors import InputError
-from rlhf_gym.utils.devices import resolve_device
 from rlhf_gym.utils.type_hints import misfit
 
 
@@ -22,10 +21,13 @@ class ComparisonOptions:
     """Algorithms to compare: modules under `agents`, or dotted paths of your own. The others are
     compared with the first."""
     envs: tuple[str, ...] = ("rlhf_gym/Exact-v0",)
-    """Environment ids. Every algorithm is trained in each of them."""
+    """Environment ids. Every algorithm is trained in each of them. For a task of your own give the
+    module that registers it too, my_module:mine/Task-v0; the module may be a file in the current
+    folder."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
     """Keywords of all environments, KEY VALUE … Values are parsed as JSON, else taken as text;
-    --env-kwargs help lists the keywords."""
+    --env-kwargs help lists the keywords. Tuning and comparison choose the `split` to measure on,
+    unless it is given here or registered with the id."""
     total_tokens: tuple[int, ...] = (260_000,)
     """Response tokens to sample in each run, at least 1: one number for all environments, or one
     per environment."""
@@ -55,7 +57,8 @@ class ComparisonOptions:
     run_dir: Path = Path("runs/compare")
     """Folder for the results."""
     device: str = "auto"
-    """Where to train: auto (the GPU if there is one, else the CPU), cpu or cuda."""
+    """Where to train: auto (the device registered with the environment, else the GPU if there is
+    one, else the CPU), cpu or cuda."""
 
 
 def check_options(options: ComparisonOptions) -> None:
@@ -105,7 +108,7 @@ def budgets(options: ComparisonOptions) -> dict[str, int]:
 
 def keywords(options: ComparisonOptions) -> dict[str, Any]:
     """Return the keywords for every environment."""
-    return {"device": resolve_device(options.device), **parse_values(options.env_kwargs)}
+    return env_keywords(options.env_kwargs, options.device)
 
 
 def own_options(options: ComparisonOptions, algorithm: str) -> dict[str, Any]:

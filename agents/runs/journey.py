@@ -10,13 +10,14 @@ from typing import Any
 from rich.console import Console
 
 from agents.runs.algorithm import load_algorithm
-from agents.runs.journey_options import JourneyOptions, check_options
-from agents.runs.setup import begin_run, check_same_run, make_env, parse_values
+from agents.runs.journey_options import JourneyOptions, check_options, simulated_human
+from agents.runs.setup import begin_run, check_same_run, env_keywords, make_env
 from agents.runs.stages import Journey, collect, evaluate, fit_reward, learn, summarise
 from agents.tracking.wandb import require_wandb
+from rlhf_gym.evaluation.record import check_prompts
 from rlhf_gym.reports.run_page import write_report
 from rlhf_gym.reports.terminal import print_samples, table
-from rlhf_gym.utils.devices import resolve_device
+from rlhf_gym.tasks.registered import find_spec
 from rlhf_gym.utils.files import write_json
 from rlhf_gym.utils.progress import transformers_quiet
 
@@ -48,14 +49,25 @@ def run_journey(
 
 def _run(options: JourneyOptions, algorithm_options: Any, console: Console) -> dict[str, Any]:
     begun = time.monotonic()
-    keywords = {"device": resolve_device(options.device), **parse_values(options.env_kwargs)}
+    keywords = env_keywords(options.env_kwargs, options.device)
     check_options(options, algorithm_options, keywords)
+    # From here on the options name the function itself, so that the run folder records it.
+    options = dataclasses.replace(options, human=simulated_human(options))
+    replaced = find_spec(options.env).kwargs.get("reward_model")
+    if replaced is not None:
+        console.print(
+            f"{options.env} is registered with the reward {replaced}; this run pays the reward "
+            f"model that it trains on the choices of {options.human}",
+            highlight=False,
+            soft_wrap=True,
+        )
     # The first two stages use only this environment's prompts and reference. It pays the simulated
     # human's utility, because the reward model does not exist yet.
-    env = make_env(options.env, 1, {**keywords, "reward_model": options.human})
-    held_out = {**keywords, "split": "held_out"}
-    # Make the evaluation's environment once, so that a bad keyword fails now and not at the end.
-    make_env(options.env, 1, {**held_out, "reward_model": options.human})
+    utility = {**keywords, "reward_model": options.human}
+    env = make_env(options.env, 1, utility)
+    # Make the evaluation's environment once, so that a bad keyword or too few prompts fail now and
+    # not at the end.
+    check_prompts(make_env(options.env, 1, utility, {"split": "held_out"}))
     plain = dataclasses.asdict(options)
     plain |= {"algorithm_options": dataclasses.asdict(algorithm_options)}
     check_same_run(options.run_dir, plain, resume=True)

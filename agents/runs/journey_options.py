@@ -8,6 +8,8 @@ from agents.runs.labelling import SIMULATED_HUMAN
 from agents.runs.training import DEFAULT_ALGORITHM, check_counts
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.record import check_sizes
+from rlhf_gym.tasks.registered import find_spec
+from rlhf_gym.tasks.text import is_callable_name
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,9 @@ class JourneyOptions:
     """Options of a run of all of RLHF."""
 
     env: str = "rlhf_gym/Reviews-v0"
-    """Environment id. rlhf_gym/Text-v0 takes any model and any prompts."""
+    """Environment id. rlhf_gym/Text-v0 takes any model and any prompts. For a task of your own give
+    the module that registers it too, my_module:mine/Task-v0; the module may be a file in the
+    current folder."""
     algorithm: str = DEFAULT_ALGORITHM
     """Algorithm that trains the policy: a module under `agents`, or the dotted path of your own."""
     total_tokens: int = 180_000
@@ -25,7 +29,8 @@ class JourneyOptions:
     """Environments that run in parallel in the policy's training, at least 1."""
     env_kwargs: dict[str, str] = field(default_factory=dict)
     """Keywords of the environment, KEY VALUE … Values are parsed as JSON, else taken as text;
-    --env-kwargs help lists the keywords."""
+    --env-kwargs help lists the keywords. Training uses `split` train and evaluation held_out,
+    unless it is given here or registered with the id."""
     data: Path | None = None
     """File of your own comparisons. None lets the simulated human choose among samples of the
     reference."""
@@ -36,10 +41,11 @@ class JourneyOptions:
     divided evenly among them. More than 1 cannot be combined with --data."""
     candidates: int = 4
     """Responses per comparison, from which the simulated human chooses one; at least 2."""
-    human: str = SIMULATED_HUMAN
+    human: str | None = None
     """Function that returns the simulated human's utility of each response,
     "package.module:function". It is also the gold score in the evaluation; the policy is never
-    trained on it."""
+    trained on it. None takes the `gold` function registered with the environment's id, else a
+    `reward_model` registered there that is a function, else rlhf_gym.rewards.human:compound."""
     human_temperature: float = 0.25
     """Temperature of the simulated human's choices, at least 0: P(choice) ∝ exp(utility /
     temperature). 0 always chooses the best response."""
@@ -62,16 +68,30 @@ class JourneyOptions:
     seed: int = 0
     """Seed of all randomness in the run."""
     device: str = "auto"
-    """Where to run: auto (the GPU if there is one, else the CPU), cpu or cuda."""
+    """Where to run: auto (the device registered with the environment, else the GPU if there is
+    one, else the CPU), cpu or cuda."""
     wandb: bool = False
     """Also log the policy's training to Weights & Biases. Needs the package wandb."""
+
+
+def simulated_human(options: JourneyOptions) -> str:
+    """Return the name of the function that chooses, see `JourneyOptions.human`."""
+    if options.human is not None:
+        return options.human
+    registered = find_spec(options.env).kwargs
+    gold, reward = registered.get("gold"), registered.get("reward_model")
+    if isinstance(gold, str):
+        return gold
+    if isinstance(reward, str) and is_callable_name(reward):
+        return reward
+    return SIMULATED_HUMAN
 
 
 def check_options(
     options: JourneyOptions, algorithm_options: Any, keywords: dict[str, Any]
 ) -> None:
     """Raise an InputError now for an option that would fail hours later."""
-    taken = {"split", "reward_model", "gold"} & keywords.keys()
+    taken = {"reward_model", "gold"} & keywords.keys()
     if taken:
         raise InputError(
             f"{', '.join(sorted(taken))}: the stages set this keyword; --human chooses the gold "

@@ -1,7 +1,9 @@
 """Set up a run: check and create its folder, record its options, make its environment."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gymnasium
@@ -10,7 +12,9 @@ import rlhf_gym  # noqa: F401 (registers the environments)
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.rewards.functions import current_name
-from rlhf_gym.tasks.keywords import check_keywords, no_environment
+from rlhf_gym.tasks.keywords import check_keywords, chosen_keywords
+from rlhf_gym.tasks.registered import find_spec
+from rlhf_gym.utils.devices import resolve_device
 from rlhf_gym.utils.files import read_json, write_json
 
 PLACES = ("resume", "run_dir", "device", "wandb")
@@ -114,20 +118,62 @@ def parse_values(texts: dict[str, str]) -> dict[str, Any]:
     return {key: value(text) for key, text in texts.items()}
 
 
-def make_env(env_id: str, num_envs: int, keywords: dict[str, Any]) -> TokenVectorEnv:
-    """Call `gymnasium.make_vec`; an unknown id or keyword is an InputError."""
-    if env_id in gymnasium.registry:
-        check_keywords(env_id, keywords)
+def env_keywords(env_kwargs: dict[str, str], device: str) -> dict[str, Any]:
+    """Return the keywords that a command line asks for.
+
+    Args:
+        env_kwargs: Value of --env-kwargs; its `device` wins over --device.
+        device: Value of --device. "auto" leaves the choice to the environment: the device
+            registered with its id, else the GPU if there is one.
+
+    Raises:
+        InputError: torch does not have the device.
+    """
+    asked = {} if device == "auto" else {"device": resolve_device(device)}
+    return {**asked, **parse_values(env_kwargs)}
+
+
+def make_env(
+    env_id: str,
+    num_envs: int,
+    keywords: dict[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> TokenVectorEnv:
+    """Call `gymnasium.make_vec`.
+
+    Args:
+        env_id: The id, or "module:id" with the module that registers it.
+        num_envs: Number of rows.
+        keywords: Keywords that the user asks for. They win over those registered with the id.
+        defaults: Keywords that the command prefers. Those that the task decides win over them (see
+            `chosen_keywords`).
+
+    Raises:
+        InputError: The id or a keyword is unknown, or the environment cannot be made with them.
+    """
+    check_keywords(env_id, keywords)
+    if "num_envs" in find_spec(env_id).kwargs:
+        # Gymnasium would use it, and ignore the number that the command asks for.
+        raise InputError(
+            f"{env_id} is registered with num_envs; leave it out there, because the command "
+            "chooses the number of rows (--num-envs)"
+        )
+    chosen = chosen_keywords(env_id)
+    preferred = {name: value for name, value in defaults.items() if name not in chosen}
     try:
-        env = gymnasium.make_vec(env_id, num_envs=num_envs, **keywords).unwrapped
-    except gymnasium.error.UnregisteredEnv as error:
-        raise no_environment(env_id) from error
+        env = gymnasium.make_vec(env_id, num_envs=num_envs, **{**preferred, **keywords}).unwrapped
     except gymnasium.error.Error as error:
         raise InputError(f"cannot make the environment {env_id!r}: {error}") from error
     except TypeError as error:
         if "argument" not in str(error):
             raise
-        raise InputError(f"--env-kwargs do not fit {env_id!r}: {error}") from error
+        raise InputError(
+            f"the keywords do not fit {env_id!r}: {error}; they are those registered with the id "
+            "and those of --env-kwargs"
+        ) from error
     if not isinstance(env, TokenVectorEnv):
-        raise InputError(f"{env_id!r} is not an environment of this project")
+        raise InputError(
+            f"{env_id!r} is not an environment of this project: its vector_entry_point must "
+            f"return a TokenVectorEnv, not a {type(env).__name__}"
+        )
     return env

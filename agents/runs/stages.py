@@ -24,10 +24,10 @@ from rlhf_gym.evaluation.record import evaluate_policy
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.preferences.comparison import Comparison, write_comparisons
 from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.reports.display import measured_on
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.training.reward_run import accuracy_line, fit_reward_model
 from rlhf_gym.training.reward_training import RewardTraining
-from rlhf_gym.utils.devices import resolve_device
 from rlhf_gym.utils.files import hash_files, read_json, write_json
 
 
@@ -36,9 +36,10 @@ class Journey:
     """The state that all stages of a run share.
 
     Attributes:
-        options: Options of the run.
+        options: Options of the run; `human` is not None.
         algorithm_options: Options of its algorithm.
-        keywords: Keywords of its environments, without reward model, gold scorer and split.
+        keywords: Keywords of its environments that the user asks for; neither reward model nor
+            gold scorer.
         console: Console for progress messages.
     """
 
@@ -46,6 +47,12 @@ class Journey:
     algorithm_options: Any
     keywords: dict[str, Any]
     console: Console
+
+    @property
+    def human(self) -> str:
+        """Name of the simulated human's utility function."""
+        assert self.options.human is not None
+        return self.options.human
 
     @property
     def rounds(self) -> list[Round]:
@@ -66,6 +73,7 @@ def collect(journey: Journey, env: TokenVectorEnv, stage: Round, previous: Round
     It also measures the previous round's reward model on them (see `look_back`).
     """
     options, console = journey.options, journey.console
+    device = env.objective.reference.device
     file = stage.folder / "comparisons.jsonl"
     if file.exists():
         console.print(stage.title("1/4 comparisons: already done"))
@@ -80,34 +88,34 @@ def collect(journey: Journey, env: TokenVectorEnv, stage: Round, previous: Round
         )
         policy = None
         if previous is not None:
-            device = env.objective.reference.device
             policy = CausalLM.load(str(previous.folder / "policy"), device=device)
         comparisons = label_samples(
             env,
             stage.share(options.comparisons),
             model=policy,
-            human=options.human,
+            human=journey.human,
             candidates=options.candidates,
             temperature=options.human_temperature,
             seed=stage.seed(options.seed),
             progress=journey.progress,
         )
     if previous is not None:
-        look_back(journey, previous, comparisons)
+        look_back(journey, previous, comparisons, device)
         comparisons = [*read_comparisons(previous.folder / "comparisons.jsonl"), *comparisons]
     partial = file.with_name(".comparisons.partial.jsonl")
     write_comparisons(partial, comparisons)
     partial.rename(file)
 
 
-def look_back(journey: Journey, stage: Round, comparisons: list[Comparison]) -> None:
+def look_back(
+    journey: Journey, stage: Round, comparisons: list[Comparison], device: torch.device
+) -> None:
     """Write a round's round.json: its reward model, measured on its own policy's samples."""
-    device = resolve_device(journey.options.device)
     model = RewardModel.load(str(stage.folder / "reward_model"), device=device)
     seen = {
         "round": stage.number,
         "comparisons": stage.share(journey.options.comparisons),
-        **hindsight(model, comparisons, journey.options.human),
+        **hindsight(model, comparisons, journey.human),
         "accuracy": read_json(stage.folder / "reward_model.json")["accuracy"],
     }
     write_json(stage.folder / "round.json", seen)
@@ -177,7 +185,7 @@ def learn(journey: Journey, stage: Round, previous: Round | None) -> None:
 
 def rewarded(journey: Journey, stage: Round) -> dict[str, Any]:
     """Return the keywords of an environment that pays the scores of a round's reward model."""
-    return {"reward_model": str(stage.folder / "reward_model"), "gold": journey.options.human}
+    return {"reward_model": str(stage.folder / "reward_model"), "gold": journey.human}
 
 
 def evaluate(journey: Journey) -> dict[str, Any]:
@@ -187,11 +195,12 @@ def evaluate(journey: Journey) -> dict[str, Any]:
     if file.exists():
         journey.console.print("4/4 evaluation: already done")
         return cast(dict[str, Any], read_json(file))
-    journey.console.print("4/4 evaluation: held-out prompts")
-    keywords = {**journey.keywords, **rewarded(journey, journey.rounds[-1]), "split": "held_out"}
+    keywords = {**journey.keywords, **rewarded(journey, journey.rounds[-1])}
+    env = make_env(options.env, 1, keywords, {"split": "held_out"})
+    journey.console.print(f"4/4 evaluation: {measured_on({'split': env.prompts.split})}")
     return evaluate_policy(
         options.run_dir / "policy",
-        make_env(options.env, 1, keywords),
+        env,
         episodes=options.episodes,
         prompts=options.prompts,
         reference_samples=options.reference_samples,

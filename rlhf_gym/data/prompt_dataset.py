@@ -23,12 +23,14 @@ class PromptDataset:
         max_tokens: The most tokens that any of them has room for.
         dropped: How many were longer than that; a prompt is cut only if the caller asks for it.
         chats: For prompts that were chat messages: the messages, by their ids.
+        split: Which prompts they are: "all", "train" or "held_out".
     """
 
     ids: tuple[tuple[int, ...], ...]
     max_tokens: int
     dropped: int = 0
     chats: dict[tuple[int, ...], Prompt] = field(default_factory=dict, compare=False)
+    split: str = "all"
 
     @classmethod
     def from_texts(
@@ -63,6 +65,8 @@ class PromptDataset:
         """
         if split not in SPLITS:
             raise InputError(f"split must be one of {SPLITS}, not {split!r}")
+        if not 0 <= held_out <= 1:
+            raise InputError(f"held_out must be from 0 to 1, not {held_out}")
         prompts = _shortened(prompts, max_words, share)
         if keep not in (None, "first", "last"):
             raise InputError(f"prompt_keep must be first, last or None, not {keep!r}")
@@ -75,21 +79,18 @@ class PromptDataset:
                 for p, row in zip(prompts, rows, strict=True)
             ]
         unique = list({json.dumps(p): p for p in prompts}.values())
+        there = len(unique)
         if split != "all":
             unique = [p for p in unique if is_held_out(p, held_out) == (split == "held_out")]
         rows = many_prompt_ids(unique, tokenizer, eos_ids)
         kept = tuple(tuple(row) for row in rows if 0 < len(row) <= max_tokens)
         if not kept:
-            shortest = min(map(len, rows), default=0)
-            raise InputError(
-                f"no prompt is left of {len(unique)} in split {split!r}: max_prompt_tokens is "
-                f"{max_tokens}, the shortest has {shortest}; raise max_prompt_tokens, or give more "
-                "prompts"
-            )
+            why = _why_none(there, rows, max_tokens, split, held_out, cut=keep is not None)
+            raise InputError(f"no prompt is left of {there}: {why}")
         chats: dict[tuple[int, ...], Prompt] = {
             tuple(row): p for row, p in zip(rows, unique, strict=True) if isinstance(p, list)
         }
-        return cls(kept, max_tokens, len(rows) - len(kept), chats)
+        return cls(kept, max_tokens, len(rows) - len(kept), chats, split)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -97,6 +98,44 @@ class PromptDataset:
     def draw(self, rng: np.random.Generator) -> tuple[int, ...]:
         """One prompt at random."""
         return self.ids[int(rng.integers(len(self.ids)))]
+
+
+def _why_none(
+    there: int, rows: list[list[int]], max_tokens: int, split: str, held_out: float, *, cut: bool
+) -> str:
+    """Say why no prompt is left, and how to fix it.
+
+    Args:
+        there: How many different prompts there were before the split.
+        rows: Token ids of those in the split.
+        max_tokens: Longest prompt that is kept.
+        split: The split.
+        held_out: Share of prompts that is held out.
+        cut: Whether texts that are too long were cut.
+    """
+    if not there:
+        return "there are none; give some"
+    if not rows and split == "held_out":
+        fix = "raise held_out" if held_out else "set held_out above 0"
+        return (
+            f"none is held out, because held_out is {held_out:g} and the hash of a prompt's text "
+            f"decides; {fix}, give more prompts, or use all of them with split='all'"
+        )
+    if not rows:
+        return (
+            f"all are held out, because held_out is {held_out:g}; lower held_out, give more "
+            "prompts, or use all of them with split='all'"
+        )
+    which = "all" if len(rows) == there else f"all {len(rows)} in split {split!r}"
+    lengths = [len(row) for row in rows if row]
+    if not lengths:
+        return f"{which} are without tokens; give prompts that have text"
+    # Chat messages are never cut.
+    fix = "" if cut else ", or cut texts with prompt_keep='last'"
+    return (
+        f"{which} are longer than max_prompt_tokens, which is {max_tokens} (the shortest has "
+        f"{min(lengths)} tokens); raise max_prompt_tokens{fix}"
+    )
 
 
 def _shortened(

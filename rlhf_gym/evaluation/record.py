@@ -42,7 +42,8 @@ def evaluate_policy(
         progress: Whether to show progress on stderr.
 
     Returns:
-        The figures (see `rlhf_gym.evaluation.policies.summarise`).
+        The figures (see `rlhf_gym.evaluation.policies.summarise`), and `split`: which prompts they
+        were measured on.
 
     Raises:
         InputError: There are too few prompts or samples, the environment is wrapped, or the
@@ -51,12 +52,8 @@ def evaluate_policy(
     check_sizes(episodes, prompts, reference_samples)
     if not isinstance(env, TokenVectorEnv):
         raise InputError(f"{env} is not a TokenVectorEnv; evaluate on one without wrappers")
+    check_prompts(env)
     n_prompts, n_policy = min(prompts, len(env.prompts)), episodes // prompts
-    if n_prompts < 2:
-        raise InputError(
-            "an evaluation needs at least two held-out prompts: give more prompts, or raise "
-            "`held_out`"
-        )
     total = n_prompts * (n_policy + reference_samples)
     with transformers_quiet():
         if not isinstance(policy, CausalLM):
@@ -75,6 +72,7 @@ def evaluate_policy(
                 seed=seed,
                 progress=advance,
             )
+    figures["split"] = env.prompts.split
     if run_dir is not None:
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,6 +81,23 @@ def evaluate_policy(
         write_text(folder / "samples.jsonl", "".join(lines))
         write_json(folder / "evaluation.json", figures)
     return figures
+
+
+def check_prompts(env: TokenVectorEnv) -> None:
+    """Raise an InputError if an environment has too few prompts for an evaluation."""
+    if len(env.prompts) >= 2:
+        return
+    split = env.prompts.split
+    other = {
+        "all": "",
+        "train": ", lower held_out, or use all of them with split='all'",
+        "held_out": ", raise held_out, or use all of them with split='all'",
+    }
+    dropped = f" ({env.prompts.dropped} more do not fit)" if env.prompts.dropped else ""
+    raise InputError(
+        f"an evaluation needs at least two prompts, and split {split!r} has only "
+        f"{len(env.prompts)}{dropped}: give more prompts{other[split]}"
+    )
 
 
 def check_sizes(episodes: int, prompts: int, reference_samples: int) -> None:

@@ -19,7 +19,15 @@ from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.decode_cache import DecodeCache
 from rlhf_gym.lm.loading import same_tokens
 from rlhf_gym.rewards.ensemble import RewardEnsemble
-from rlhf_gym.rewards.functions import Cut, Reward, Shaping, TokenReward, check_scores, reward_name
+from rlhf_gym.rewards.functions import (
+    Cut,
+    Reward,
+    Shaping,
+    TokenReward,
+    called,
+    check_scores,
+    reward_name,
+)
 from rlhf_gym.rewards.responses import Responses
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import Sequences, pad_rows, row_sums
@@ -120,8 +128,7 @@ class Objective:
                 responses.score_std = members.std(1, correction=0)
             scores = self.reward.pooled(members)
         else:
-            raw = self.reward(seen.prompts, seen.texts)
-            scores = torch.as_tensor(np.asarray(raw, dtype=np.float32))
+            scores = torch.as_tensor(called(self.reward, seen).astype(np.float32))
         scores = scores.float().to(self.reference.device)
         # A reward of another shape is refused below, by name; shaping could fail on it first.
         if scores.shape == responses.stopped.shape:

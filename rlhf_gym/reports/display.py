@@ -12,6 +12,9 @@ from rlhf_gym.utils.statistics import Figure
 UNKNOWN = "–"
 """Shown for a value that is missing or not finite."""
 
+MEASURED_ON = {"all": "all prompts", "train": "training prompts"}
+"""What to call the prompts of a split; all others, and those of files without one, are held out."""
+
 LONGEST_OPEN = 600
 """Characters of a text that a page shows at once; the rest of a longer text is folded away."""
 
@@ -28,6 +31,11 @@ def clean(text: object) -> str:
     effect ends with the paragraph or table cell that shows the text.
     """
     return UNSAFE.sub("�", str(text).replace("\r\n", "\n"))
+
+
+def measured_on(figures: Mapping[str, Any]) -> str:
+    """Return what to call the prompts that an evaluation's figures were measured on."""
+    return MEASURED_ON.get(str(figures.get("split")), "held-out prompts")
 
 
 def show(value: Any) -> str:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
 from rlhf_gym.reports.charts import BLUE, GREEN, GREY, ORANGE, Chart, Draw, chart, dress
-from rlhf_gym.reports.display import show
+from rlhf_gym.reports.display import measured_on, show
 from rlhf_gym.reports.run_files import Run
 from rlhf_gym.utils.arrays import Floats
 
@@ -89,7 +89,13 @@ def _held_out_marks(run: Run, name: str, axes: Axes, end: float) -> None:
         if figure:
             axes.axhline(figure["value"], color=color, linestyle="--", linewidth=1.1, label=label)
     if after:
-        _point(axes, end, after, label="policy, held out", color=ORANGE, marker="o")
+        _point(axes, end, after, label=_after(run), color=ORANGE, marker="o")
+
+
+def _after(run: Run) -> str:
+    """Name the mark of the trained policy, which is not held out if all prompts were measured."""
+    is_held_out = measured_on(run.evaluation) == "held-out prompts"
+    return "policy, held out" if is_held_out else "policy, evaluated"
 
 
 def _point(axes: Axes, x: float, figure: dict[str, float], **style: Any) -> None:
@@ -109,7 +115,7 @@ def _score_against_kl(run: Run, axes: Axes, title: str) -> None:
     kl, score = kl[known], score[known]
     axes.plot(kl, score, color=BLUE, alpha=0.3, linestyle="none", marker=".", markersize=4)
     axes.plot(_running_mean(kl), _running_mean(score), color=BLUE, linewidth=1.8)
-    marks = (("reference", GREY, "s"), ("policy, held out", ORANGE, "o"), ("optimum", GREEN, "D"))
+    marks = (("reference", GREY, "s"), (_after(run), ORANGE, "o"), ("optimum", GREEN, "D"))
     places = zip(run.held_out("kl"), run.held_out("score"), marks, strict=True)
     for x, y, (label, color, marker) in places:
         if x and y:

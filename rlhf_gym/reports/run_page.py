@@ -7,7 +7,7 @@ from typing import Any
 
 from rlhf_gym.reports import token_view
 from rlhf_gym.reports.charts import Chart, pixels, png, tiled
-from rlhf_gym.reports.display import UNKNOWN, duration, scores, setting_rows, show
+from rlhf_gym.reports.display import UNKNOWN, duration, measured_on, scores, setting_rows, show
 from rlhf_gym.reports.pages import render
 from rlhf_gym.reports.run_charts import bar, curves, diagnostics
 from rlhf_gym.reports.run_files import Run, read_run
@@ -105,7 +105,8 @@ def page(run: Run, optimality_bar: Chart | None, learning_curves: Sequence[Chart
     context = {
         "title": run.name,
         "optimality": show(found) if found else "",
-        "interval": _interval(found) if found else "",
+        "interval": _interval(found, measured_on(run.evaluation)) if found else "",
+        "measured_on": measured_on(run.evaluation),
         "bar": optimality_bar,
         "why_unknown": "" if found else _why_unknown(run),
         "best_of": _best_of(run.evaluation.get("best_of_n_optimality") or {}),
@@ -136,12 +137,12 @@ def page(run: Run, optimality_bar: Chart | None, learning_curves: Sequence[Chart
     return render("run_page.html", context)
 
 
-def _interval(found: Figure) -> str:
+def _interval(found: Figure, prompts: str) -> str:
     parts = []
     if found.get("low") is not None and found.get("high") is not None:
         parts.append(f"95 % interval {show(found['low'])} to {show(found['high'])}")
     if found.get("n") is not None:
-        parts.append(f"{show(found['n'])} held-out prompts")
+        parts.append(f"{show(found['n'])} {prompts.removeprefix('all ')}")
     return ", ".join(parts)
 
 

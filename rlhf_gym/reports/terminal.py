@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_gym.reports.display import clean, scores
+from rlhf_gym.reports.display import clean, measured_on, scores
 from rlhf_gym.reports.run_files import read_json_lines
 
 
 def table(figures: dict[str, Any]) -> Table:
     """Return the figures as a table, reference next to policy."""
-    out = Table(title="held-out prompts, ± standard error over prompts")
+    out = Table(title=f"{measured_on(figures)}, ± standard error over prompts")
     for heading in ("", "reference", "policy"):
         out.add_column(heading, justify="left" if not heading else "right")
     for name in [key.removesuffix("_after") for key in figures if key.endswith("_after")]:

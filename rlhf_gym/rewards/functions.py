@@ -48,9 +48,24 @@ def judged_by(scorer: TextReward, responses: Responses) -> npt.NDArray[np.float6
     Raises:
         InputError: It returned the wrong number of scores, or a NaN or infinity.
     """
-    scores = np.asarray(scorer(responses.prompts, responses.texts), dtype=np.float64)
+    scores = called(scorer, responses)
     check_scores(reward_name(scorer), scores, responses)
     return scores
+
+
+def called(scorer: TextReward, responses: Responses) -> npt.NDArray[np.float64]:
+    """What a function of (prompts, responses) returns, as numbers that are not yet checked.
+
+    An exception gets a note with the function's name and its first response.
+    """
+    try:
+        return np.asarray(scorer(responses.prompts, responses.texts), dtype=np.float64)
+    except Exception as error:
+        error.add_note(
+            f"The reward {reward_name(scorer)} failed on {len(responses.texts)} responses; the "
+            f"first is {responses.texts[0][:80]!r}."
+        )
+        raise
 
 
 def check_scores(name: str, scores: npt.NDArray[np.floating[Any]], responses: Responses) -> None:
@@ -95,8 +110,8 @@ def load_callable(name: str) -> Callable[..., object]:
         found = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise InputError(
-            f"cannot import {name!r}: {error}; if it is your own file, put its folder on the path: "
-            "PYTHONPATH=. python scripts/…"
+            f"cannot import {name!r}: {error}; if it is your own file, run the command in its "
+            "folder, or put that folder on the path: PYTHONPATH=. python …"
         ) from error
     except AttributeError as error:
         raise InputError(f"cannot import {name!r}: {error}") from error

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast, get_type_hints
 
-import gymnasium
 from docstring_parser import DocstringStyle, parse
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from rlhf_gym.errors import InputError
+from rlhf_gym.tasks.registered import find_spec
 from rlhf_gym.utils.nearest import did_you_mean
 from rlhf_gym.utils.type_hints import described
 
@@ -23,6 +23,9 @@ Defaults = Callable[..., Mapping[str, Any]]
 REQUIRED = inspect.Parameter.empty
 NOT_GIVEN = ("num_envs", "render_mode")
 """Keywords that whoever makes the environment sets in other ways."""
+
+OF_MAKE_VEC = ("num_envs", "vectorization_mode", "vector_kwargs", "wrappers")
+"""Registered keywords that `gymnasium.make_vec` itself reads."""
 
 
 @dataclass(frozen=True)
@@ -77,32 +80,37 @@ def keywords_of(env_id: str) -> list[Keyword] | None:
     """The keywords of `gymnasium.make_vec(env_id)`; None if it takes any.
 
     Raises:
-        InputError: No environment has this id, or it is made of one row only.
+        InputError: No environment has this id, or only a single one can be made.
     """
     spec = find_spec(env_id)
-    if spec.vector_entry_point is None:
-        raise InputError(f"{env_id!r} has no vector_entry_point, so it is none of this project's")
-    entry = spec.vector_entry_point
-    maker: Callable[..., Any] = load_env_creator(entry) if isinstance(entry, str) else entry
-    fixed = spec.kwargs
-    found = _follow(maker, fixed)
+    found = _keywords(spec)
     if found is None:
         return None
     # Gymnasium lets a caller override what an id fixes, but for the name of a published setting.
     shown = [word for word in found.values() if word.name not in {*NOT_GIVEN, "setting"}]
+    fixed = spec.kwargs
     return [replace(w, default=fixed[w.name]) if w.name in fixed else w for w in shown]
 
 
 def check_keywords(env_id: str, names: Iterable[str]) -> None:
     """Refuse keywords that an environment does not take, with the nearest that it does.
 
+    The keywords that are registered with the id are checked too.
+
     Raises:
         InputError: One is unknown.
     """
-    known = keywords_of(env_id)
-    if known is None:
+    spec = find_spec(env_id)
+    every = _keywords(spec)
+    if every is None:
         return
-    right = [word.name for word in known]
+    for name in spec.kwargs:
+        if name not in every and name not in OF_MAKE_VEC:
+            raise InputError(
+                f"{env_id} is registered with the keyword {name!r}, which it does not take"
+                f"{did_you_mean(name, every)}"
+            )
+    right = [word.name for word in keywords_of(env_id) or ()]
     for name in names:
         if name not in right:
             raise InputError(
@@ -111,25 +119,46 @@ def check_keywords(env_id: str, names: Iterable[str]) -> None:
             )
 
 
-def find_spec(env_id: str) -> EnvSpec:
-    """What is registered under an id.
+def chosen_keywords(env_id: str) -> set[str]:
+    """Names of the keywords that a task decides: registered with its id, or its function's own.
 
     Raises:
-        InputError: Nothing is; the message has the nearest id.
+        InputError: No environment has this id, or only a single one can be made.
     """
-    try:
-        return gymnasium.spec(env_id)
-    except gymnasium.error.Error as error:
-        raise no_environment(env_id) from error
+    spec = find_spec(env_id)
+    chosen = {*spec.kwargs}
+    maker = _maker(spec)
+    while maker in _TARGETS:
+        chosen |= _declared(_TARGETS[maker], spec.kwargs).keys()
+        maker = _TARGETS[maker].target
+    return chosen
 
 
-def no_environment(env_id: str) -> InputError:
-    """The error for an id that is not registered, with the nearest id or all of this project."""
-    hint = did_you_mean(env_id, gymnasium.registry)
-    if not hint:
-        own = sorted(name for name in gymnasium.registry if name.startswith("rlhf_gym/"))
-        hint = f"; there are {', '.join(own)}"
-    return InputError(f"no environment {env_id!r}{hint}")
+def _keywords(spec: EnvSpec) -> dict[str, Keyword] | None:
+    """The keywords of the function that makes many rows, by name; None if it takes any."""
+    return _follow(_maker(spec), spec.kwargs)
+
+
+def _maker(spec: EnvSpec) -> Callable[..., Any]:
+    """The function that makes many rows.
+
+    Raises:
+        InputError: There is none.
+    """
+    entry = spec.vector_entry_point
+    if entry is None:
+        raise InputError(
+            f"{spec.id} is registered without a vector_entry_point, so only a single environment "
+            "can be made. Give gymnasium.register one that returns a TokenVectorEnv, such as "
+            "vector_entry_point='rlhf_gym.tasks.text:text_vector_env'"
+        )
+    return load_env_creator(entry) if isinstance(entry, str) else entry
+
+
+def _declared(on: _PassesOn, fixed: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a function passes on where the user gives nothing, for the keywords of an id."""
+    taken = inspect.signature(on.defaults).parameters
+    return on.defaults(**{name: value for name, value in fixed.items() if name in taken})
 
 
 def _follow(maker: Callable[..., Any], fixed: Mapping[str, Any]) -> dict[str, Keyword] | None:
@@ -156,8 +185,7 @@ def _follow(maker: Callable[..., Any], fixed: Mapping[str, Any]) -> dict[str, Ke
     further = _follow(on.target, {})
     if further is None:
         return None
-    taken = inspect.signature(on.defaults).parameters
-    values = on.defaults(**{name: value for name, value in fixed.items() if name in taken})
+    values = _declared(on, fixed)
     for name, word in further.items():
         here = own.setdefault(name, replace(word, default=values.get(name, word.default)))
         if not here.description:

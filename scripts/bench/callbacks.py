@@ -2,7 +2,7 @@
 
 After each wave a rollout of whole responses takes callbacks and watching wrappers through it, step
 by step. `python scripts/bench/callbacks.py --output FILE` times that part inside whole iterations,
-with Stable-Baselines3's progress and stop callbacks and a `VecMonitor`, and writes the median share.
+with some callbacks of Stable-Baselines3 and a `VecMonitor`, and writes the median share.
 """
 
 import tempfile

@@ -25,7 +25,7 @@ from work import peak_bytes
 
 import rlhf_gym
 from agents.cli.command import device, run
-from agents.runs.setup import make_env
+from agents.runs.setup import env_keywords, make_env
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.lm.decoding.sampling import sample_responses
 from rlhf_gym.objective.objective import Objective
@@ -75,7 +75,7 @@ def main(config: Config) -> None:
 
 def own_share(config: Config) -> dict[str, Any]:
     """Return the share of `step` and `play` outside the models, and the seconds per wave."""
-    env = make_env(config.env, config.rows, {"device": device(config.device)})
+    env = make_env(config.env, config.rows, env_keywords({}, config.device))
     clock = _Clock(env.objective)
     shares: dict[str, list[tuple[float, float]]] = {"step": [], "play": []}
     torch.manual_seed(0)

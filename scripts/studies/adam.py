@@ -18,9 +18,9 @@ import numpy as np
 from stable_baselines3.common.utils import set_random_seed
 
 from agents import ppo_ziegler2019
-from agents.cli.command import device, run
+from agents.cli.command import run
 from agents.runs.experiments import read_rows, run_jobs
-from agents.runs.setup import begin_run, check_same_run, make_env, parse_values
+from agents.runs.setup import begin_run, check_same_run, env_keywords, make_env
 from agents.sb3.response_ppo import PPO
 from rlhf_gym.evaluation.yardstick import Row
 from rlhf_gym.kl import k3
@@ -104,7 +104,7 @@ def updated(config: Config, adam: Any, seed: int) -> dict[str, float]:
     env = make_env(
         config.env,
         config.num_envs,
-        {"device": device(config.device), **parse_values(config.env_kwargs)},
+        env_keywords(config.env_kwargs, config.device),
     )
     env.reset(seed=seed)
     options = ppo_ziegler2019.Config(

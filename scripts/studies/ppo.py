@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.cli.command import device, run
+from agents.cli.command import run
 from agents.runs.experiments import read_rows, run_jobs, train_and_measure, with_options
-from agents.runs.setup import begin_run, check_same_run, make_env, parse_values
+from agents.runs.setup import begin_run, check_same_run, env_keywords, make_env, parse_values
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.yardstick import Row, Yardstick
 from rlhf_gym.utils.files import write_json, write_text
@@ -170,8 +170,8 @@ def main(config: Config) -> None:
 
 def yardstick(config: Config) -> Yardstick:
     """Return the evaluation that all runs share."""
-    keywords = {"device": device(config.device), **parse_values(config.env_kwargs)}
-    env = make_env(config.env, 1, {"split": "held_out", **keywords})
+    keywords = env_keywords(config.env_kwargs, config.device)
+    env = make_env(config.env, 1, keywords, {"split": "held_out"})
     return Yardstick(
         env,
         config.run_dir / "reference_scores.npz",
@@ -189,7 +189,7 @@ def options(config: Config, variant: Variant) -> dict[str, Any]:
 def trained(config: Config, job: tuple[Variant, int]) -> Row:
     """Train one variant with one seed, measure it, and keep its metrics.csv."""
     variant, seed = job
-    keywords = {"device": device(config.device), **parse_values(config.env_kwargs), **variant.env}
+    keywords = {**env_keywords(config.env_kwargs, config.device), **variant.env}
     row = train_and_measure(
         yardstick(config),
         variant.algorithm,
