@@ -245,6 +245,7 @@ def text_vector_env(
     num_envs: int = 1,
     autoreset_mode: str = "SameStep",
     rows_per_prompt: int = 1,
+    render_mode: str | None = None,
     **keywords: Any,
 ) -> TokenVectorEnv:
     """`rlhf_gym/Text-v0` for `gym.make_vec`.
@@ -253,6 +254,7 @@ def text_vector_env(
         num_envs: Number of rows.
         autoreset_mode: "SameStep", "NextStep" or "Disabled", as in Gymnasium.
         rows_per_prompt: Rows in turn that play the same prompt; must divide `num_envs`.
+        render_mode: "ansi", "rgb_array" or None; `render` returns one frame per row.
         **keywords: As in `load_parts`.
     """
     check_hints(text_vector_env, {"num_envs": num_envs, "rows_per_prompt": rows_per_prompt})
@@ -261,4 +263,5 @@ def text_vector_env(
         num_envs=num_envs,
         autoreset_mode=autoreset_mode,
         rows_per_prompt=rows_per_prompt,
+        render_mode=render_mode,
     )
