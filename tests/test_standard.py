@@ -147,7 +147,10 @@ def test_each_mode_shows_the_conversation(keywords, capsys):
     shown = capsys.readouterr().out
     assert "c a" in shown
     assert "score" in shown
-    with pytest.raises(InputError, match="render_mode must be one of"):
+    with (
+        pytest.warns(UserWarning, match="not in the possible render_modes"),
+        pytest.raises(InputError, match="render_mode must be one of"),
+    ):
         make("rlhf_gym/Exact-v0", keywords, render_mode="film", disable_env_checker=True)
 
 
@@ -166,6 +169,16 @@ def test_the_colour_is_the_log_ratio(keywords):
     red = (env.render() == (255, 102, 102)).all(-1)
     assert info["kl"] < 2 or red.any()
     assert ((env.render()[..., 0] == 255) & (env.render()[..., 1] < 250)).any()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasium_collects_frames(name, keywords):
+    env = make(name, keywords, render_mode="rgb_array_list")
+    env.reset(seed=0)
+    env.step(5)
+    before, after = env.render()
+    assert before.shape == after.shape == (360, 640, 3)
+    assert (before != after).any()
 
 
 @pytest.mark.parametrize("name", IDS)

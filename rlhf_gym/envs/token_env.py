@@ -1,6 +1,7 @@
 """One conversation as a plain Gymnasium environment."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -16,6 +17,8 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.objective.objective import Objective
 from rlhf_gym.rewards.functions import TextReward
 from rlhf_gym.utils.arrays import Ints
+
+Maker = TypeVar("Maker", bound=Callable[..., "TokenEnv"])
 
 
 class TokenEnv(gymnasium.Env[Ints, np.int64]):
@@ -127,3 +130,13 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
     def _print(self) -> None:
         if self.render_mode == "human" and self._rows.traces is not None:
             to_terminal(self._rows.traces.rows[0])
+
+
+def entry_point(maker: Maker) -> Maker:
+    """Decorator of a function that `gymnasium.make` calls; it gets the class's metadata.
+
+    Gymnasium reads the render modes before it calls the function. Without them it cannot add its
+    wrapper for "rgb_array_list".
+    """
+    maker.metadata = TokenEnv.metadata  # type: ignore[attr-defined]
+    return maker

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.data.prompts import Prompt, load_texts
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.envs.token_env import entry_point
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import RewardEstimator
 from rlhf_gym.lm.architecture import context_length
@@ -234,6 +235,7 @@ def is_callable_name(name: str) -> bool:
     return ":" in name and not Path(name).exists()
 
 
+@entry_point
 def text_env(*, render_mode: str | None = None, **keywords: Any) -> TokenEnv:
     """`rlhf_gym/Text-v0` for `gym.make`; keywords as in `load_parts`."""
     return TokenEnv(**load_parts(**keywords), render_mode=render_mode)
