@@ -63,6 +63,8 @@ LIBRARY = (
     (r"eval_callback.last_mean_reward == 100\.0", "eval_callback.last_mean_reward != 0.0"),
     (r"assert len\(record\) == 1\n    else:", "assert len(record) == 0\n    else:"),
     (r"assert loss > 0$", "assert loss != 0"),
+    # The exception of a refused option: this project's is a ValueError.
+    (r"(an error\n +with pytest.raises\()AssertionError\)", r"\1(AssertionError, ValueError))"),
     # File names, in which an id's namespace would be a folder.
     (r'name_prefix=f"agent-\{env_id\}"', 'name_prefix="agent-CartPole-v1"'),
 )
@@ -125,9 +127,14 @@ REASONS = {
             "an environment of its own in the test",
         ),
         (r"VecNormalize\(|test_vec_normalize", "token ids are no numbers to normalise"),
+        (
+            r"assert not is_masking_supported|test_masked_evaluation",
+            "an environment without masks, or one whose masks leave only the right action",
+        ),
         (r"reward_threshold=9\d|test_infinite_horizon", "a return of another environment"),
         (r'options=\{"ok": 1\}', "an option that the environment does not have"),
         (r"test_tensorboard\[(sac|td3)\]", "an algorithm for continuous actions"),
+        (r"test_discrete_action_space_required", "continuous actions"),
         (r"goal_velocity|MaxAndSkip", "keywords of another environment"),
         (r"BatchNorm|batch_norm|Dropout", "layers of an MLP"),
         (r"net_arch=net_arch|test_flexible_mlp|net_arch_none|create_mlp", "layers of an MLP"),
