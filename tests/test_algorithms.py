@@ -17,6 +17,8 @@ from agents import dpo, nlpo, online_dpo, sb3_dqn, trajectory_balance
 from agents.runs.algorithm import load_algorithm
 from agents.sb3 import PPO, build
 from agents.sb3.groups import GroupLearner, Groups
+from agents.sb3.stock.q_network import CausalLMDQNPolicy
+from agents.sb3.vec_env import policy_kwargs
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
@@ -586,6 +588,39 @@ def test_maskable_ppos_first_ratio_is_one(make_vector_env):
     torch.testing.assert_close(log_probs, batch.old_log_prob, atol=1e-5, rtol=1e-5)
 
 
+def test_maskable_ppo_with_the_librarys_own_buffer_and_evaluation():
+    from sb3_contrib import MaskablePPO
+    from sb3_contrib.common.maskable.evaluation import evaluate_policy
+
+    from agents.sb3.stock.maskable import MaskableCausalLMPolicy
+
+    env = gymnasium.make("rlhf_gym/Exact-v0", top_k=2, device="cpu")
+    policy = policy_kwargs(env.unwrapped)
+    model = MaskablePPO(
+        MaskableCausalLMPolicy, env, n_steps=8, batch_size=8, policy_kwargs=policy, device="cpu"
+    )
+    model.learn(8)
+    observations, log_probs = [], []
+    for batch in model.rollout_buffer.get(None):
+        model.policy.set_training_mode(True)
+        _, found, _ = model.policy.evaluate_actions(
+            batch.observations, batch.actions, action_masks=batch.action_masks
+        )
+        log_probs, observations = found, batch.observations.long().numpy()
+    assert (log_probs > NEVER / 2).all(), "what was chosen was allowed"
+    for token in range(9):
+        mask = np.arange(9) == token
+        action, _ = model.predict(observations[0], action_masks=mask)
+        assert action == token
+        masks = np.tile(mask, (len(observations), 1))
+        actions, _ = model.predict(observations, action_masks=masks)
+        assert (actions == token).all()
+        assert model.policy.get_distribution(torch.from_numpy(observations), masks).mode()[0] == (
+            token
+        )
+    evaluate_policy(model, env, n_eval_episodes=4, warn=False)  # refuses tokens that are barred
+
+
 # Value-based
 
 
@@ -600,6 +635,49 @@ def test_the_q_network_starts_as_the_greedy_reference(make_vector_env):
         for row, token in zip(observations, tokens, strict=True):
             logits = core.model(torch.from_numpy(row[row >= 0])[None]).logits[0, -1]
             assert int(logits[: core.vocab_size].argmax()) == token
+
+
+@pytest.mark.parametrize("name", ["sb3_dqn", "sb3_qrdqn"])
+def test_value_based_agents_and_their_networks_load_as_saved(name, make_vector_env, tmp_path):
+    env = make_vector_env(N)
+    observations, _ = env.reset(seed=0)
+    make = load_algorithm(name)
+    learner = make.make(make.Config(learning_starts=8, batch_size=8, learning_rate=1e-2), env)
+    learner.learn(16)
+    model, network = learner.algorithm, learner.policy
+    seen = torch.from_numpy(observations)
+    with torch.no_grad():
+        values = network(seen)
+    network.save(tmp_path / "network.pt")
+    model.save(tmp_path / "model.zip")
+    again = type(network).load(tmp_path / "network.pt")
+    policy = type(model.policy)
+    model.policy.save(tmp_path / "policy.pt")
+    loaded = type(model).load(tmp_path / "model.zip", env=model.get_env())
+    assert loaded.gamma == 1.0
+    for other in (again, loaded.policy, policy.load(tmp_path / "policy.pt")):
+        actions, _ = other.predict(observations, deterministic=True)
+        np.testing.assert_array_equal(actions, network.predict(observations)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(again(seen), values, atol=1e-6, rtol=0)
+    before = [p.clone() for p in loaded.policy.parameters()]
+    loaded.learn(16, reset_num_timesteps=False)
+    assert loaded.num_timesteps == model.num_timesteps + 16
+    assert any((p != q).any() for p, q in zip(before, loaded.policy.parameters(), strict=True))
+
+
+def test_a_q_network_refuses_observations_that_are_no_token_ids():
+    from stable_baselines3 import DQN
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    env = DummyVecEnv([lambda: gymnasium.make("rlhf_gym/Exact-v0", device="cpu")])
+    network = {k: v for k, v in policy_kwargs(env.envs[0].unwrapped).items() if k != "mask"}
+    options = {"network": {**network, "scale": 0.4}}
+    options = {"policy_kwargs": options, "buffer_size": 9, "learning_starts": 2, "device": "cpu"}
+    model = DQN(CausalLMDQNPolicy, VecNormalize(env), **options)
+    with pytest.raises(InputError, match="real numbers, not token ids"):
+        model.learn(8)
+    DQN(CausalLMDQNPolicy, VecNormalize(env, norm_obs=False), **options).learn(8)
 
 
 def test_the_replay_takes_one_copy_of_the_observations():

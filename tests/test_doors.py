@@ -68,6 +68,8 @@ def test_single_options_replace_those_of_a_dataclass():
     [
         ({"n_waves": 0}, "n_waves must be at least 1, not 0"),
         ({"gae_lambda": 1.5}, "gae_lambda must be from 0 to 1, not 1.5"),
+        ({"clip_range": 0.0}, "clip_range must be above 0, not 0.0"),
+        ({"clip_range_vf": -0.2}, "clip_range_vf must be above 0, not -0.2"),
         ({"kl_loss": "k4"}, "kl_loss: 'k4' is not one of exact, k2, k3 or None"),
         ({"ptx_coef": 1.0}, "give both, or neither"),
         ({"sample_every": -1}, "sample_every must be 0 or more"),

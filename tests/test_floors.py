@@ -55,7 +55,12 @@ FLOORS: dict[str, list[str]] = {
         "collect encoded formats splits survey",
     ],
     "rlhf_gym/objective": ["objective optimum", "enumeration"],
-    "rlhf_gym/envs": ["actor groups infos render resets", "token_vector_env", "token_env"],
+    "rlhf_gym/envs": [
+        "actor groups infos render resets",
+        "traces",
+        "token_vector_env",
+        "token_env",
+    ],
     "rlhf_gym/training": [
         "sft_data trainer_progress",
         "reward_training sft",

@@ -147,7 +147,10 @@ def test_each_mode_shows_the_conversation(keywords, capsys):
     shown = capsys.readouterr().out
     assert "c a" in shown
     assert "score" in shown
-    with pytest.raises(InputError, match="render_mode must be one of"):
+    with (
+        pytest.warns(UserWarning, match="not in the possible render_modes"),
+        pytest.raises(InputError, match="render_mode must be one of"),
+    ):
         make("rlhf_gym/Exact-v0", keywords, render_mode="film", disable_env_checker=True)
 
 
@@ -161,11 +164,71 @@ def test_the_colour_is_the_log_ratio(keywords):
     env.bind_actor(actor)
     env.reset(options={"prompt": "c"})
     _, _, _, _, info = env.step(0)
-    assert env._trace.log_ratios == [pytest.approx(info["kl"])]
+    assert env._rows.traces.rows[0].log_ratios == [pytest.approx(info["kl"])]
     assert info["kl"] > 0
     red = (env.render() == (255, 102, 102)).all(-1)
     assert info["kl"] < 2 or red.any()
     assert ((env.render()[..., 0] == 255) & (env.render()[..., 1] < 250)).any()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_gymnasium_collects_frames(name, keywords):
+    env = make(name, keywords, render_mode="rgb_array_list")
+    env.reset(seed=0)
+    env.step(5)
+    before, after = env.render()
+    assert before.shape == after.shape == (360, 640, 3)
+    assert (before != after).any()
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("mode", ["ansi", "rgb_array"])
+def test_a_vector_shows_each_row_as_a_single_environment_does(name, mode, keywords):
+    rows = gym.make_vec(name, num_envs=3, render_mode=mode, **keywords[name])
+    assert rows.render_mode == mode
+    assert mode in rows.metadata["render_modes"]
+    assert rows.metadata["render_fps"] == make(name, keywords).metadata["render_fps"]
+    singles = [make(name, keywords, render_mode=mode) for _ in range(3)]
+    rows.reset(seed=5)
+    for i, env in enumerate(singles):
+        env.reset(seed=5 + i)
+    for ended in (False, True):
+        frames = rows.render()
+        assert isinstance(frames, tuple)
+        for frame, env in zip(frames, singles, strict=True):
+            np.testing.assert_array_equal(frame, env.render())
+        if not ended:  # ids that are no EOS in these vocabularies
+            rows.step(np.array([5, 6, 7]))
+            for token, env in zip((5, 6, 7), singles, strict=True):
+                env.step(token)
+
+
+def test_a_row_shows_its_end_until_its_next_prompt():
+    frames = {}
+    for mode in MODES:
+        env = gym.make_vec(
+            "rlhf_gym/Exact-v0",
+            num_envs=2,
+            autoreset_mode=mode,
+            render_mode="ansi",
+            device="cpu",
+        )
+        env.reset(options={"prompt": "c"})
+        env.step(np.array([0, 8]))
+        frames[mode] = env.render()
+        assert frames[mode][0].startswith("c\na\n[1 tokens")
+    assert frames["NextStep"][1] == frames["Disabled"][1]
+    prompt, response, footer = frames["Disabled"][1].split("\n")
+    assert (prompt, response) == ("c", "</s>")
+    assert "stop, score" in footer
+    assert frames["SameStep"][1].split("\n")[1:] == ["", "[0 tokens, Σ log π_ref 0.00 nats]"]
+
+
+def test_a_vector_without_a_render_mode_shows_nothing():
+    assert gym.make_vec("rlhf_gym/Exact-v0", device="cpu").render() is None
+    for mode in ("human", "film"):
+        with pytest.raises(InputError, match="render_mode must be one of"):
+            gym.make_vec("rlhf_gym/Exact-v0", render_mode=mode, device="cpu")
 
 
 # The vector counterpart of Gymnasium's checker: what its VectorEnv documentation promises.

@@ -302,3 +302,36 @@ def test_a_comparison_says_what_is_wrong_before_hours_are_spent(tmp_path):
     wrong = ("--rates", 1, "--tuned", "ppo", "critic")
     assert "ppo has no option critic that is a number" in run(*command, *wrong, code=2)
     assert "give --rates too" in run(*command, "--tuned", "ppo", "clip_range", code=2)
+
+
+def test_other_projects_tests_run_with_names_exchanged(tmp_path):
+    tests = tmp_path / "source" / "tests"
+    tests.mkdir(parents=True)
+    (tests / "test_run.py").write_text(
+        "import pytest\n"
+        "from stable_baselines3 import A2C, PPO, SAC\n\n"
+        "@pytest.mark.parametrize('algorithm', [A2C, SAC])\n"
+        "def test_learns(algorithm):\n"
+        '    model = algorithm("MlpPolicy", "CartPole-v1", policy_kwargs=dict(net_arch=[8]))\n'
+        "    model.learn(5)\n"
+        "    assert type(model.policy).__name__ == 'CausalLMPolicy'\n\n"
+        "def test_fails():\n"
+        '    assert PPO("MlpPolicy", "CartPole-v1").gamma == 0.5\n\n'
+        "def test_alone():\n"
+        "    pass\n"
+    )
+    folder = tmp_path / "run"
+    said = run("studies/upstream_tests.py", "--source", tmp_path / "source", "--run-dir", folder)
+    rows = json.loads((folder / "rows.json").read_text())
+    found = {row["test"].split("::")[1]: (row["algorithm"], row["outcome"]) for row in rows}
+    assert found == {
+        "test_learns[A2C]": ("A2C", "passed"),
+        "test_learns[SAC]": ("SAC", "not applicable"),
+        "test_fails": ("PPO", "failed"),
+        "test_alone": ("", "not applicable"),
+    }
+    (reason,) = (row["reason"] for row in rows if row["outcome"] == "failed")
+    assert "assert 0.99 == 0.5" in reason
+    assert "FAILED tests/test_run.py::test_fails" in said
+    assert (tests / "test_run.py").read_text().count("CartPole") == 2, "only a copy is changed"
+    run("studies/upstream_tests.py", "--source", tmp_path, code=2)

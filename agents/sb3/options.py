@@ -131,6 +131,7 @@ class PolicyGradientOptions(SampledOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_clip("clip_range", self.clip_range)
         if bool(self.ptx_coef) != (self.ptx_data is not None):
             raise InputError("ptx_coef and ptx_data go together: give both, or neither")
 
@@ -171,6 +172,7 @@ class PPOOptions(PolicyGradientOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_clip("clip_range_vf", self.clip_range_vf)
         for name in SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -183,6 +185,16 @@ class GroupOptions(SampledOptions):
 
     samples_per_prompt: int | None = 8
     n_waves: int = 2
+
+
+def check_clip(name: str, clip_range: float | None) -> None:
+    """Refuse a clip range that is not above 0: its bounds would be in the wrong order.
+
+    Raises:
+        InputError: It is not.
+    """
+    if clip_range is not None and clip_range <= 0:
+        raise InputError(f"{name} must be above 0, not {clip_range}")
 
 
 def without_critic(options: PolicyGradientOptions, baseline: Baseline) -> PPOOptions:

@@ -1,6 +1,7 @@
 """One conversation as a plain Gymnasium environment."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import gymnasium
 import numpy as np
@@ -9,13 +10,15 @@ from gymnasium.vector import AutoresetMode
 
 from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.envs.actor import Actor
-from rlhf_gym.envs.render import Trace, as_image, as_text, to_terminal
+from rlhf_gym.envs.render import to_terminal
 from rlhf_gym.envs.token_vector_env import TokenVectorEnv
+from rlhf_gym.envs.traces import RENDER_FPS, Frame
 from rlhf_gym.errors import InputError
 from rlhf_gym.objective.objective import Objective
 from rlhf_gym.rewards.functions import TextReward
-from rlhf_gym.tokens import PAD
 from rlhf_gym.utils.arrays import Ints
+
+Maker = TypeVar("Maker", bound=Callable[..., "TokenEnv"])
 
 
 class TokenEnv(gymnasium.Env[Ints, np.int64]):
@@ -35,7 +38,7 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own declaration)
         "render_modes": ["ansi", "human", "rgb_array"],
-        "render_fps": 8,
+        "render_fps": RENDER_FPS,
     }
 
     def __init__(
@@ -53,8 +56,6 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
                 f"render_mode must be one of {self.metadata['render_modes']}, not {render_mode!r}"
             )
         self.render_mode = render_mode
-        self._trace = Trace("")
-        self._ids: list[int] = []
         self._rows = TokenVectorEnv(
             objective,
             prompts,
@@ -62,6 +63,8 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
             stop_at_eos=stop_at_eos,
             autoreset_mode=AutoresetMode.DISABLED,
             gold=gold,
+            # The rows follow what a terminal shows, too.
+            render_mode="ansi" if render_mode == "human" else render_mode,
         )
         self.observation_space = self._rows.single_observation_space
         self.action_space = self._rows.single_action_space
@@ -104,12 +107,7 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         """Start with a new prompt; `options` as in `TokenVectorEnv.reset`."""
         super().reset(seed=seed)
         observations, _ = self._rows.reset(seed=seed, options=options)
-        if self.render_mode is not None:
-            prompt = [int(i) for i in observations[0] if i != PAD]
-            self._ids = []
-            self._trace = Trace(self.objective.reference.texts([prompt])[0])
-        if self.render_mode == "human":
-            to_terminal(self._trace)
+        self._print()
         return observations[0], {}
 
     def step(self, action: np.int64 | int) -> tuple[Ints, float, bool, bool, dict[str, Any]]:
@@ -120,8 +118,7 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
             for key, values in infos.items()
             if not key.startswith("_")
         }
-        if self.render_mode is not None:
-            self._follow(int(action), info)
+        self._print()
         return observations[0], float(rewards[0]), bool(ended[0]), False, info
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
@@ -129,31 +126,25 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         mask: npt.NDArray[np.bool_] = self._rows.action_masks()[0]
         return mask
 
-    def render(self) -> str | npt.NDArray[np.uint8] | None:
+    def render(self) -> Frame | None:
         """The conversation so far; in mode "human" each step prints it instead.
 
         Returns:
             Text ("ansi"), an image (360, 640, 3) uint8 ("rgb_array") or None.
         """
-        if self.render_mode == "ansi":
-            return as_text(self._trace)
-        if self.render_mode == "rgb_array":
-            return as_image(self._trace)
-        return None
+        frames = None if self.render_mode == "human" else self._rows.render()
+        return None if frames is None else frames[0]
 
-    def _follow(self, action: int, info: dict[str, Any]) -> None:
-        # A token decoded alone loses spaces or is part of a character, so show what it adds to the
-        # decoded text.
-        self._ids.append(action)
-        whole, alone = self._rows.objective.reference.tokenizer.batch_decode([self._ids, [action]])
-        shown = "".join(self._trace.tokens)
-        if "score" not in info:  # the last character may be incomplete: show it once it is whole
-            whole = whole.rstrip("\ufffd")
-        new = whole[len(shown) :] if whole.startswith(shown) else alone
-        bound = bool(info["actor_bound"])
-        self._trace.add(new, float(info["kl" if bound else "ref_log_prob"]), bound)
-        if "score" in info:
-            self._trace.score = float(info["score"])
-            self._trace.finish_reason = str(info["finish_reason"])
-        if self.render_mode == "human":
-            to_terminal(self._trace)
+    def _print(self) -> None:
+        if self.render_mode == "human" and self._rows.traces is not None:
+            to_terminal(self._rows.traces.rows[0])
+
+
+def entry_point(maker: Maker) -> Maker:
+    """Decorator of a function that `gymnasium.make` calls; it gets the class's metadata.
+
+    Gymnasium reads the render modes before it calls the function. Without them it cannot add its
+    wrapper for "rgb_array_list".
+    """
+    maker.metadata = TokenEnv.metadata  # type: ignore[attr-defined]
+    return maker

@@ -17,6 +17,7 @@ from rlhf_gym.envs.actor import Actor, ActorBinding
 from rlhf_gym.envs.groups import PromptGroup
 from rlhf_gym.envs.infos import EpisodeInfos
 from rlhf_gym.envs.resets import checked_options, checked_seeds, named_prompts
+from rlhf_gym.envs.traces import RENDER_FPS, Frame, RowTraces
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.masks import NEVER
 from rlhf_gym.objective.objective import Objective
@@ -24,6 +25,8 @@ from rlhf_gym.rewards.functions import TextReward
 from rlhf_gym.rewards.responses import Responses, observation_sequences
 from rlhf_gym.tokens import PAD, append, join, pad_rows, row_lengths
 from rlhf_gym.utils.arrays import Bools, Floats, Ints
+
+RENDER_MODES = ("ansi", "rgb_array")
 
 
 class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
@@ -39,6 +42,10 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             baselines (GRPO, RLOO); k must divide N.
         autoreset_mode: "SameStep", "NextStep" or "Disabled", as in Gymnasium.
         gold: A scorer that only evaluation uses, as (prompts, responses) -> scores.
+        render_mode: "ansi" (text), "rgb_array" (images) or None.
+
+    Raises:
+        InputError: An argument is not one of these, or k does not divide N.
     """
 
     def __init__(
@@ -52,9 +59,12 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         rows_per_prompt: int = 1,
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         gold: TextReward | None = None,
+        render_mode: str | None = None,
     ) -> None:
         if num_envs < 1 or max_new_tokens < 1:
             raise InputError("num_envs and max_new_tokens must be at least 1")
+        if render_mode not in (None, *RENDER_MODES):
+            raise InputError(f"render_mode must be one of {RENDER_MODES}, not {render_mode!r}")
         self.objective = objective
         self.prompts = prompts
         self.num_envs = num_envs
@@ -62,7 +72,15 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self.stop_at_eos = stop_at_eos
         self.gold = gold
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
-        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.metadata = {
+            "render_modes": [*RENDER_MODES],
+            "render_fps": RENDER_FPS,
+            "autoreset_mode": self.autoreset_mode,
+        }
+        self.render_mode = render_mode
+        # Decoding costs time in every step, so only an environment that renders does it.
+        rendered = render_mode is not None
+        self.traces = RowTraces(objective.reference, num_envs) if rendered else None
         vocab_size = objective.reference.vocab_size
         width = prompts.max_tokens + max_new_tokens
         self.single_observation_space = spaces.Box(-1, vocab_size - 1, (width,), np.int64)
@@ -174,6 +192,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             self._tokens, self._kl_sums, self._along_sums = before
             raise
         self._over = ended.copy()
+        if self.traces is not None:
+            self.traces.add(actions, going, infos.to_dict())
         if self.autoreset_mode == AutoresetMode.SAME_STEP and ended.any():
             infos.finalise(ended, self._tokens)
             self._begin(ended)
@@ -276,6 +296,18 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         begun = self._over | (row_lengths(self._tokens) > self._prompt_lengths)
         return not begun.any() and np.array_equal(observations, self._tokens)
 
+    def render(self) -> tuple[Frame, ...] | None:
+        """The conversations so far; after an automatic reset, the new prompt.
+
+        Returns:
+            One frame per row: text ("ansi") or an image (360, 640, 3) uint8 ("rgb_array"). None
+            without a render mode.
+        """
+        if self.traces is None:
+            return None
+        assert self.render_mode is not None
+        return self.traces.frames(self.render_mode)
+
     def action_masks(self) -> Bools:
         """Which tokens each row may choose now, (N, V); not cached, so ask once per step."""
         if not (self._prompt_lengths > 0).all():
@@ -347,6 +379,8 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._prompt_lengths[mask] = [len(row) for row in rows]
         self._kl_sums[mask], self._along_sums[mask] = 0.0, 0.0
         self._over[mask] = False
+        if self.traces is not None:
+            self.traces.start(mask, rows)
 
     def _checked(self, actions: Ints) -> Ints:
         actions = np.asarray(actions)

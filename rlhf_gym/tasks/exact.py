@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.envs.token_env import entry_point
 from rlhf_gym.errors import InputError
 from rlhf_gym.tasks.keywords import passes_on
 from rlhf_gym.tasks.text import text_env, text_vector_env
@@ -87,6 +88,7 @@ def defaults(variant: str) -> dict[str, Any]:
     }
 
 
+@entry_point
 def exact_env(
     *, variant: str = "plain", render_mode: str | None = None, **keywords: Any
 ) -> TokenEnv:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlhf_gym.data.rows import HUB
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.envs.token_env import entry_point
 from rlhf_gym.errors import InputError, UnreachableError
 from rlhf_gym.tasks.keywords import passes_on
 from rlhf_gym.tasks.text import text_env, text_vector_env
@@ -139,6 +140,7 @@ SETTINGS: dict[str, Setting] = {
 }
 
 
+@entry_point
 def published_env(
     *, setting: str, render_mode: str | None = None, local_dir: str | None = None, **keywords: Any
 ) -> TokenEnv:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.envs.token_env import entry_point
 from rlhf_gym.tasks.keywords import passes_on
 from rlhf_gym.tasks.text import text_env, text_vector_env
 
@@ -26,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
 """Other keywords of `rlhf_gym/Text-v0` may be given too."""
 
 
+@entry_point
 def reviews_env(*, render_mode: str | None = None, **keywords: Any) -> TokenEnv:
     """`rlhf_gym/Reviews-v0` for `gym.make`."""
     return text_env(render_mode=render_mode, **{**DEFAULTS, **keywords})

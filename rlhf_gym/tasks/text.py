@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.data.prompts import Prompt, load_texts
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
+from rlhf_gym.envs.token_env import entry_point
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import RewardEstimator
 from rlhf_gym.lm.architecture import context_length
@@ -234,6 +235,7 @@ def is_callable_name(name: str) -> bool:
     return ":" in name and not Path(name).exists()
 
 
+@entry_point
 def text_env(*, render_mode: str | None = None, **keywords: Any) -> TokenEnv:
     """`rlhf_gym/Text-v0` for `gym.make`; keywords as in `load_parts`."""
     return TokenEnv(**load_parts(**keywords), render_mode=render_mode)
@@ -245,6 +247,7 @@ def text_vector_env(
     num_envs: int = 1,
     autoreset_mode: str = "SameStep",
     rows_per_prompt: int = 1,
+    render_mode: str | None = None,
     **keywords: Any,
 ) -> TokenVectorEnv:
     """`rlhf_gym/Text-v0` for `gym.make_vec`.
@@ -253,6 +256,7 @@ def text_vector_env(
         num_envs: Number of rows.
         autoreset_mode: "SameStep", "NextStep" or "Disabled", as in Gymnasium.
         rows_per_prompt: Rows in turn that play the same prompt; must divide `num_envs`.
+        render_mode: "ansi", "rgb_array" or None; `render` returns one frame per row.
         **keywords: As in `load_parts`.
     """
     check_hints(text_vector_env, {"num_envs": num_envs, "rows_per_prompt": rows_per_prompt})
@@ -261,4 +265,5 @@ def text_vector_env(
         num_envs=num_envs,
         autoreset_mode=autoreset_mode,
         rows_per_prompt=rows_per_prompt,
+        render_mode=render_mode,
     )

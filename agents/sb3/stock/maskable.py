@@ -6,6 +6,7 @@ per token. Notation: N rows, M chosen tokens, V tokens in the vocabulary.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.policy.critic import Observations
+from agents.sb3.policy.distribution import TokenDistribution
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer
 from rlhf_gym.lm.masks import Limits
 from rlhf_gym.tokens import Sequences
@@ -34,6 +36,10 @@ class MaskedSamples(NamedTuple):
     action_masks: Limits
 
 
+Masks = Limits | Bools | Tensor
+"""Limits, or True for each token that may be chosen: (M, V), or (V,) for one state."""
+
+
 class MaskableCausalLMPolicy(CausalLMPolicy):
     """A `CausalLMPolicy` that gets a mask of the allowed tokens with each state."""
 
@@ -43,25 +49,52 @@ class MaskableCausalLMPolicy(CausalLMPolicy):
         self,
         obs: Tensor,
         deterministic: bool = False,
-        action_masks: Bools | None = None,
+        action_masks: Masks | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Act under masks (N, V); return tokens (N,), values (N, 1) and log-probs (N,)."""
-        if action_masks is not None:
-            self._told = limits_of(action_masks, self.core.mask.never).to(self.device)
-        try:
+        with self._under(action_masks):
             return super().forward(obs, deterministic)
-        finally:
-            self._told = None
+
+    def predict(
+        self,
+        observation: npt.NDArray[Any] | dict[str, npt.NDArray[Any]],
+        state: tuple[npt.NDArray[Any], ...] | None = None,
+        episode_start: npt.NDArray[Any] | None = None,
+        deterministic: bool = False,
+        action_masks: Masks | None = None,
+    ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...] | None]:
+        """Choose tokens as in SB3, under masks: (V,) for one observation, else (N, V)."""
+        with self._under(action_masks):
+            return super().predict(observation, state, episode_start, deterministic)
+
+    def get_distribution(  # type: ignore[override]
+        self, obs: Observations, action_masks: Masks | None = None
+    ) -> TokenDistribution:
+        """The next-token distribution in each state, under masks (N, V)."""
+        with self._under(action_masks):
+            return super().get_distribution(obs)
 
     def evaluate_actions(  # type: ignore[override]
-        self, obs: Observations, actions: Tensor, action_masks: Limits | None = None
+        self, obs: Observations, actions: Tensor, action_masks: Masks | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Evaluate actions like `CausalLMPolicy`, under these masks."""
-        self._told = action_masks
-        try:
+        """Evaluate actions like `CausalLMPolicy`, under these masks (M, V)."""
+        with self._under(action_masks):
             return super().evaluate_actions(obs, actions)
+
+    @contextmanager
+    def _under(self, masks: Masks | None) -> Iterator[None]:
+        """Apply these masks inside the block; without masks, those of an outer block stay."""
+        before = self._told
+        if isinstance(masks, Limits):
+            self._told = masks
+        elif masks is not None:
+            dense = np.asarray(masks.cpu() if isinstance(masks, Tensor) else masks, dtype=np.bool_)
+            rows = dense.reshape(-1, self.core.vocab_size)
+            self._told = limits_of(rows, self.core.mask.never).to(self.device)
+        try:
+            yield
         finally:
-            self._told = None
+            self._told = before
 
     def _limits(
         self, obs: Observations, hidden: Tensor, chosen: Tensor | None = None

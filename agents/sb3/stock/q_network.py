@@ -40,6 +40,21 @@ SHARPNESS = 1e4
 """Factor of a saved policy's values; it is so large that softmax sampling is practically greedy."""
 
 
+def token_ids(observations: Tensor) -> Tensor:
+    """Return observations (N, L) as int64, unless a wrapper made real numbers of them.
+
+    Raises:
+        InputError: They are floating-point numbers, such as those of `VecNormalize`, whose
+            observation space does not say so.
+    """
+    if observations.is_floating_point():
+        raise InputError(
+            "the observations are real numbers, not token ids: take away the wrapper that changes "
+            "them (VecNormalize: norm_obs=False)"
+        )
+    return observations.long()
+
+
 class TokenQNetwork(BasePolicy):
     """Q-values of every next token, from a causal LM.
 
@@ -69,6 +84,7 @@ class TokenQNetwork(BasePolicy):
         n_quantiles: int = 0,
     ) -> None:
         super().__init__(observation_space, action_space)
+        self.loaded_from = {"model": model, "revision": revision, "tokenizer": tokenizer}
         self.core = CausalLM.load(
             model, revision=revision, tokenizer=tokenizer, temperature=temperature
         )
@@ -85,10 +101,11 @@ class TokenQNetwork(BasePolicy):
 
     def forward(self, obs: Tensor) -> Tensor:
         """Return values of all tokens in each state: (N, L) -> (N, V), or quantiles (N, Q, V)."""
+        ids = token_ids(obs)
         if torch.is_grad_enabled() or self.training:
-            hidden = last_hidden(self.core, obs.long())
+            hidden = last_hidden(self.core, ids)
         else:
-            hidden = self._cache.last_hidden(obs.long())
+            hidden = self._cache.last_hidden(ids)
         log_p = F.log_softmax(self.core.logits(hidden), -1)
         values: Tensor = self.value_head(hidden) + self.scale * log_p
         if not self.n_quantiles:
@@ -106,6 +123,18 @@ class TokenQNetwork(BasePolicy):
     def log_prob(self, observations: Ints, actions: Ints) -> npt.NDArray[np.float32]:
         """Log π (N,) of actions: 0, because the policy is deterministic."""
         return np.zeros(len(actions), dtype=np.float32)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        # `BasePolicy.load` passes these to the constructor, which takes none of the base class's
+        # but the two spaces.
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            **self.loaded_from,
+            "temperature": self.core.temperature,
+            "scale": self.scale,
+            "n_quantiles": self.n_quantiles,
+        }
 
     def greedy(self) -> CausalLM:
         """Return a language model that almost surely samples the token with the highest value."""
