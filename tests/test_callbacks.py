@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -27,6 +28,7 @@ from stable_baselines3.common.vec_env import (
     VecFrameStack,
     VecMonitor,
     VecNormalize,
+    VecVideoRecorder,
 )
 
 from agents import sb3_dqn
@@ -236,6 +238,19 @@ def test_a_monitor_around_the_rows_records_every_episode(tmp_path):
         assert float(row["r"]) == pytest.approx(float(episode["r"]), abs=1e-4)
         assert float(row["score"])
     assert sum(int(row["l"]) for row in recorded) == learner.num_timesteps
+
+
+def test_an_evaluation_can_be_filmed(tmp_path):
+    learner = flagship(make_rows())
+    filmed = VecVideoRecorder(
+        make_rows(render_mode="rgb_array"), str(tmp_path), lambda step: step == 0, video_length=4
+    )
+    with pytest.raises(InputError, match=r"VecVideoRecorder .* film an evaluation"):
+        flagship(filmed)
+    evaluate_policy(learner, filmed, n_eval_episodes=N, deterministic=False, warn=False)
+    filmed.close()
+    (file,) = tmp_path.glob("*.mp4")
+    assert file.stat().st_size > 1000
 
 
 class PaysNothing(VecEnvWrapper):

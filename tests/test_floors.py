@@ -93,7 +93,7 @@ FLOORS: dict[str, list[str]] = {
         "optimality_callback",
     ],
     "agents/sb3/policy": [
-        "critic distribution optimizer shared_base update_graphs",
+        "critic distribution observations optimizer shared_base update_graphs",
         "causal_lm_policy",
     ],
     "agents/sb3/rollout": ["buffer metrics", "advantages collection", "steps"],

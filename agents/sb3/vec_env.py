@@ -88,6 +88,11 @@ class TokenSB3VecEnv(VecEnv):
         }
         return info
 
+    def get_images(self) -> list[Any]:
+        """One picture per row, where the environment was made with render_mode="rgb_array"."""
+        frames = self.token_env.render()
+        return [None] * self.num_envs if frames is None else list(frames)
+
     def close(self) -> None:
         """Close the environment."""
         self.token_env.close()

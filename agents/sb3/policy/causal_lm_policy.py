@@ -21,6 +21,7 @@ from torch import Tensor
 
 from agents.sb3.policy.critic import Critic, Observations, load_critic
 from agents.sb3.policy.distribution import TokenDistribution
+from agents.sb3.policy.observations import host_rows
 from agents.sb3.policy.optimizer import build_optimizer
 from agents.sb3.policy.shared_base import Lent, do_without_frozen, leave_out_frozen
 from agents.sb3.policy.update_graphs import LearningStates
@@ -37,7 +38,7 @@ from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.lm.lora import add_adapters, merged, twin
 from rlhf_gym.lm.masks import NO_MASK, Limits, Mask
 from rlhf_gym.lm.precision import Precision
-from rlhf_gym.tokens import PAD, Sequences
+from rlhf_gym.tokens import Sequences
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +198,7 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def forward(self, obs: Tensor, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Act in each state: tokens (N,), values (N, 1), log-probs (N,)."""
-        seen = _checked(obs)
+        seen = host_rows(obs)
         hidden = self._last_hidden(obs)
         distribution = self._distribution(hidden, self._limits(obs, hidden))
         actions = distribution.get_actions(deterministic)
@@ -207,7 +208,7 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def _predict(self, observation: Tensor, deterministic: bool = False) -> Tensor:  # type: ignore[override]
         """Act in each state, without its value: tokens (N,)."""
-        seen = _checked(observation)
+        seen = host_rows(observation)
         distribution = self.get_distribution(observation)
         actions = distribution.get_actions(deterministic)
         self._announce(seen, actions, distribution.log_prob(actions), deterministic)
@@ -453,24 +454,6 @@ class CausalLMPolicy(ActorCriticPolicy):
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
-
-
-def _checked(obs: Tensor) -> npt.NDArray[np.int64]:
-    """The observations (N, L) as an array.
-
-    Raises:
-        InputError: They are not rows of token ids with PAD behind them.
-    """
-    seen = obs.detach().cpu().numpy()
-    whole = np.issubdtype(seen.dtype, np.integer)
-    if not whole or ((seen[:, 1:] != PAD) & (seen[:, :-1] == PAD)).any():
-        what = "have PAD between tokens" if whole else f"are {seen.dtype}"
-        raise InputError(
-            f"an observation is a row of token ids (int64) with PAD = {PAD} behind them, but these "
-            f"{what}. A wrapper such as VecNormalize(norm_obs=True) or VecFrameStack changes them: "
-            "take it away"
-        )
-    return seen
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.sb3.learning.learner import RunFormat
+from agents.sb3.policy.observations import host_rows, token_ids
 from agents.sb3.vec_env import TokenSB3VecEnv, policy_kwargs
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
@@ -38,21 +39,6 @@ Algorithm = TypeVar("Algorithm", bound=OffPolicyAlgorithm)
 
 SHARPNESS = 1e4
 """Factor of a saved policy's values; it is so large that softmax sampling is practically greedy."""
-
-
-def token_ids(observations: Tensor) -> Tensor:
-    """Return observations (N, L) as int64, unless a wrapper made real numbers of them.
-
-    Raises:
-        InputError: They are floating-point numbers, such as those of `VecNormalize`, whose
-            observation space does not say so.
-    """
-    if observations.is_floating_point():
-        raise InputError(
-            "the observations are real numbers, not token ids: take away the wrapper that changes "
-            "them (VecNormalize: norm_obs=False)"
-        )
-    return observations.long()
 
 
 class TokenQNetwork(BasePolicy):
@@ -116,7 +102,7 @@ class TokenQNetwork(BasePolicy):
     def _predict(self, observation: Any, deterministic: bool = True) -> Tensor:
         values: Tensor = self(observation)
         actions = (values.mean(1) if self.n_quantiles else values).argmax(-1)
-        seen, chosen = observation.cpu().numpy(), actions.cpu().numpy()
+        seen, chosen = host_rows(observation), actions.cpu().numpy()
         announce(self, seen, chosen, self.log_prob(seen, chosen))
         return actions
 
