@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import pytest
+from stable_baselines3.common.utils import set_random_seed
 from test_scripts import run
 
 import rlhf_gym  # noqa: F401 (registers the ids)
@@ -36,6 +37,22 @@ def test_the_reinforce_loop_learns_exact_v0():
     policy = CausalLM.wrap(names["policy"], env.objective.reference.tokenizer)
     reached = task.optimality(task.value(task.log_probs(policy)).objective)
     assert 0.85 < reached <= 1, reached
+
+
+def test_the_program_for_stable_baselines3_pays_j(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    set_random_seed(0)
+    (code,) = blocks("stable-baselines3.md")
+    names: dict[str, Any] = {}
+    exec(compile(code, "stable-baselines3.md", "exec"), names)
+    found = names["watch"].evaluations
+    assert found[0]["optimality"] == pytest.approx(0, abs=1e-5)
+    assert found[-1]["optimality"] > 0.6
+    env, policy = names["held_out"].unwrapped, names["model"].policy.core
+    task = Enumeration(env.objective, env.prompts.ids, max_new_tokens=env.max_new_tokens)
+    wanted = task.value(task.log_probs(policy)).objective.mean()
+    assert abs(names["mean"] - wanted) < 4 * names["std"] / 1000**0.5
+    assert {"best_model.zip", "model.zip"} <= {p.name for p in (tmp_path / "runs/sb3").iterdir()}
 
 
 COMMAND = re.compile(r"(?:python scripts/(\w+)\.py|rlhf-gym ([\w-]+)) ([^\n#]*)")

@@ -71,6 +71,11 @@ class OptimalityEvalCallback(BaseCallback):
             file = Path(folder) / "reference_scores.npz"
             self._ruler = Yardstick(env, file, prompts, reference_samples, responses)
 
+    def _init_callback(self) -> None:
+        for folder in (self.best_model_save_path, self.log_path):
+            if folder is not None:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+
     def _on_training_start(self) -> None:
         self._evaluate()
 
@@ -94,7 +99,6 @@ class OptimalityEvalCallback(BaseCallback):
         self.logger.dump(self.num_timesteps)
         if self.log_path is not None:
             file = Path(self.log_path) / "evaluations.jsonl"
-            file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(found) + "\n")
         if found["objective"] > self.best_objective:
