@@ -95,23 +95,19 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
     ) -> tuple[Ints, dict[str, Any]]:
         """Start with a new prompt; `options` as in `TokenVectorEnv.reset`."""
         super().reset(seed=seed)
-        observations, _ = self._rows.reset(seed=seed, options=options)
+        observations, infos = self._rows.reset(seed=seed, options=options)
         if self.render_mode is not None:
             prompt = [int(i) for i in observations[0] if i != PAD]
             self._ids = []
             self._trace = Trace(self.objective.reference.texts([prompt])[0])
         if self.render_mode == "human":
             to_terminal(self._trace)
-        return observations[0], {}
+        return observations[0], _only_row(infos)
 
     def step(self, action: np.int64 | int) -> tuple[Ints, float, bool, bool, dict[str, Any]]:
         """Append one token to the response."""
         observations, rewards, ended, _, infos = self._rows.step(np.asarray([action]))
-        info = {
-            key: values[0].item() if isinstance(values[0], np.generic) else values[0]
-            for key, values in infos.items()
-            if not key.startswith("_")
-        }
+        info = _only_row(infos)
         if self.render_mode is not None:
             self._follow(int(action), info)
         return observations[0], float(rewards[0]), bool(ended[0]), False, info
@@ -139,13 +135,28 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         self._ids.append(action)
         whole, alone = self._rows.objective.reference.tokenizer.batch_decode([self._ids, [action]])
         shown = "".join(self._trace.tokens)
-        if "score" not in info:  # the last character may be incomplete: show it once it is whole
+        if not info[
+            "finish_reason"
+        ]:  # the last character may be incomplete: show it once it is whole
             whole = whole.rstrip("\ufffd")
         new = whole[len(shown) :] if whole.startswith(shown) else alone
         bound = bool(info["actor_bound"])
         self._trace.add(new, float(info["kl" if bound else "ref_log_prob"]), bound)
-        if "score" in info:
+        if info["finish_reason"]:
             self._trace.score = float(info["score"])
             self._trace.finish_reason = str(info["finish_reason"])
         if self.render_mode == "human":
             to_terminal(self._trace)
+
+
+def _only_row(infos: dict[str, Any]) -> dict[str, Any]:
+    """The infos of a one-row vector environment, with the same keys on every step.
+
+    Returns:
+        Texts as `str`, flags as `bool`, numbers as `np.float64`: a float with the dtype that
+        TorchRL's reader of infos asks for.
+    """
+    row = {key: values[0] for key, values in infos.items() if not key.startswith("_")}
+    return {
+        key: bool(value) if isinstance(value, np.bool_) else value for key, value in row.items()
+    }
