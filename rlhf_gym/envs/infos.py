@@ -104,7 +104,7 @@ class EpisodeInfos:
 
 
 def _filler(dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """What an unknown value is: "", 0 or False."""
+    """What an unknown value is: an empty text, 0 or False."""
     return np.array("" if dtype == object else 0, dtype=dtype)
 
 

@@ -97,8 +97,8 @@ class Objective:
     @property
     def members(self) -> int:
         """Number of scores that are pooled into one; 1 unless the reward is an ensemble."""
-        several = isinstance(self.reward, RewardModel | RewardEnsemble)
-        return self.reward.heads if several else 1
+        reward = self.reward
+        return reward.heads if isinstance(reward, RewardModel | RewardEnsemble) else 1
 
     def scores(self, responses: Responses) -> Tensor:
         """R(x, y), shaping and token rewards included: (N,) float32 on the reference's device.
