@@ -10,7 +10,6 @@ from rlhf_gym.rewards.responses import Responses
 from rlhf_gym.tokens import row_sums
 from rlhf_gym.utils.arrays import Bools
 
-
 NUMBERS = ("ref_log_prob", "kl", "score", "kl_sum")
 TEXTS = ("finish_reason", "prompt", "response")
 
@@ -105,7 +104,7 @@ class EpisodeInfos:
 
 def _filler(dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """What an unknown value is: an empty text, 0 or False."""
-    return np.array("" if dtype == object else 0, dtype=dtype)
+    return np.array("" if dtype.kind == "O" else 0, dtype=dtype)
 
 
 def _objects(texts: list[str]) -> npt.NDArray[np.object_]:
