@@ -39,6 +39,7 @@ def test_the_reinforce_loop_learns_exact_v0():
     assert 0.85 < reached <= 1, reached
 
 
+@pytest.mark.filterwarnings("ignore:Evaluation environment is not wrapped")
 def test_the_program_for_stable_baselines3_pays_j(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     set_random_seed(0)

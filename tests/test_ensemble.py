@@ -112,6 +112,9 @@ def test_an_environment_pays_the_pooled_score_and_tells_the_disagreement(
     np.testing.assert_allclose(infos["score"], expected, atol=1e-5)
     np.testing.assert_allclose(infos["score_std"], scores.std(1, correction=0), atol=1e-5)
     assert infos["score_std"].min() > 1e-3
+    _, first = env.reset()
+    assert "score_std" in first, "every info has the same keys"
+    assert not first["_score_std"].any()
 
 
 def test_one_model_with_heads_is_an_ensemble(save_lm, prompt_file, tmp_path):
@@ -119,6 +122,7 @@ def test_one_model_with_heads_is_an_ensemble(save_lm, prompt_file, tmp_path):
     env = make(save_lm, prompt_file, str(tmp_path), pooling="min")
     env.reset(seed=0)
     _, infos, _ = env.play(draw_responses(3))
+    assert env.objective.members == 2
     reward = env.objective.reward
     assert isinstance(reward, RewardEnsemble)
     assert reward.pooling == "min"

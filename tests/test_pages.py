@@ -19,7 +19,8 @@ from rlhf_gym.tokens import PAD
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md"))]
-NAME = re.compile(r"\b(?:rlhf_gym|agents)(?:\.\w+)+")
+# Not after a dot: other libraries have a package `agents` too.
+NAME = re.compile(r"(?<![\w.])(?:rlhf_gym|agents)(?:\.\w+)+")
 # Environment ids look like paths.
 PATH = re.compile(
     r"(?<![\w/.-])((?:rlhf_gym|agents|scripts|tests|docs|\.ci)/(?!\w+-v\d)[\w/.-]*\w)"

@@ -18,6 +18,7 @@ from gymnasium.wrappers import (
     TimeLimit,
     TransformReward,
 )
+from gymnasium.wrappers.vector import DictInfoToList
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
@@ -155,10 +156,6 @@ def test_each_mode_shows_the_conversation(keywords, capsys):
 
 
 def test_the_colour_is_the_log_ratio(keywords):
-    class Sure:
-        def log_prob(self, observations, actions):
-            return np.zeros(len(actions), dtype=np.float32)
-
     env = make("rlhf_gym/Exact-v0", keywords, render_mode="rgb_array").unwrapped
     actor = Sure()
     env.bind_actor(actor)
@@ -231,6 +228,106 @@ def test_a_vector_without_a_render_mode_shows_nothing():
             gym.make_vec("rlhf_gym/Exact-v0", render_mode=mode, device="cpu")
 
 
+NUMBERS = {"ref_log_prob": np.float64, "kl": np.float64, "actor_bound": bool} | {
+    "score": np.float64,
+    "kl_sum": np.float64,
+}
+TEXTS = {"finish_reason": str, "prompt": str, "response": str}
+
+
+class Sure:
+    """An actor that takes every token for certain."""
+
+    def log_prob(self, observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
+        return np.zeros(len(actions), dtype=np.float32)
+
+
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("name", IDS)
+def test_every_info_has_the_same_keys_and_types(name, bound, keywords):
+    """Minari and TorchRL stack the infos of an episode, that of `reset` included."""
+    env = make(name, keywords).unwrapped
+    actor = Sure()
+    if bound:
+        env.bind_actor(actor)
+    env.action_space.seed(0)
+    unknown = dict.fromkeys(NUMBERS, 0.0) | dict.fromkeys(TEXTS, "")
+    for seed in range(3):
+        _, info = env.reset(seed=seed)
+        assert info == unknown
+        ended = False
+        while not ended:
+            assert {key: type(value) for key, value in info.items()} == NUMBERS | TEXTS
+            assert isinstance(info["score"], float)
+            *_, ended, _, info = env.step(env.action_space.sample())
+            known = {"ref_log_prob", "actor_bound"} | ({"kl"} if bound else set())
+            if ended:
+                known |= {"score", *TEXTS} | ({"kl_sum"} if bound else set())
+            assert info["actor_bound"] is bound
+            assert bool(info["finish_reason"]) is ended
+            unsaid = [key for key in unknown if key not in known]
+            assert [info[key] for key in unsaid] == [unknown[key] for key in unsaid]
+            assert info["ref_log_prob"] < 0
+
+
+@pytest.mark.parametrize("bound", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["rlhf_gym/Exact-v0", "rlhf_gym/Reviews-v0"])
+def test_vector_infos_have_the_same_keys_and_types_and_true_masks(name, mode, bound, keywords):
+    env = gym.make_vec(name, num_envs=3, autoreset_mode=mode, **keywords[name])
+    actor = Sure()
+    if bound:
+        env.unwrapped.bind_actor(actor)
+
+    def described(infos: dict[str, Any]) -> dict[str, Any]:
+        final = ("final_obs", "_final_obs", "final_info", "_final_info")
+        return {key: (v.dtype, v.shape) for key, v in infos.items() if key not in final}
+
+    _, first = env.reset(seed=0)
+    env.action_space.seed(0)
+    waiting, finished = np.zeros(3, dtype=bool), 0
+    for _ in range(3 * env.unwrapped.max_new_tokens + 3):
+        if mode == "Disabled" and waiting.any():
+            assert described(env.reset(options={"reset_mask": waiting})[1]) == described(first)
+            waiting[:] = False
+        *_, ended, _, infos = env.step(env.action_space.sample())
+        assert described(infos) == described(first)
+        acted = ~waiting if mode == "NextStep" else np.ones(3, dtype=bool)
+        at_end = infos
+        if mode == "SameStep":
+            np.testing.assert_array_equal(infos["_score"], False)
+            acted = ~ended
+            at_end = infos["final_info"] if ended.any() else None
+        np.testing.assert_array_equal(infos["_ref_log_prob"], acted)
+        np.testing.assert_array_equal(infos["_actor_bound"], acted)
+        np.testing.assert_array_equal(infos["_kl"], acted & bound)
+        if at_end is not None:
+            for key in ("score", *TEXTS):
+                np.testing.assert_array_equal(at_end[f"_{key}"], ended)
+            np.testing.assert_array_equal(at_end["_kl_sum"], ended & bound)
+            assert not any(at_end[key][~at_end[f"_{key}"]].any() for key in (*NUMBERS, *TEXTS))
+        if mode == "SameStep" and ended.any():
+            assert described(at_end).keys() == {
+                name for key in (*NUMBERS, *TEXTS) for name in (key, f"_{key}")
+            }
+        waiting = ended.copy()
+        finished += int(ended.sum())
+    assert finished > 6
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_infos_as_a_list_have_only_what_is_known(mode):
+    env = gym.make_vec("rlhf_gym/Exact-v0", num_envs=3, autoreset_mode=mode, device="cpu")
+    env = DictInfoToList(env)
+    assert env.reset(seed=0)[1] == [{}, {}, {}]
+    ends = {"ref_log_prob", "actor_bound", "score", *TEXTS}
+    *_, rows = env.step(np.array([8, 0, 0]))
+    known = rows[0]["final_info"] if mode == "SameStep" else rows[0]
+    assert known.keys() == ends
+    assert known["finish_reason"] == "stop"
+    assert rows[1].keys() == rows[2].keys() == {"ref_log_prob", "actor_bound"}
+
+
 # The vector counterpart of Gymnasium's checker: what its VectorEnv documentation promises.
 
 
@@ -244,7 +341,12 @@ def test_the_vector_env_keeps_the_contract(name, mode, keywords):
     again, _ = env.reset(seed=5)
     np.testing.assert_array_equal(first, again)
     assert first in env.observation_space
-    assert info == {}
+    # TorchRL and Minari read the keys of all steps off the first info, so it has them all.
+    assert {key for key in info if not key.startswith("_")} == {
+        *NUMBERS,
+        *(() if mode == "SameStep" else TEXTS),
+    }
+    assert not any(info[key].any() for key in info), "nothing is known yet"
     env.action_space.seed(0)
     waiting = np.zeros(3, dtype=bool)
     finished = 0
@@ -271,7 +373,7 @@ def test_the_vector_env_keeps_the_contract(name, mode, keywords):
                     assert infos["final_info"]["score"][i] != 0
         else:
             assert "final_info" not in infos
-            assert ("score" in infos) == ended.any()
+            np.testing.assert_array_equal(infos["_score"], ended)
         waiting = ended.copy()
         finished += int(ended.sum())
     assert finished >= 6

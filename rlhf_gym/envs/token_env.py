@@ -106,18 +106,14 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
     ) -> tuple[Ints, dict[str, Any]]:
         """Start with a new prompt; `options` as in `TokenVectorEnv.reset`."""
         super().reset(seed=seed)
-        observations, _ = self._rows.reset(seed=seed, options=options)
+        observations, infos = self._rows.reset(seed=seed, options=options)
         self._print()
-        return observations[0], {}
+        return observations[0], _only_row(infos)
 
     def step(self, action: np.int64 | int) -> tuple[Ints, float, bool, bool, dict[str, Any]]:
         """Append one token to the response."""
         observations, rewards, ended, _, infos = self._rows.step(np.asarray([action]))
-        info = {
-            key: values[0].item() if isinstance(values[0], np.generic) else values[0]
-            for key, values in infos.items()
-            if not key.startswith("_")
-        }
+        info = _only_row(infos)
         self._print()
         return observations[0], float(rewards[0]), bool(ended[0]), False, info
 
@@ -148,3 +144,16 @@ def entry_point(maker: Maker) -> Maker:
     """
     maker.metadata = TokenEnv.metadata  # type: ignore[attr-defined]
     return maker
+
+
+def _only_row(infos: dict[str, Any]) -> dict[str, Any]:
+    """The infos of a one-row vector environment, with the same keys on every step.
+
+    Returns:
+        Texts as `str`, flags as `bool`, numbers as `np.float64`: a float with the dtype that
+        TorchRL's reader of infos asks for.
+    """
+    row = {key: values[0] for key, values in infos.items() if not key.startswith("_")}
+    return {
+        key: bool(value) if isinstance(value, np.bool_) else value for key, value in row.items()
+    }

@@ -143,7 +143,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
                 or `prompt_index`: one prompt for all these rows, or a list with one for each.
 
         Returns:
-            Observations (N, L) and an empty info.
+            Observations (N, L), and infos with the keys of a step in which nothing is known yet.
         """
         options = checked_options(options, self.num_envs)
         mask: Bools = np.asarray(options.get("reset_mask", np.ones(self.num_envs)), dtype=np.bool_)
@@ -162,7 +162,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             self._begin(mask)
         else:
             self._place(mask, named)
-        return self._observed(), {}
+        return self._observed(), self._new_infos().to_dict()
 
     def step(self, actions: Ints) -> tuple[Ints, Floats, Bools, Bools, dict[str, Any]]:
         """Append one token to each row.
@@ -183,7 +183,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
                 f"rows {np.flatnonzero(waiting).tolist()} have ended or never started; call reset"
             )
         going = ~waiting
-        infos = EpisodeInfos(self.num_envs)
+        infos = self._new_infos()
         # `_tokens` is replaced and never changed in place, so a reference is enough to undo it.
         before = self._tokens, self._kl_sums.copy(), self._along_sums.copy()
         try:
@@ -256,7 +256,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         if barred.any():
             row, column = np.argwhere(barred)[0]
             raise InputError(self._barred(int(row), actions[:, column]))
-        infos = EpisodeInfos(self.num_envs)
+        infos = self._new_infos()
         everyone = np.ones(self.num_envs, dtype=np.bool_)
         kl_sums = infos.add_wave(settled, mask)
         scores = settled.scores.double().cpu().numpy()
@@ -360,6 +360,11 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         """The observations (N, L) that whoever acts next is going to see."""
         self._binding.observed()
         return self._tokens.copy()
+
+    def _new_infos(self) -> EpisodeInfos:
+        # With "SameStep" a text is only ever known in `final_info`.
+        texts = self.autoreset_mode != AutoresetMode.SAME_STEP
+        return EpisodeInfos(self.num_envs, ensemble=self.objective.members > 1, texts=texts)
 
     def _begin(self, mask: Bools) -> None:
         self._place(mask, [self._draw(i) for i in np.flatnonzero(mask).tolist()])

@@ -102,6 +102,12 @@ class Objective:
         )
         self._decode = DecodeCache(reference)
 
+    @property
+    def members(self) -> int:
+        """Number of scores that are pooled into one; 1 unless the reward is an ensemble."""
+        reward = self.reward
+        return reward.heads if isinstance(reward, RewardModel | RewardEnsemble) else 1
+
     def scores(self, responses: Responses) -> Tensor:
         """R(x, y), shaping and token rewards included: (N,) float32 on the reference's device.
 

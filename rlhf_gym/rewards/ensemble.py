@@ -78,6 +78,11 @@ class RewardEnsemble:
         return self.members[0].tokenizer
 
     @property
+    def heads(self) -> int:
+        """M: the heads of all members."""
+        return sum(member.heads for member in self.members)
+
+    @property
     def device(self) -> torch.device:
         """The members' device."""
         return self.members[0].device
