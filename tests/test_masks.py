@@ -195,7 +195,7 @@ def test_the_flagship_learns_behind_a_mask(make_vector_env, rule):
     learner = build(PPO, env, **PLAIN, seed=0, device="cpu", n_epochs=2, n_minibatches=2)
     assert not examine(Subject(env, learner.policy))
     kept = []
-    learner.learn(1, callback=lambda found, _: kept.append(found["infos"]) or True)
+    learner.learn(1, callback=lambda found, _: kept.append(found["wave"]) or True)
     assert np.abs(kept[0]["kl_sum"]).max() < 1e-4
     for _ in range(2):
         logged = dict(learner.logger.name_to_value)
