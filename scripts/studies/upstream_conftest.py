@@ -13,6 +13,7 @@ from typing import Any
 
 import exchanged
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 import rlhf_gym  # noqa: F401 (registers the environments)
 
@@ -64,7 +65,8 @@ def of(item: pytest.Item) -> tuple[str, str | None]:
     algorithms = "+".join(used)
     if any(name in OTHERS for name in used):
         return algorithms, "the algorithm needs continuous actions or a policy of its own"
-    shown = " ".join(map(repr, values))
+    # A spec's text has the names of all its fields.
+    shown = " ".join(v.id if isinstance(v, EnvSpec) else repr(v) for v in values)
     for pattern, reason in REASONS:
         # Where the environment or the policy is a parameter, the source has those of all.
         named = any(isinstance(v, str) and EXCHANGED.search(v) for v in values)
