@@ -182,6 +182,7 @@ globals()["PPO"] = PPO = chosen
 gymnasium.register(
     "upstream/Exact-fixed-v0",
     entry_point="rlhf_gym.tasks.exact:exact_env",
+    vector_entry_point="rlhf_gym.tasks.exact:exact_vector_env",
     kwargs={"stop_at_eos": False},
 )
 
