@@ -13,6 +13,7 @@ from typing import Any
 
 import exchanged
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 import rlhf_gym  # noqa: F401 (registers the environments)
 
@@ -21,11 +22,15 @@ ROWS = os.environ["UPSTREAM_ROWS"]
 SECONDS = 240
 """Time limit of a test."""
 OURS = ("PPO", "A2C", "DQN", "TRPO", "MaskablePPO", "QRDQN")
-OF_PARAMETERS = ("images", "another environment")
+OF_PARAMETERS = (
+    "images",
+    "another environment",
+    "a time limit, which these ids do not register: they end by themselves",
+)
 """Reasons that a test's parameters decide, if there are any of an exchanged name."""
 OTHERS = "SAC TD3 DDPG TQC CrossQ ARS RecurrentPPO".split()
 EXCHANGED = re.compile(
-    r"rlhf_gym/|CausalLMPolicy|TokenEnv|TokenVectorEnv|exact_env|exact_vector_env|"
+    r"rlhf_gym/|upstream/|CausalLMPolicy|TokenEnv|TokenVectorEnv|exact_env|exact_vector_env|"
     r"\b(PPO|A2C|DQN|TRPO|MaskablePPO|QRDQN|IdentityEnv|InvalidActionEnvDiscrete|IDS)\b"
 )
 REASONS: list[tuple[str, str]] = json.loads(os.environ["UPSTREAM_REASONS"])
@@ -64,10 +69,12 @@ def of(item: pytest.Item) -> tuple[str, str | None]:
     algorithms = "+".join(used)
     if any(name in OTHERS for name in used):
         return algorithms, "the algorithm needs continuous actions or a policy of its own"
-    shown = " ".join(map(repr, values))
+    texts = [v.id if isinstance(v, EnvSpec) else v for v in values]
+    named = any(isinstance(text, str) and EXCHANGED.search(text) for text in texts)
+    # A spec's text has the names of all its fields.
+    shown = " ".join(map(repr, texts))
     for pattern, reason in REASONS:
         # Where the environment or the policy is a parameter, the source has those of all.
-        named = any(isinstance(v, str) and EXCHANGED.search(v) for v in values)
         text = "" if named and reason in OF_PARAMETERS else own
         if re.search(pattern, f"{item.nodeid}\n{shown}\n{text}"):
             return algorithms, reason

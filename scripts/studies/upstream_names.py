@@ -179,6 +179,14 @@ chosen.__name__ = chosen.__qualname__ = "PPO"
 globals()["PPO"] = PPO = chosen
 
 
+gymnasium.register(
+    "upstream/Exact-fixed-v0",
+    entry_point="rlhf_gym.tasks.exact:exact_env",
+    vector_entry_point="rlhf_gym.tasks.exact:exact_vector_env",
+    kwargs={"stop_at_eos": False},
+)
+
+
 def IdentityEnv(*args: Any, **kwargs: Any) -> gymnasium.Env[Any, Any]:
     """Episodes of one length, as the identity environment has."""
     return gymnasium.make(ENV_ID, stop_at_eos=False)

@@ -30,6 +30,9 @@ EXACT, REVIEWS = '"rlhf_gym/Exact-v0"', '"rlhf_gym/Reviews-v0"'
 LIBRARY = (
     # "module:id", so that environments in other processes know the id too.
     (r'"(CartPole|Pendulum|MountainCarContinuous|CliffWalking)-v\d"', f'"rlhf_gym:{EXACT[1:]}'),
+    (r'(?<=\["env_id"\] == )"rlhf_gym:', '"'),
+    # Longer than one step.
+    (r'^    env_id = "rlhf_gym:[^"]*"', '    env_id = "exchanged:upstream/Exact-fixed-v0"'),
     (r'"MlpPolicy"', '"CausalLMPolicy"'),
     (r"^from (stable_baselines3|sb3_contrib) import", "from exchanged import"),
     (r"^import stable_baselines3 as sb3$", "import exchanged as sb3"),
@@ -135,6 +138,7 @@ REASONS = {
         (r'options=\{"ok": 1\}', "an option that the environment does not have"),
         (r"test_tensorboard\[(sac|td3)\]", "an algorithm for continuous actions"),
         (r"test_discrete_action_space_required", "continuous actions"),
+        (r"test_ppo_warnings", "advice about an MLP on a GPU"),
         (r"goal_velocity|MaxAndSkip", "keywords of another environment"),
         (r"BatchNorm|batch_norm|Dropout", "layers of an MLP"),
         (r"net_arch=net_arch|test_flexible_mlp|net_arch_none|create_mlp", "layers of an MLP"),
@@ -146,10 +150,11 @@ REASONS = {
             "another environment",
         ),
         (r"continuous|ClipAction|RescaleAction|DiscretizeAction", "continuous actions"),
-        (r"[Jj]ax", "JAX"),
+        (r"tests/\S*jax", "JAX"),
         (r"Pendulum|BipedalWalker|test_(create|step)_sync_vector_env", "another environment"),
         (
-            r"TimeAwareObservation|max_episode_steps|test_env_spec_pprint|NoMaxEpisodeStepsEnv|"
+            r"TimeAwareObservation|range\([^)]*max_episode_steps|test_max_episode_steps|"
+            r"test_env_spec_pprint|NoMaxEpisodeStepsEnv|"
             r"test_(make_with_env_spec|wrapped_env_entry_point|full_integration|pickling_env_stack)",
             "a time limit, which these ids do not register: they end by themselves",
         ),
