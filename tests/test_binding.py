@@ -4,10 +4,12 @@ Each test compares what is paid with the J or KL of the same policy, which Exact
 """
 
 import copy
+import gc
 import logging
 import pickle
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import gymnasium
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PLAIN
+from stable_baselines3 import DQN
 from stable_baselines3 import PPO as StockPPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -24,7 +27,8 @@ from agents import sb3_dqn
 from agents.sb3 import PPO, CausalLMPolicy, TokenSB3VecEnv, build
 from agents.sb3.policy import causal_lm_policy
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.envs.actor import ActorBinding, announce
+from rlhf_gym.envs import actor as acting
+from rlhf_gym.envs.acts import announce
 from rlhf_gym.errors import InputError
 from rlhf_gym.objective.enumeration import Enumeration, Table, Value
 
@@ -191,28 +195,140 @@ def test_what_was_chosen_before_the_present_observations_counts_no_more():
     assert not env.step(actions)[4]["actor_bound"].any()
 
 
+class Sure:
+    """An actor that gives each action the same log-prob, and does not announce by itself."""
+
+    def __init__(self, log_prob: float = 0.0) -> None:
+        self._log_prob = log_prob
+
+    def log_prob(self, observations: Any, actions: Any) -> Any:
+        return np.full(len(actions), self._log_prob, dtype=np.float32)
+
+
+def log_prob_paid(infos: dict[str, Any]) -> Any:
+    return infos["kl"] + infos["ref_log_prob"]
+
+
 def test_two_policies_that_act_alike_are_told_apart_or_refused():
-    class Sure:
-        def log_prob(self, observations, actions):
-            return np.zeros(len(actions), dtype=np.float32)
-
-    class Torn(Sure):
-        def log_prob(self, observations, actions):
-            return np.full(len(actions), -1.0, dtype=np.float32)
-
-    def announced(*actors: Any) -> None:
-        for actor in actors:
-            announce(actor, observations, actions, actor.log_prob(observations, actions))
-
-    env, sure, torn = make_env(), Sure(), Torn()
+    env, sure, torn = make_env(stop_at_eos=False), Sure(), Sure(-1.0)
     observations, _ = env.reset(seed=0)
     actions = np.zeros(N, dtype=np.int64)
-    announced(sure, torn)
+    for actor in (sure, torn):
+        announce(actor, observations, actions, actor.log_prob(observations, actions))
     with pytest.raises(InputError, match=r"2 policies have acted.*bind_actor"):
         env.step(actions)
     env.bind_actor(torn)
-    infos = env.step(actions)[4]
-    np.testing.assert_allclose(infos["kl"] + infos["ref_log_prob"], -1.0)
+    np.testing.assert_allclose(log_prob_paid(env.step(actions)[4]), -1.0)
+
+
+def test_actions_changed_in_place_are_paid_as_they_are_taken():
+    env, learner = make_env(stop_at_eos=False), moved(make(PPO, make_env()))
+    observations, _ = env.reset(seed=0)
+    actions, _ = learner.predict(observations)
+    actions[:] = (actions + 1) % 8
+    wanted = learner.policy.log_prob(observations, actions)
+    np.testing.assert_allclose(log_prob_paid(env.step(actions)[4]), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3, N])
+def test_an_act_may_come_in_parts_and_with_other_padding(rows):
+    env, learner = make_env(stop_at_eos=False), moved(make(PPO, make_env()))
+    observations, _ = env.reset(seed=0)
+    wide = np.pad(observations, ((0, 0), (0, 2)), constant_values=-1)
+    learner.policy.set_training_mode(False)
+    with torch.no_grad():
+        pieces = torch.from_numpy(wide).split(rows)
+        parts = [learner.policy(piece)[0].numpy() for piece in pieces]
+    infos = env.step(actions := np.concatenate(parts))[4]
+    assert infos["actor_bound"].all()
+    wanted = learner.policy.log_prob(observations, actions)
+    np.testing.assert_allclose(log_prob_paid(infos), wanted, atol=1e-5)
+
+
+def test_many_environments_may_be_predicted_first_and_stepped_then():
+    envs = [gymnasium.make(EXACT, device="cpu", stop_at_eos=False) for _ in range(20)]
+    learner = moved(make(PPO, make_env()))
+    seen = [env.reset(seed=i)[0] for i, env in enumerate(envs)]
+    actions = [learner.predict(row)[0] for row in seen]
+    infos = [env.step(action)[4] for env, action in zip(envs, actions, strict=True)]
+    assert all(info["actor_bound"] for info in infos)
+
+
+def test_an_actor_bound_by_name_stays_while_others_look_on(caplog):
+    env, learner, own = make_env(stop_at_eos=False), moved(make(PPO, make_env())), Sure(-1.5)
+    env.bind_actor(own)
+    observations, _ = env.reset(seed=0)
+    for shift in (1, 0):  # other tokens than the spectator's, and the same
+        actions = (learner.predict(observations)[0] + shift) % 9
+        observations, *_, infos = env.step(actions)
+        np.testing.assert_allclose(log_prob_paid(infos), -1.5, atol=1e-5)
+        assert env.actor is own
+    assert "a policy acts here, but a Sure was bound by name" in caplog.text
+
+
+def test_nobody_bound_by_name_stays_nobody(caplog):
+    env, learner = make_env(stop_at_eos=False), moved(make(PPO, make_env()))
+    env.bind_actor(None)
+    observations, _ = env.reset(seed=0)
+    rewards, *_, infos = env.step(learner.predict(observations)[0])[1:]
+    beta = env.objective.kl_coef
+    np.testing.assert_allclose(rewards, beta * infos["ref_log_prob"], atol=1e-5)
+    assert "nobody was bound by name" in caplog.text
+    assert caplog.text.count("the agent owes") == 1
+
+
+def test_nobody_known_to_act_is_said_once(caplog):
+    acting._said.clear()
+    for _ in range(2):
+        env = make_env()
+        env.reset(seed=0)
+        env.step(np.zeros(N, dtype=np.int64))
+    assert caplog.text.count("nobody is known to act in this environment") == 1
+
+
+def test_an_act_on_other_observations_is_said(caplog):
+    env, learner = make_env(), make(PPO, make_env())
+    env.reset(seed=0)
+    learner.predict(np.full((N, 5), 3))
+    env.step(np.zeros(N, dtype=np.int64))
+    assert "has acted since this environment gave out its observations, but not on" in caplog.text
+
+
+def test_a_loaded_q_network_explores_in_an_occupied_environment(tmp_path):
+    env = make_env(stop_at_eos=False)
+    learner = sb3_dqn.make(sb3_dqn.Config(), make_env(stop_at_eos=False)).algorithm
+    learner.save(tmp_path / "q")
+    older = moved(make(PPO, env))
+    model = DQN.load(tmp_path / "q", env=TokenSB3VecEnv(env), device="cpu")
+    paid: list[float] = []
+
+    def keep(local: dict[str, Any], _: Any) -> bool:
+        paid.extend(info["kl"] + info["ref_log_prob"] for info in local["infos"])
+        return True
+
+    model.learning_starts = 10**6  # random tokens alone
+    model.learn(5 * N, callback=keep)
+    np.testing.assert_allclose(paid, 0.0, atol=1e-5)
+    assert older.policy is not env.actor
+
+
+def test_threads_may_announce_at_once():
+    env, learner, stop = make_env(stop_at_eos=False), make(PPO, make_env()), threading.Event()
+
+    def others() -> None:
+        rows = np.zeros((4, 5), dtype=np.int64)
+        while not stop.is_set():
+            announce(Sure(), rows, rows[:, 0], np.zeros(4, dtype=np.float32))
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    try:
+        for _ in range(20):
+            observations, _ = env.reset(seed=0)
+            assert env.step(learner.predict(observations)[0])[4]["actor_bound"].all()
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_an_episode_that_began_unbound_has_no_sum():
@@ -230,7 +346,9 @@ def test_an_episode_that_began_unbound_has_no_sum():
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))])
 def test_a_copy_is_bound_by_acting_and_not_by_name(copied):
     env = make_env(stop_at_eos=False)
-    policy = copied(moved(make(PPO, env)).policy)
+    learner = moved(make(PPO, env))
+    learner.predict(env.reset(seed=0)[0])  # it has acted
+    policy = copied(learner.policy)
     with pytest.raises(InputError, match=r"a copy .* that has not acted"):
         env.bind_actor(policy)
     observations, _ = env.reset(seed=0)
@@ -276,7 +394,7 @@ if __name__ == "__main__":
     env.close()
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stderr.count("the agent owes -kl_coef * log π") == 2, "once per process"
+    assert said.stderr.count("nobody is known to act") == 2, "once per process"
 
 
 def test_wrappers_that_change_observations_are_refused_by_the_policy():
@@ -290,14 +408,10 @@ def test_wrappers_that_change_observations_are_refused_by_the_policy():
         learner.policy.forward(torch.zeros(2, 5))
 
 
-def test_acts_are_held_weakly():
-    binding, learner = ActorBinding(), make(PPO, make_env())
-    observations, _ = make_env().reset(seed=0)
+def test_an_act_is_forgotten_with_its_actor():
+    env, learner = make_env(), make(PPO, make_env())
+    observations, _ = env.reset(seed=0)
     actions, _ = learner.predict(observations)
-    every = np.ones(N, dtype=np.bool_)
-    assert binding.log_probs(observations, actions, every) is not None
-    binding, policy = ActorBinding(), learner.policy
-    learner.predict(observations)
-    assert binding.get() is None
-    assert binding.log_probs(observations, actions, ~every) is None
-    assert policy is learner.policy
+    del learner
+    gc.collect()
+    assert not env.step(actions)[4]["actor_bound"].any()

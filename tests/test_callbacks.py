@@ -35,7 +35,7 @@ from agents import sb3_dqn
 from agents.sb3 import PPO, OptimalityEvalCallback, TokenSB3VecEnv, build
 from agents.sb3.rollout.collection import Wave
 from agents.sb3.rollout.steps import batch_steps
-from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.objective.enumeration import Enumeration
 from rlhf_gym.tokens import PAD, row_lengths
@@ -222,6 +222,25 @@ def test_evaluating_on_the_training_environment_does_no_harm():
     learner.learn(N, callback=ledger, reset_num_timesteps=False)
 
 
+def test_a_training_that_was_stopped_in_a_wave_goes_on_with_whole_episodes(tmp_path):
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.n_calls < 2
+
+    rows = VecMonitor(make_rows(), str(tmp_path / "log"))
+    learner = flagship(rows)
+    learner.learn(TOTAL, callback=Stop())
+    stopped = learner.num_timesteps
+    learner.learn(TOTAL, reset_num_timesteps=False)
+    evaluate_policy(learner, rows, n_eval_episodes=3, deterministic=False)  # stops midway, too
+    learner.learn(N, reset_num_timesteps=False)
+    rows.close()
+    assert stopped == 2 * N or stopped < TOTAL // 4
+    lines = (tmp_path / "log.monitor.csv").read_text().splitlines()[1:]
+    lengths = [int(row["l"]) for row in csv.DictReader(lines)]
+    assert max(lengths) == 4
+
+
 # Wrappers
 
 
@@ -290,6 +309,48 @@ def test_a_layer_that_would_be_skipped_is_refused(wrap, said, tmp_path):
         PPO.load(tmp_path / "model", env=wrap(make_rows()), device="cpu")
 
 
+def free(kind: type) -> type:
+    """A class of `kind` whose steps pay nothing."""
+
+    def step(self: Any, actions: Any) -> Any:
+        observations, rewards, *rest = kind.step(self, actions)  # type: ignore[attr-defined]
+        return (observations, 0 * rewards, *rest)
+
+    return type(f"Free{kind.__name__}", (kind,), {"step": step})
+
+
+def test_a_class_with_steps_of_its_own_is_refused():
+    env = make_env()
+    options = {"num_envs": N, "max_new_tokens": 4}
+    with pytest.raises(InputError, match="FreeTokenVectorEnv"):
+        flagship(free(TokenVectorEnv)(env.objective, env.prompts, **options))
+    single = free(TokenEnv)(env.objective, env.prompts, max_new_tokens=4)
+    with pytest.raises(InputError, match="FreeTokenEnv"):
+        flagship(single)
+    with pytest.raises(InputError, match="FreeTokenSB3VecEnv"):
+        flagship(free(TokenSB3VecEnv)(env))
+
+
+def test_a_wrapper_of_the_users_stays_around_its_own_environment():
+    rows = VecMonitor(DummyVecEnv([lambda: gymnasium.make(EXACT, device="cpu")] * N))
+    stock = build(StockPPO, rows, n_steps=4, batch_size=64, n_epochs=1).learn(4 * N)
+    ours = flagship(rows).learn(4 * N)
+    stock.learn(4 * N, reset_num_timesteps=False)
+    assert isinstance(rows.venv, DummyVecEnv)
+    assert isinstance(ours.get_env().unwrapped, TokenSB3VecEnv)
+
+
+def test_reset_options_reach_the_rows_once():
+    rows = make_rows()
+    rows.set_options([{"prompt_index": i % 8} for i in range(N)])
+    assert rows.reset()[:, 0].tolist() == [i % 8 for i in range(N)]
+    rows.seed(0)
+    assert rows.reset()[:, 0].tolist() != [i % 8 for i in range(N)]
+    rows.set_options([{"prompt_index": 0}, *({} for _ in range(N - 1))])
+    with pytest.raises(InputError, match="same reset options"):
+        rows.reset()
+
+
 def test_a_wrapper_acts_where_the_algorithm_steps():
     learner = build(StockPPO, PaysNothing(make_rows()), n_steps=4, batch_size=64, n_epochs=1)
     learner.learn(N * 4)
@@ -325,7 +386,7 @@ def test_rows_that_cannot_play_whole_responses_are_refused(tmp_path):
     for env, said in (
         (gymnasium.wrappers.TransformReward(make(), lambda r: r), "TransformReward"),
         (to_file, "VecMonitor"),
-        (DummyVecEnv([make, lambda: make(kl_coef=2.0)]), "different tasks"),
+        (DummyVecEnv([make, lambda: make(kl_coef=2.0)]), "one id with the same"),
         (gymnasium.make("CartPole-v1"), "CartPole"),
     ):
         with pytest.raises(InputError, match=said):

@@ -328,6 +328,13 @@ def test_another_evaluation_is_found_at_the_seam(monkeypatch):
     assert seam(Subject(env, policy, rows=32))[1] is not None
 
 
+def test_another_estimator_of_the_penalty_is_no_fault_of_the_seam():
+    env, policy = healthy(kl_estimator="k3")
+    figures, problem = seam(Subject(env, policy))
+    assert problem is None
+    np.testing.assert_allclose(figures.by_sb3, figures.by_hand, atol=1e-4)
+
+
 def test_a_policy_that_must_know_where_the_prompt_ends_has_no_seam():
     env, policy = healthy(min_new_tokens=2)
     assert seam(Subject(env, policy)) == (None, None)

@@ -56,8 +56,8 @@ FLOORS: dict[str, list[str]] = {
     ],
     "rlhf_gym/objective": ["objective optimum", "enumeration"],
     "rlhf_gym/envs": [
-        "actor groups infos render resets",
-        "traces",
+        "acts groups infos render resets",
+        "actor traces",
         "token_vector_env",
         "token_env",
     ],

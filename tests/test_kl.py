@@ -95,7 +95,7 @@ def test_the_agents_weight_replaces_the_environments(options, weight):
     algorithm = made.algorithm
     algorithm._setup_learn(1)
     buffer = algorithm.rollout_buffer
-    infos = algorithm._play_wave(env, buffer)
+    infos = algorithm._play_wave(env, buffer).infos
     expected = -weight * infos["kl"].sum(1) + infos["score"]
     assert np.abs(infos["kl"]).max() > 0.01
     np.testing.assert_allclose(buffer.rewards.sum(0), expected, atol=1e-4)

@@ -30,6 +30,7 @@ from torch import nn
 from agents.sb3 import PPO, CausalLMPolicy, SequenceRolloutBuffer, TokenSB3VecEnv, build
 from agents.sb3.ptx import PretrainingMix
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.envs.acts import acts_since, look_up, next_number
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.precision import warn_if_emulated
@@ -77,7 +78,7 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         if self._step is not None:
-            self._step(self.locals["wave"])
+            self._step(self.locals.get("wave", self.locals["infos"]))
         return True
 
     def _on_rollout_end(self) -> None:
@@ -338,7 +339,7 @@ def test_the_actor_answers_from_the_forward_that_chose(make_learner):
 
 
 @torch.no_grad()
-def test_the_actor_computes_what_it_did_not_choose(make_learner):
+def test_the_actor_is_asked_only_for_what_it_did_not_choose(make_learner):
     learner = make_learner()
     policy, env = learner.policy, learner.env.token_env
     policy.set_training_mode(False)
@@ -347,13 +348,20 @@ def test_the_actor_computes_what_it_did_not_choose(make_learner):
     others = actions.numpy().copy()
     others[1] = (others[1] + 1) % V
     with count_forwards(policy.core) as shapes:
-        got = policy.log_prob(observations, others)
+        infos = env.step(others)[4]
         assert [rows for rows, _ in shapes] == [1], "one row was not known"
-    np.testing.assert_array_equal(got[[0, 2, 3]], log_probs.numpy()[[0, 2, 3]])
+    got = whole(infos, "kl") + whole(infos, "ref_log_prob")
+    np.testing.assert_allclose(got[[0, 2, 3]], log_probs.numpy()[[0, 2, 3]], atol=1e-6)
     alone = log_probs_alone(policy.core, observations[1], others[1:2])
     assert got[1] == pytest.approx(float(alone), abs=1e-5)
     fresh = make_learner().policy
     np.testing.assert_allclose(fresh.log_prob(observations, others), got, atol=1e-5)
+
+
+def whole(infos: dict[str, Any], key: str) -> np.ndarray:
+    """An info of all rows, ended or not."""
+    final = infos.get("final_info", {}).get(key, np.zeros(N))
+    return np.where(infos.get("_final_info", np.zeros(N, bool)), final, infos[key])
 
 
 @torch.no_grad()
@@ -361,12 +369,13 @@ def test_equal_rows_with_different_actions_are_told_apart(make_learner):
     policy = make_learner().policy
     policy.set_training_mode(False)
     rows = np.repeat(prompt_rows(policy.core).numpy()[:1], 50, axis=0)
+    before = next_number()
     actions, _, log_probs = policy(torch.from_numpy(rows))
     assert len(set(actions.tolist())) > 1
     turned = slice(None, None, -1)
-    np.testing.assert_array_equal(
-        policy.log_prob(rows[turned], actions.numpy()[turned]), log_probs.numpy()[turned]
-    )
+    found, known = look_up(acts_since(before)[policy], rows[turned], actions.numpy()[turned])
+    assert known.all()
+    np.testing.assert_array_equal(found, log_probs.numpy()[turned])
 
 
 def test_the_helper_binds_and_a_dropped_learner_unbinds(make_vector_env):

@@ -69,5 +69,5 @@ def build(
     assert isinstance(policy, CausalLMPolicy)
     policy.follow(task.objective.reference)
     warn_if_emulated(policy.device, policy.precision)
-    rows.env_method("bind_actor", policy)
+    rows.env_method("bind_actor", policy, named=False)
     return learner

@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import (
 
 from agents.sb3.rollout.steps import BatchStep
 from agents.sb3.vec_env import TokenSB3VecEnv
-from rlhf_gym.envs import TokenEnv
+from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.utils.arrays import Bools, Ints
 
@@ -38,6 +38,7 @@ SINGLE_WATCHERS = (Monitor, OrderEnforcing, PassiveEnvChecker)
 INSTEAD = {
     "VecNormalize": "for rewards take whiten_rewards of PPO; observations are token ids",
     "VecFrameStack": "an observation has the whole text already",
+    "TimeLimit": "the budget is the environment's max_new_tokens",
     "VecVideoRecorder": "film an evaluation of the policy instead, in an environment of its own",
 }
 
@@ -58,15 +59,23 @@ def whole_rows(env: GymEnv | VectorEnv[Any, Any, Any]) -> VecEnv:
             processes, or belong to different tasks.
     """
     if isinstance(env, VectorEnv):
-        return TokenSB3VecEnv(env)  # type: ignore[arg-type]  # which refuses others
+        return whole_rows(TokenSB3VecEnv(env))  # type: ignore[arg-type]  # which refuses others
     if isinstance(env, gymnasium.Env):
         return _batch([env])
     if isinstance(env, VecEnvWrapper):
         if type(env) not in WATCHERS:
             raise _refused(env)
-        env.venv = whole_rows(env.venv)
-        return env
-    if isinstance(env, TokenSB3VecEnv):
+        rows = whole_rows(env.venv)
+        if rows is env.venv:
+            return env
+        # The user's wrapper keeps its own environment; another algorithm may go on in it.
+        watcher = object.__new__(type(env))
+        watcher.__dict__.update(env.__dict__, venv=rows)
+        return watcher
+    if type(env) is TokenSB3VecEnv:
+        kind = type(env.token_env)
+        if kind.step is not TokenVectorEnv.step and kind.play is TokenVectorEnv.play:
+            raise _refused(env.token_env)
         return env
     if type(env) is DummyVecEnv:
         rows = _batch(env.envs)
@@ -105,22 +114,28 @@ def show(
             layer.episode_lengths += (step.taken - 1).astype(layer.episode_lengths.dtype)
         layer = layer.venv
     assert isinstance(layer, TokenSB3VecEnv)
-    layer.show_next(step)
-    shown: Any = env.step(step.actions)
+    with layer.showing(step):
+        shown: Any = env.step(step.actions)
     return shown  # type: ignore[no-any-return]
 
 
 def _batch(envs: list[gymnasium.Env[Any, Any]]) -> TokenSB3VecEnv:
     """Single environments of one task as the rows of one batch."""
     inner = [_inner(env) for env in envs]
-    if not all(env.same_task(inner[0]) for env in inner):
-        raise InputError("the environments belong to different tasks; whole responses need one")
+    tasks = [None if env.spec is None else (env.spec.id, env.spec.kwargs) for env in envs]
+    if any(task is None or task != tasks[0] for task in tasks[1:]):
+        raise InputError(
+            "the environments are not made by one id with the same keywords; whole responses need "
+            "one task: TokenSB3VecEnv(gymnasium.make_vec(id, num_envs=N).unwrapped)"
+        )
     return TokenSB3VecEnv(inner[0].batch(len(inner)))
 
 
 def _inner(env: gymnasium.Env[Any, Any]) -> TokenEnv:
     if not isinstance(env.unwrapped, TokenEnv):
         raise InputError(f"{env.unwrapped} is no environment of this project")
+    if type(env.unwrapped).step is not TokenEnv.step:
+        raise _refused(env.unwrapped)
     while isinstance(env, gymnasium.Wrapper):
         if type(env) not in SINGLE_WATCHERS:
             raise _refused(env)

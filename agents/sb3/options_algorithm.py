@@ -185,7 +185,7 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
     def _act_in(self, env: TokenVectorEnv) -> None:
         """Follow the environment's reference, and be bound as the one who acts."""
         self.policy.follow(env.objective.reference)
-        env.bind_actor(self.policy)
+        env.bind_actor(self.policy, named=False)
 
     @property
     def token_env(self) -> TokenVectorEnv:

@@ -120,11 +120,16 @@ class ResponseAlgorithm(OptionsAlgorithm):
         Stable-Baselines3's contract: after each step of the batch the local variables, the number
         of tokens and the buffer of episodes are those of a rollout with `step`.
         """
-        for step in batch_steps(wave, self.num_timesteps, self.start_time / 1e9):
+        steps = batch_steps(wave, self.num_timesteps, self.start_time / 1e9)
+        for n_steps, step in enumerate(steps):
             new_obs, rewards, dones, infos = show(env, step)
             self.num_timesteps += step.n_tokens
             callback.update_locals(
                 {
+                    "self": self,
+                    "env": env,
+                    "rollout_buffer": self.rollout_buffer,
+                    "n_steps": n_steps,
                     "wave": wave.infos,
                     "actions": step.actions,
                     "clipped_actions": step.actions,
@@ -135,6 +140,7 @@ class ResponseAlgorithm(OptionsAlgorithm):
                 }
             )
             if not callback.on_step():
+                self._last_obs = None  # wrappers have seen half an episode: start with new ones
                 return False
             self._update_info_buffer(infos, dones)
         return True
@@ -143,7 +149,8 @@ class ResponseAlgorithm(OptionsAlgorithm):
         """Add one response of every row to the buffer."""
         assert self._last_obs is not None
         if not env.at_prompts(np.asarray(self._last_obs)):  # somebody else has stepped it
-            self._last_obs = env.reset()[0]
+            assert self.env is not None
+            self._last_obs = self.env.reset()  # type: ignore[assignment]  # through the wrappers
         wave = WavePlayer(
             self.policy,
             env,

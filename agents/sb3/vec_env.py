@@ -1,6 +1,8 @@
 """A `TokenVectorEnv` as a Stable-Baselines3 `VecEnv`, and what a policy must share with it."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -48,23 +50,36 @@ class TokenSB3VecEnv(VecEnv):
     def reset(self) -> npt.NDArray[np.int64]:
         """New prompts in all rows."""
         seeds = None if all(seed is None for seed in self._seeds) else list(self._seeds)
-        observations, _ = self.token_env.reset(seed=seeds)
+        observations, _ = self.token_env.reset(seed=seeds, options=self._row_options())
         self._reset_seeds()
+        self._reset_options()
         self._returns[:], self._lengths[:] = 0, 0
         return observations
 
-    def show_next(self, step: BatchStep) -> None:
-        """Let the next `step` return what a rollout of whole responses has played already."""
+    @contextmanager
+    def showing(self, step: BatchStep) -> Iterator[None]:
+        """Let `step` return what a rollout of whole responses has played already."""
         self._shown = step
+        try:
+            yield
+        finally:
+            self._shown = None
 
     def step_async(self, actions: npt.NDArray[np.int64]) -> None:
         """Remember the actions."""
         self._actions = np.asarray(actions, dtype=np.int64).reshape(self.num_envs)
 
+    def _row_options(self) -> dict[str, Any] | None:
+        """What `set_options` has set, one dict per row, as the environment takes it."""
+        keys = {key for options in self._options for key in options}
+        if not all(options.keys() == keys for options in self._options):
+            raise InputError(f"every row needs the same reset options, not {self._options}")
+        return {key: [options[key] for options in self._options] for key in keys} or None
+
     def step_wait(self) -> Any:
         """Take the step; each row's info is a plain dict."""
         if self._shown is not None:
-            step, self._shown = self._shown, None
+            step = self._shown
             return step.observations, step.rewards, step.dones, step.infos
         observations, rewards, dones, _, infos = self.token_env.step(self._actions)
         self._returns += rewards

@@ -1,123 +1,43 @@
-"""Who acts, and how likely its actions were.
+"""Who acts in an environment, and how likely its actions were.
 
-A `Discrete` action does not carry its log-probability, but every token pays for it. So a policy
-announces what it has just chosen (`announce`), and an environment recognises its own step among
-what was announced (`ActorBinding`). Whoever acts is bound by acting: through every wrapper that
-leaves observations and actions as they are, and after every `load`, `set_env` or change of
-environment, without a call. An agent that does not announce is bound with `bind_actor`, or pays its
-half of the KL penalty itself. Notation: N rows, L columns.
+A `Discrete` action does not carry its log-probability, but every token pays for it. A policy of
+this project announces what it chooses (`rlhf_gym.envs.acts`), and an environment recognises its own
+step among what was announced. Whoever acts is bound by acting: through wrappers, and after every
+`load`, `set_env` or change of environment, without a call. An agent that does not announce is bound
+with `bind_actor`, or pays its half of the KL penalty itself. Notation: N rows, L columns.
 """
 
-import itertools
 import logging
 import multiprocessing
 import os
 import weakref
-from collections import deque
-from functools import cached_property
-from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
+from rlhf_gym.envs.acts import (
+    Act,
+    Actor,
+    Log,
+    acts_since,
+    announces,
+    explorers_since,
+    is_copy,
+    look_up,
+    next_number,
+    saw,
+)
 from rlhf_gym.errors import InputError
 from rlhf_gym.utils.arrays import Bools, Ints
 
+__all__ = ["Actor", "ActorBinding"]
+
 logger = logging.getLogger(__name__)
 
-Log = npt.NDArray[np.float32]
-
-KEPT = 8
-"""Acts that are remembered. A policy that steps several environments in turn needs one for each."""
-
-
-class Actor(Protocol):
-    """Anything that knows log π of an action; usually the policy, which remembers it."""
-
-    def log_prob(self, observations: Ints, actions: Ints) -> Log:
-        """Log π(action | observation), with the temperature and mask that it was drawn with.
-
-        Args:
-            observations: (N, L) int64, right-padded with PAD.
-            actions: (N,) int64.
-
-        Returns:
-            (N,) float32.
-        """
-        ...
-
-
-class Act:
-    """What an actor chose in one forward pass.
-
-    That pass has computed the log-probs of its actions. Looking them up by the row's content costs
-    no second pass, and works whichever rows an environment asks for.
-
-    Args:
-        actor: Who chose; held weakly.
-        observations: (N, L) int64.
-        actions: (N,) int64.
-        log_probs: (N,) float32; 0 where the actor is deterministic.
-    """
-
-    def __init__(self, actor: Actor, observations: Ints, actions: Ints, log_probs: Log) -> None:
-        self._actor = weakref.ref(actor)
-        self.number = next(_numbers)
-        self._observations, self._actions, self._log_probs = observations, actions, log_probs
-
-    @property
-    def actor(self) -> Actor | None:
-        """Who chose; None if it no longer exists."""
-        return self._actor()
-
-    def look_up(self, observations: Ints, actions: Ints) -> tuple[Log, Bools]:
-        """Log-probs (N,) and whether each is known (N,)."""
-        same = observations.shape == self._observations.shape and np.array_equal(
-            actions, self._actions
-        )
-        if same and np.array_equal(observations, self._observations):
-            return self._log_probs.copy(), np.ones(len(actions), dtype=np.bool_)
-        rows = zip(observations, actions, strict=True)
-        found = [self._table.get((row.tobytes(), int(action))) for row, action in rows]
-        known = np.array([p is not None for p in found], dtype=np.bool_)
-        return np.array([p or 0.0 for p in found], dtype=np.float32), known
-
-    def saw(self, observations: Ints) -> bool:
-        """Whether it chose an action in every one of these states (N, L)."""
-        states = {state for state, _ in self._table}
-        return all(row.tobytes() in states for row in observations)
-
-    @cached_property
-    def _table(self) -> dict[tuple[bytes, int], float]:
-        rows = zip(self._observations, self._actions, self._log_probs, strict=True)
-        return {(row.tobytes(), int(action)): float(p) for row, action, p in rows}
-
-
-_numbers = itertools.count(1)
-_acts: deque[Act] = deque(maxlen=KEPT)  # the newest last
-_copies: "weakref.WeakSet[Actor]" = weakref.WeakSet()
-# A forked process starts without acts: its copies of the actors have chosen nothing.
-os.register_at_fork(after_in_child=_acts.clear)
-
-
-def announce(actor: Actor, observations: Ints, actions: Ints, log_probs: Log) -> Act:
-    """Say what `actor` has just chosen, so that the environment which takes it binds the actor.
-
-    Args:
-        actor: Who chose.
-        observations: (N, L) int64, as the environment gave them.
-        actions: (N,) int64.
-        log_probs: (N,) float32; 0 where the actor is deterministic.
-    """
-    _copies.discard(actor)  # who acts here is nobody's stale copy
-    act = Act(actor, observations, actions, log_probs)
-    _acts.append(act)
-    return act
-
-
-def mark_as_copy(actor: Actor) -> None:
-    """Say that `actor` came out of a pickle or a deepcopy, and has not acted since."""
-    _copies.add(actor)
+HALF = (
+    "it pays score + kl_coef * log π_ref, and the agent owes -kl_coef * log π. "
+    "env.unwrapped.bind_actor(actor) binds an agent of yours, bind_actor(None) says that it pays "
+    "its half itself"
+)
 
 
 class ActorBinding:
@@ -130,28 +50,39 @@ class ActorBinding:
     def __init__(self) -> None:
         self._actor: weakref.ref[Actor] | None = None
         self._process = os.getpid()
-        self._since = next(_numbers)
-        self._told = False
+        self._since = next_number()
+        self._named = False  # by the user, also if it is nobody
+        self._said: set[str] = set()
 
-    def bind(self, actor: Actor | None) -> None:
-        """Bind an actor by name; None unbinds.
+    def bind(self, actor: Actor | None, *, named: bool = True) -> None:
+        """Bind an actor; None unbinds.
+
+        Args:
+            actor: The actor.
+            named: Whether the user names it, or nobody. Who is named and does not announce, or
+                nobody, stays bound whoever else acts.
 
         Raises:
             InputError: It is a copy that has not acted.
         """
-        if actor is not None and actor in _copies:
+        if actor is not None and is_copy(actor):
             raise InputError(
                 "this actor is a copy (from a pickle or a deepcopy) that has not acted: its "
                 "weights do not follow those of the policy that acts. Step the environment in the "
                 "policy's own process (gymnasium.make_vec(id, num_envs=N) is one batch without "
                 "processes), or bind nobody and let the agent add its half of the KL penalty"
             )
+        if actor is not None and not announces(actor) and multiprocessing.parent_process():
+            self._say(
+                "an actor was bound in a process of its own: it must be the one that acts in this "
+                "process, and not a copy of one that acts elsewhere"
+            )
         self._actor = None if actor is None else weakref.ref(actor)
-        self._process, self._told = os.getpid(), True
+        self._process, self._named = os.getpid(), named
 
     def observed(self) -> None:
         """Only what is chosen from now on can be a choice in the present observations."""
-        self._since = next(_numbers)
+        self._since = next_number()
 
     def get(self) -> Actor | None:
         """The bound actor; None if nobody was bound or the actor no longer exists.
@@ -172,73 +103,119 @@ class ActorBinding:
     def log_probs(self, observations: Ints, actions: Ints, rows: Bools) -> Log | None:
         """Log π (N,) of a step's actions by whoever acts, who is bound from now on.
 
-        Those who announced these actions in these states act; else those who chose others there,
-        so that the actions were exchanged on the way; else whoever is bound.
-
         Args:
             observations: (N, L) the present ones.
             actions: (N,).
             rows: (N,) which rows act; the others are about to start a new prompt.
 
         Returns:
-            (N,) float32, of no meaning in the other rows; None if nobody announced anything and
-            nobody is bound.
+            (N,) float32, of no meaning in the other rows; None if nobody is bound.
 
         Raises:
-            InputError: Two unbound actors have acted alike in these states.
+            InputError: It cannot be known whose step this is.
+        """
+        acts = acts_since(self._since)
+        looked_up = {
+            actor: look_up(own, observations[rows], actions[rows]) for actor, own in acts.items()
+        }
+        chosen = [actor for actor, (_, known) in looked_up.items() if known.all()]
+        bound = self._acting(chosen, acts, observations[rows]) if rows.any() else self.get()
+        if bound is None:
+            return None
+        if bound not in looked_up:
+            return np.asarray(bound.log_prob(observations, actions), dtype=np.float32)
+        # What it announced may have been drawn under a mask, or greedily; only the rest is asked.
+        found, known = np.zeros(len(actions), dtype=np.float32), ~rows
+        found[rows], known[rows] = looked_up[bound]
+        if not known.all():
+            found[~known] = bound.log_prob(observations[~known], actions[~known])
+        return found
+
+    def _acting(
+        self, chosen: list[Actor], acts: dict[Actor, list[Act]], observations: Ints
+    ) -> Actor | None:
+        """Whose step this is; it is bound.
+
+        Args:
+            chosen: Those who have chosen these actions since the last observations.
+            acts: All that was announced since then.
+            observations: (N, L) those of the rows that act.
         """
         bound = self.get()
-        chosen, seen = self._acting(observations[rows], actions[rows]) if rows.any() else ({}, [])
-        acting = list(chosen) or seen
-        if acting and bound not in acting:
-            if len(acting) > 1:
-                raise InputError(
-                    f"{len(acting)} policies have acted in these states, so it is not known whose "
-                    "step this is: call env.unwrapped.bind_actor(policy) first"
-                )
-            (bound,) = acting
-            self.bind(bound)
-        if bound is None:
-            self._warn_in_a_worker()
-            return None
         if bound in chosen:
-            found = np.zeros(len(actions), dtype=np.float32)
-            found[rows] = chosen[bound]
-            return found
-        return np.asarray(bound.log_prob(observations, actions), dtype=np.float32)
+            return bound
+        # An actor of the user's that announces nothing cannot be told from a spectator's view.
+        fixed = self._named and (bound is None or not announces(bound))
+        if chosen and fixed:
+            self._say(f"a policy acts here, but {_name(bound)} was bound by name: {HALF}")
+        if fixed:
+            return bound
+        if chosen:
+            return self._take(chosen)
+        return self._unannounced(bound, acts, observations)
 
-    def _acting(self, observations: Ints, actions: Ints) -> tuple[dict[Actor, Log], list[Actor]]:
-        """Who has chosen these actions since the last observations, and who has seen these."""
-        chosen: dict[Actor, Log] = {}
-        seen: list[Actor] = []
-        for act in reversed(_acts):
-            actor = act.actor
-            if act.number < self._since:
-                break
-            if actor is None or actor in chosen:
-                continue
-            found, known = act.look_up(observations, actions)
-            if known.all():
-                chosen[actor] = found
-            elif actor not in seen and act.saw(observations):
-                seen.append(actor)
-        return chosen, seen
-
-    def _warn_in_a_worker(self) -> None:
-        # In one process the policy of this project would have announced what it chose. An agent
-        # that pays its half itself says so by binding None.
-        if not self._told and multiprocessing.parent_process() is not None:
-            self._told = True
-            logger.warning(
-                "this environment steps in a process of its own, where it cannot see who acts: it "
-                "pays score + kl_coef * log π_ref, and the agent owes -kl_coef * log π. Unless the "
-                "agent adds that, use gymnasium.make_vec(id, num_envs=N), one batch without "
-                "processes; env.unwrapped.bind_actor(None) says that it does"
+    def _unannounced(
+        self, bound: Actor | None, acts: dict[Actor, list[Act]], observations: Ints
+    ) -> Actor | None:
+        """Whose step this is if nobody announced these actions."""
+        # Those who chose other actions here: a wrapper or an exploration has exchanged them.
+        seen = [actor for actor, own in acts.items() if saw(own, observations)]
+        if bound is not None and (bound in seen or (self._named and seen)):
+            return bound
+        if seen:
+            return self._take(seen if bound is None else [*seen, bound])
+        explorers = [actor for actor in explorers_since(self._since) if actor is not bound]
+        if explorers:
+            return self._take(explorers)
+        if acts and bound not in acts:
+            self._say(
+                "a policy has acted since this environment gave out its observations, but not on "
+                f"them (something changed them, or it acts elsewhere); {_name(bound)} is bound "
+                "here. Call env.unwrapped.bind_actor(policy) to say whose step this is"
             )
+        elif bound is None:
+            self._say(f"nobody is known to act in this environment: {HALF}", once=True)
+        return bound
+
+    def _take(self, acting: list[Actor]) -> Actor:
+        """Bind the one that acts.
+
+        Raises:
+            InputError: There are several.
+        """
+        if len(acting) > 1:
+            raise InputError(
+                f"{len(acting)} policies have acted in these states, so it is not known whose "
+                "step this is: call env.unwrapped.bind_actor(policy) first"
+            )
+        self.bind(acting[0], named=False)
+        return acting[0]
+
+    def _say(self, what: str, *, once: bool = False) -> None:
+        """Log a warning, the first time in this environment, or `once` in this process."""
+        said = _said if once else self._said
+        if what not in said:
+            said.add(what)
+            logger.warning(what)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_actor": None, "_process": os.getpid(), "_since": 0, "_told": self._told}
+        # The observations that were given out are the copy's, too.
+        return {
+            "_actor": None,
+            "_process": os.getpid(),
+            "_since": self._since,
+            "_named": self._named and self._actor is None,
+            "_said": set(self._said),
+        }
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._since, self._process = next(_numbers), os.getpid()
+        if self._process != os.getpid():  # its numbers are not ours
+            self._process, self._since = os.getpid(), next_number()
+
+
+_said: set[str] = set()  # in this process
+
+
+def _name(actor: Actor | None) -> str:
+    return "nobody" if actor is None else f"a {type(actor).__name__}"

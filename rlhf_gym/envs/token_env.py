@@ -93,13 +93,9 @@ class TokenEnv(gymnasium.Env[Ints, np.int64]):
         """The same task as a batch of `num_envs` rows."""
         return self._rows.resized(num_envs)
 
-    def same_task(self, other: "TokenEnv") -> bool:
-        """Whether another environment pays the same for the same responses to the same prompts."""
-        return self._rows.same_task(other._rows)
-
-    def bind_actor(self, actor: Actor | None) -> None:
-        """Ask `actor` for log π from now on (weak reference); None unbinds."""
-        self._rows.bind_actor(actor)
+    def bind_actor(self, actor: Actor | None, *, named: bool = True) -> None:
+        """Ask `actor` for log π from now on, as in `TokenVectorEnv.bind_actor`."""
+        self._rows.bind_actor(actor, named=named)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -104,15 +104,19 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         """The bound actor; None if nobody is bound or the actor no longer exists."""
         return self._binding.get()
 
-    def bind_actor(self, actor: Actor | None) -> None:
-        """Ask `actor` for log π from now on (weak reference); None unbinds.
+    def bind_actor(self, actor: Actor | None, *, named: bool = True) -> None:
+        """Ask `actor` for log π from now on (weak reference); None lets the agent pay its half.
 
         A `CausalLMPolicy` needs no call: it is bound by acting (`rlhf_gym.envs.actor`).
+
+        Args:
+            actor: The actor.
+            named: Whether the user names it. An actor that was bound otherwise is replaced sooner.
 
         Raises:
             InputError: It is a copy that has not acted.
         """
-        self._binding.bind(actor)
+        self._binding.bind(actor, named=named)
 
     def group_rows(self, rows_per_prompt: int) -> None:
         """Let each k consecutive rows play the same prompts, from the next `reset` of all rows.
@@ -277,18 +281,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             max_new_tokens=self.max_new_tokens,
             stop_at_eos=self.stop_at_eos,
             gold=self.gold,
-        )
-
-    def same_task(self, other: "TokenVectorEnv") -> bool:
-        """Whether another environment pays the same for the same responses to the same prompts."""
-        ours, theirs = self.objective, other.objective
-        return (
-            ours.reference.model is theirs.reference.model
-            and ours.reward is theirs.reward
-            and ours.kl_coef == theirs.kl_coef
-            and ours.reference.mask == theirs.reference.mask
-            and self.prompts.ids == other.prompts.ids
-            and (self.max_new_tokens, self.stop_at_eos) == (other.max_new_tokens, other.stop_at_eos)
+            render_mode=self.render_mode,
         )
 
     def at_prompts(self, observations: Ints) -> bool:

@@ -9,6 +9,7 @@ import base64
 import random
 import shutil
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,9 @@ def _restore(model: ResponseAlgorithm, path: Path) -> None:
         model.kl_controller.kl_coef = float(state["kl_coef"])
     model._last_obs = _environment(model).set_state(state["environment"])
     model._last_episode_starts = np.ones(model.n_envs, dtype=np.bool_)
+    episodes = state.get("episodes", [])  # of Stable-Baselines3's mean return
+    model.ep_info_buffer = deque(episodes, maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(maxlen=model._stats_window_size)
     for key, value in state["logged"].items():  # of the last update, shown with the next rollout
         model.logger.record(key, value)
     np.random.set_state(_from_json(state["numpy"]))
@@ -133,6 +137,10 @@ def _state(model: ResponseAlgorithm) -> dict[str, Any]:
         "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,
         "environment": _environment(model).get_state(),
+        "episodes": [
+            {key: float(value) for key, value in episode.items()}
+            for episode in model.ep_info_buffer or ()
+        ],
         "kl_coef": None if model.kl_controller is None else model.kl_controller.kl_coef,
         "logged": {k: float(v) for k, v in model.logger.name_to_value.items()},
         "numpy": [kind, np.asarray(keys).tolist(), *rest],

@@ -25,7 +25,7 @@ from agents.sb3.policy.observations import host_rows
 from agents.sb3.policy.optimizer import build_optimizer
 from agents.sb3.policy.shared_base import Lent, do_without_frozen, leave_out_frozen
 from agents.sb3.policy.update_graphs import LearningStates
-from rlhf_gym.envs.actor import Act, announce, mark_as_copy
+from rlhf_gym.envs.acts import announce, mark_as_copy, will_announce
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import (
     has_dynamic_rope,
@@ -129,6 +129,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.precision, self.gradient_checkpointing = precision, gradient_checkpointing
         self.lora_rank, self.lora_alpha, self._base = lora_rank, lora_alpha, base
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        will_announce(self)
 
     def _build(self, lr_schedule: Schedule) -> None:
         self.core = replace(self._load_core(), mask=self.mask, precision=self.precision)
@@ -157,7 +158,6 @@ class CausalLMPolicy(ActorCriticPolicy):
                 recompute_activations(model, True)
         self._cache = DecodeCache(self.core)
         self._guide_cache: DecodeCache | None = None  # of the model that a top-k mask asks
-        self._last: Act | None = None
         self._learning_states = LearningStates()
         head = list(self.critic.head.parameters())
         self.optimizer = build_optimizer(
@@ -225,8 +225,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         if deterministic:
             log_probs = torch.zeros_like(log_probs)  # the greedy policy chooses nothing else
             warn_of_greedy()
-        self._last = announce(
-            self, seen, actions.detach().cpu().numpy(), log_probs.detach().cpu().numpy()
+        announce(
+            self, seen, actions.detach().cpu().numpy(), log_probs.detach().float().cpu().numpy()
         )
 
     def get_distribution(self, obs: Observations) -> TokenDistribution:  # type: ignore[override]
@@ -350,18 +350,12 @@ class CausalLMPolicy(ActorCriticPolicy):
     def log_prob(
         self, observations: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """Log π of actions: from the last `forward` where it chose them, else computed now."""
-        found, known = (
-            self._last.look_up(observations, actions)
-            if self._last is not None
-            else (np.zeros(len(actions), dtype=np.float32), np.zeros(len(actions), dtype=np.bool_))
-        )
-        if not known.all():
-            tokens = torch.from_numpy(observations[~known]).to(self.device)
-            hidden = last_hidden(self.core, tokens)
-            chosen = torch.from_numpy(actions[~known]).to(self.device)
-            limits = self._limits(tokens, hidden, chosen)
-            found[~known] = self.core.log_probs_of(hidden, chosen, limits).cpu().numpy()
+        """Log π of actions, by one pass; the environment knows those that the policy announced."""
+        tokens = torch.from_numpy(observations).to(self.device)
+        chosen = torch.from_numpy(actions).to(self.device)
+        hidden = last_hidden(self.core, tokens)
+        log_probs = self.core.log_probs_of(hidden, chosen, self._limits(tokens, hidden, chosen))
+        found: npt.NDArray[np.float32] = log_probs.float().cpu().numpy()
         return found
 
     def snapshot(self) -> CausalLM:
@@ -379,7 +373,6 @@ class CausalLMPolicy(ActorCriticPolicy):
         if mode:
             self._cache.clear()
             self.critic.clear()
-            self._last = None
         super().set_training_mode(mode)
 
     def follow(self, reference: CausalLM) -> None:
@@ -428,7 +421,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         return self._cache.last_hidden(obs.long())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "_last": None})
+        super().__setstate__(state)
         mark_as_copy(self)  # until it acts
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

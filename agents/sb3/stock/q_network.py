@@ -28,7 +28,7 @@ from agents.sb3.policy.observations import host_rows, token_ids
 from agents.sb3.vec_env import TokenSB3VecEnv, policy_kwargs
 from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.envs.actor import announce
+from rlhf_gym.envs.acts import announce, announce_exploration, will_announce
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
@@ -84,6 +84,7 @@ class TokenQNetwork(BasePolicy):
         for parameter in (p for head in heads for p in head.parameters()):
             nn.init.zeros_(parameter)
         self._cache = DecodeCache(self.core)
+        will_announce(self)
 
     def forward(self, obs: Tensor) -> Tensor:
         """Return values of all tokens in each state: (N, L) -> (N, V), or quantiles (N, Q, V)."""
@@ -98,6 +99,12 @@ class TokenQNetwork(BasePolicy):
             return values
         spread: Tensor = self.spread_head(hidden).view(len(hidden), self.n_quantiles, -1)
         return values[:, None] + spread
+
+    def set_training_mode(self, mode: bool) -> None:
+        """As in Stable-Baselines3, which calls it with False before it steps the environment."""
+        super().set_training_mode(mode)
+        if not mode:
+            announce_exploration(self)
 
     def _predict(self, observation: Any, deterministic: bool = True) -> Tensor:
         values: Tensor = self(observation)
@@ -244,5 +251,5 @@ def build_q_learner(
     )
     net = learner.policy.quantile_net if n_quantiles else learner.policy.q_net
     assert isinstance(net, TokenQNetwork)
-    env.bind_actor(net)
+    env.bind_actor(net, named=False)
     return QLearner(learner, net)
