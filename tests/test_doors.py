@@ -179,6 +179,7 @@ def test_custom_objects_that_are_options_replace_them_too(tmp_path):
     )
     assert (loaded.options.learning_rate, loaded.options.n_epochs) == (2e-5, 3)
     assert loaded.lr_schedule(1.0) == pytest.approx(2e-5)
+    assert loaded.learning_rate == 2e-5
 
 
 def test_a_new_environment_is_adopted(tmp_path):

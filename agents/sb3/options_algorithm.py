@@ -77,7 +77,6 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
                 f"{type(self).__name__} takes options of {self.Options.__module__}."
                 f"{self.Options.__qualname__}, not of {type(self.options).__name__}"
             )
-        rate = self.options.learning_rate
         if env is not None:
             env = self._wrap_env(maybe_make_env(env, verbose))  # type: ignore[arg-type]
         # Without an environment Stable-Baselines3 is loading, and brings these numbers along.
@@ -85,7 +84,7 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
         super().__init__(
             policy,
             env,  # type: ignore[arg-type]  # None while loading
-            LinearSchedule(rate, 0.0 if self.options.anneal else rate, 1.0),
+            self.options.learning_rate,
             n_steps=self.options.n_waves * budget,
             gamma=1.0,
             gae_lambda=1.0,
@@ -165,8 +164,7 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
         """Apply the options that `load` was given, and set Stable-Baselines3's copies of them."""
         changes = self.__dict__.pop("_changes", {})
         self.options = replace(self.options, **changes) if changes else self.options
-        rate = self.options.learning_rate
-        self.learning_rate = LinearSchedule(rate, 0.0 if self.options.anneal else rate, 1.0)
+        self.learning_rate = self.options.learning_rate
         self.max_grad_norm = self.options.max_grad_norm
         if self.env is not None:
             self.n_steps = self.options.n_waves * self.token_env.max_new_tokens
@@ -175,6 +173,10 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """The environment as rows that play whole responses; Stable-Baselines3's own hook."""
         return whole_rows(env)
+
+    def _setup_lr_schedule(self) -> None:
+        rate = self.options.learning_rate
+        self.lr_schedule = LinearSchedule(rate, 0.0 if self.options.anneal else rate, 1.0)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """Go on in another environment, with this policy as its actor."""
