@@ -56,7 +56,7 @@ FLOORS: dict[str, list[str]] = {
     ],
     "rlhf_gym/objective": ["objective optimum", "enumeration"],
     "rlhf_gym/envs": [
-        "acts groups infos render resets",
+        "acts checked_actions groups infos render resets",
         "actor traces",
         "token_vector_env",
         "token_env",

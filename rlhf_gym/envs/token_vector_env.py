@@ -14,6 +14,7 @@ from gymnasium.vector.utils import batch_space
 
 from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.envs.actor import Actor, ActorBinding
+from rlhf_gym.envs.checked_actions import checked_actions, whole_responses
 from rlhf_gym.envs.groups import PromptGroup
 from rlhf_gym.envs.infos import EpisodeInfos
 from rlhf_gym.envs.resets import checked_options, checked_seeds, named_prompts
@@ -179,7 +180,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         Returns:
             Observations (N, L), rewards, terminations, truncations (always False), infos.
         """
-        actions = self._checked(actions)
+        actions = checked_actions(actions, self.num_envs, self._vocab_size)
         waiting = self._over.copy()
         begun = self._prompt_lengths > 0
         if waiting.any() and (self.autoreset_mode != AutoresetMode.NEXT_STEP or not begun.all()):
@@ -241,8 +242,10 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         Raises:
             InputError: A row is not exactly one whole response.
         """
-        self._check_whole(np.asarray(actions))
-        actions = np.asarray(actions, dtype=np.int64)
+        self._check_at_prompts()
+        actions = whole_responses(
+            actions, self.num_envs, self.max_new_tokens, self._vocab_size, self._eos
+        )
         lengths = row_lengths(actions)
         tokens = join(self._tokens, actions)[:, : self._tokens.shape[1]]
         sequences = observation_sequences(tokens, self._prompt_lengths)
@@ -286,8 +289,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
 
     def at_prompts(self, observations: Ints) -> bool:
         """Whether every row is at the prompt that these observations (N, L) show."""
-        begun = self._over | (row_lengths(self._tokens) > self._prompt_lengths)
-        return not begun.any() and np.array_equal(observations, self._tokens)
+        return not self._midway.any() and np.array_equal(observations, self._tokens)
 
     def render(self) -> tuple[Frame, ...] | None:
         """The conversations so far; after an automatic reset, the new prompt.
@@ -318,7 +320,7 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         Raises:
             InputError: A row is in the middle of a response.
         """
-        if (row_lengths(self._tokens) > self._prompt_lengths).any() or self._over.any():
+        if self._midway.any():
             raise InputError(
                 "the state can only be saved at prompts; a row is in the middle of a response"
             )
@@ -379,17 +381,6 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         self._over[mask] = False
         if self.traces is not None:
             self.traces.start(mask, rows)
-
-    def _checked(self, actions: Ints) -> Ints:
-        actions = np.asarray(actions)
-        vocab_size = self._vocab_size
-        whole = actions.shape == (self.num_envs,) and np.issubdtype(actions.dtype, np.integer)
-        if not whole or (actions < 0).any() or (actions >= vocab_size).any():
-            raise InputError(
-                f"actions must be ({self.num_envs},) integers from 0 to {vocab_size - 1}, not "
-                f"{actions!r}"
-            )
-        return actions.astype(np.int64)
 
     def _penalties(self, actions: Ints, going: Bools, infos: EpisodeInfos) -> Floats:
         """The KL penalties of all rows that act, (N,); also put into infos."""
@@ -453,33 +444,15 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
             reference, sequences.to(reference.device), whole, stop_at_eos=self.stop_at_eos
         )
 
-    def _check_whole(self, actions: Ints) -> None:
-        budget = self.max_new_tokens
-        whole = actions.ndim == 2 and np.issubdtype(actions.dtype, np.integer)
-        if not whole or len(actions) != self.num_envs or not 0 < actions.shape[1] <= budget:
-            raise InputError(
-                f"play takes ({self.num_envs}, T ≤ {budget}) token ids, not {actions.dtype} "
-                f"{actions.shape}"
-            )
-        begun = self._over | (row_lengths(self._tokens) > self._prompt_lengths)
-        if begun.any():
-            raise InputError(
-                f"rows {np.flatnonzero(begun).tolist()} are not at a prompt; reset them first"
-            )
-        lengths = row_lengths(actions)
-        columns = np.arange(actions.shape[1])
-        is_eos = np.isin(actions, self._eos)
-        inside = columns < lengths[:, None]
-        early = (is_eos & (columns < lengths[:, None] - 1)).any(1)
-        last = actions[np.arange(len(actions)), np.maximum(lengths - 1, 0)]
-        unfinished = ~np.isin(last, self._eos) & (lengths < budget)
-        in_range = (actions < self._vocab_size) & (actions >= 0)
-        broken = (inside != in_range).any(1) | early | unfinished | (lengths == 0)
-        if broken.any():
-            raise InputError(
-                f"rows {np.flatnonzero(broken).tolist()} are not one whole response each: token "
-                f"ids up to an EOS or to the budget of {budget}, then PAD"
-            )
+    @property
+    def _midway(self) -> Bools:
+        """Which rows are not at a prompt, (N,): they are in a response, or wait for a reset."""
+        return self._over | (row_lengths(self._tokens) > self._prompt_lengths)
+
+    def _check_at_prompts(self) -> None:
+        if self._midway.any():
+            rows = np.flatnonzero(self._midway).tolist()
+            raise InputError(f"rows {rows} are not at a prompt; reset them first")
 
     def _flat_log_probs(
         self, actions: Ints, log_probs: npt.NDArray[np.floating[Any]] | None
