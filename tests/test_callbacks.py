@@ -1,7 +1,6 @@
 """Callbacks and wrappers see a rollout of whole responses as Stable-Baselines3 promises it."""
 
 import csv
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -413,7 +412,7 @@ def test_optimality_in_the_log_of_any_algorithm(algorithm, tmp_path):
     rows = callback.evaluations
     tokens = [row["tokens"] for row in rows]
     assert (tokens[0], tokens[-1]) == (0, learner.num_timesteps)
-    assert len(rows) in (4, 5)
+    assert len(rows) in (4, 5, 6)
     task = Enumeration(env.objective, env.prompts.ids, max_new_tokens=4)
     if algorithm != "dqn":
         now = task.value(task.log_probs(learner.policy.core))
@@ -443,6 +442,24 @@ def test_the_callback_changes_no_training():
 
 
 def test_the_callback_refuses_what_it_cannot_measure():
-    for env in (make_rows(), Path("x")):
-        with pytest.raises(InputError, match="OptimalityEvalCallback takes"):
-            OptimalityEvalCallback(env)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="is no environment"):
+        OptimalityEvalCallback("rlhf_gym/Exact-v0")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="every must be at least 1"):
+        OptimalityEvalCallback(make_env(), every=0)
+    with pytest.raises(InputError, match="PaysNothing"):
+        OptimalityEvalCallback(PaysNothing(make_rows()))
+
+
+@pytest.mark.parametrize("algorithm", ["flagship", "stock"])
+def test_the_last_evaluation_is_of_the_last_update(algorithm, tmp_path):
+    env = make_env()
+    learner: Any = flagship(env) if algorithm == "flagship" else build(
+        *(StockPPO, env), n_steps=8, batch_size=64, n_epochs=1, learning_rate=1e-2
+    )  # fmt: skip
+    rows = make_vec_env(EXACT, 2, env_kwargs={"device": "cpu"})
+    callback = OptimalityEvalCallback(rows, every=1, best_model_save_path=tmp_path)
+    learner.learn(2 * N * 8, callback=callback)
+    task = Enumeration(env.objective, env.prompts.ids, max_new_tokens=4)
+    now = task.value(task.log_probs(learner.policy.core)).objective.mean()
+    assert callback.evaluations[-1]["objective"] == pytest.approx(now, abs=1e-5)
+    assert callback.evaluations[-1]["objective"] != callback.evaluations[-2]["objective"]

@@ -6,6 +6,9 @@ import gymnasium
 import pytest
 import torch
 from conftest import PLAIN
+from stable_baselines3 import DQN
+from stable_baselines3 import PPO as StockPPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.utils import set_random_seed
 
 import rlhf_gym  # noqa: F401 (registers the ids)
@@ -80,6 +83,22 @@ def test_every_door_refuses_the_same_values(options, message):
         ppo.Config(**options)
     with pytest.raises(InputError, match=message):
         build(PPO, make_env("rlhf_gym/Exact-v0"), **options)
+
+
+def test_build_names_what_it_does_not_take(tmp_path):
+    with pytest.raises(InputError, match=r"no option 'n_epoch'.*n_epochs"):
+        build(PPO, make_env("rlhf_gym/Exact-v0"), n_epoch=3)
+    with pytest.raises(InputError, match=r"DQN is no on-policy .* agents\.sb3_dqn\.make"):
+        build(DQN, make_env("rlhf_gym/Exact-v0"))
+    with pytest.raises(InputError, match=r"starts from a model: .*build"):
+        StockPPO(CausalLMPolicy, make_vec_env("rlhf_gym/Exact-v0", env_kwargs={"device": "cpu"}))
+    learner = build(
+        *(PPO, make_env("rlhf_gym/Exact-v0")),
+        policy_kwargs={"lora_rank": 2}, tensorboard_log=str(tmp_path), **PLAIN,
+    )  # fmt: skip
+    assert learner.options.lora_rank == 2
+    learner.learn(1)
+    assert (tmp_path / "PPO_1").is_dir()
 
 
 def test_options_of_another_class_are_refused():

@@ -100,15 +100,15 @@ def recipes(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_recipe_of_a_task(recipes):
-    env = gymnasium.make("short_reviews:mine/ShortReviews-v0", device="cpu", prompt_words=4)
+    env = gymnasium.make("personal_reviews:mine/PersonalReviews-v0", device="cpu", prompt_words=4)
     assert env.reset(seed=0)[0].shape == (12 + 12,)
-    envs = gymnasium.make_vec("mine/ShortReviews-v0", num_envs=2, device="cpu")
+    envs = gymnasium.make_vec("mine/PersonalReviews-v0", num_envs=2, device="cpu")
     assert envs.reset(seed=0)[0].shape == (2, 24)
     envs = envs.unwrapped
     assert (len(envs.prompts), envs.prompts.split) == (3, "all")
-    actions = np.full((2, 12), envs.objective.reference.tokenizer.get_vocab()["▁film"])
-    actions[1, 6:] = PAD
-    actions[1, 5] = envs.objective.reference.eos_ids[0]
+    vocabulary = envs.objective.reference.tokenizer.get_vocab()
+    actions = np.full((2, 12), vocabulary["▁film"])
+    actions[1, 3] = vocabulary["▁my"]
     assert envs.play(actions)[1]["score"].tolist() == [0.0, 1.0]
 
 
@@ -148,11 +148,11 @@ def test_the_commands_of_a_task_of_ones_own(recipes, rlhf_gym_command):
         )
         assert done.returncode == 0, done.stdout + done.stderr
         said["help" if asks else name] = done.stdout
-    assert "16 of 16 checks pass" in said["doctor"]
+    assert "17 of 17 checks pass" in said["doctor"]
     assert "all prompts, ± standard error" in said["evaluate"]
-    assert json.loads((recipes / "runs/short/evaluation.json").read_text())["split"] == "all"
+    assert json.loads((recipes / "runs/personal/evaluation.json").read_text())["split"] == "all"
     files = {file.name for file in (recipes / "runs/compared").iterdir()}
-    assert "reference_mine_ShortReviews-v0_all.npz" in files
+    assert "reference_mine_PersonalReviews-v0_all.npz" in files
     assert "kl_coef  (a number; default 0.3)" in said["help"]
     assert "split  (a text; default all)" in said["help"]
 

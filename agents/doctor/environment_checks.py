@@ -93,9 +93,9 @@ def _first_steps(
             return log_probs[:, 0]
 
     actor, before = Told(), env.actor
-    env.bind_actor(actor)
+    env.bind_actor(actor, named=False)
     try:
         env.reset(seed=0)
         return env.step(actions[:, 0])[1]
     finally:
-        env.bind_actor(before)
+        env.bind_actor(before, named=False)

@@ -42,13 +42,13 @@ class Seam:
     by_evaluation: Floats
 
     def __str__(self) -> str:
-        names = ("SB3's evaluate_policy", "by hand", "rlhf-gym evaluate")
+        names = ("SB3's evaluate_policy", "the same by hand", "rlhf-gym's evaluation")
         parts = (self.by_sb3, self.by_hand, self.by_evaluation)
         said = [
             f"{name} {part.mean():.4f} ± {_error(part):.4f}"
             for name, part in zip(names, parts, strict=True)
         ]
-        return f"J of one policy in {len(self.by_sb3)} episodes: {', '.join(said)}"
+        return f"J (mean ± standard error, {len(self.by_sb3)} episodes): {', '.join(said)}"
 
 
 def seam(subject: Subject) -> tuple[Seam | None, Problem | None]:

@@ -41,7 +41,9 @@ def examine_environment(
         with own_chance():
             figures, problem = seam(subject)
         if figures is not None and say is not None:
-            say(str(figures))
+            who = "the reference, its weights times 1.1" if fresh else "the policy"
+            agree = "they agree" if problem is None else "they do not agree"
+            say(f"{who}: {figures}; {agree}")
         problems += [] if problem is None else [problem]
     return problems
 

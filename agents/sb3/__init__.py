@@ -7,7 +7,7 @@ from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.response_algorithm import ResponseAlgorithm
 from agents.sb3.response_ppo import PPO
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer
-from agents.sb3.vec_env import TokenSB3VecEnv
+from agents.sb3.vec_env import TokenSB3VecEnv, policy_kwargs
 
 __all__ = [
     "PPO",
@@ -18,4 +18,5 @@ __all__ = [
     "SequenceRolloutBuffer",
     "TokenSB3VecEnv",
     "build",
+    "policy_kwargs",
 ]

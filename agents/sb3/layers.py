@@ -5,6 +5,7 @@ step of it is shown to the layers that only watch. A layer that changes observat
 rewards would have no effect, so it is refused by its name. Notation: N rows.
 """
 
+import logging
 from typing import Any
 
 import gymnasium
@@ -28,6 +29,8 @@ from agents.sb3.vec_env import TokenSB3VecEnv
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.utils.arrays import Bools, Ints
+
+logger = logging.getLogger(__name__)
 
 WATCHERS = (VecMonitor, VecCheckNan)
 """Wrappers of Stable-Baselines3 that change nothing. A subclass may, so it is refused."""
@@ -61,16 +64,21 @@ def whole_rows(env: GymEnv | VectorEnv[Any, Any, Any]) -> VecEnv:
     if isinstance(env, VectorEnv):
         return whole_rows(TokenSB3VecEnv(env))  # type: ignore[arg-type]  # which refuses others
     if isinstance(env, gymnasium.Env):
-        return _batch([env])
+        rows = _batch([env])
+        logger.warning(
+            "one environment is one row, so a rollout has one response per wave; "
+            "gymnasium.make_vec(id, num_envs=64) learns from 64"
+        )
+        return rows
     if isinstance(env, VecEnvWrapper):
         if type(env) not in WATCHERS:
             raise _refused(env)
-        rows = whole_rows(env.venv)
-        if rows is env.venv:
+        inner = whole_rows(env.venv)
+        if inner is env.venv:
             return env
         # The user's wrapper keeps its own environment; another algorithm may go on in it.
         watcher = object.__new__(type(env))
-        watcher.__dict__.update(env.__dict__, venv=rows)
+        watcher.__dict__.update(env.__dict__, venv=inner)
         return watcher
     if type(env) is TokenSB3VecEnv:
         kind = type(env.token_env)
@@ -157,6 +165,6 @@ def _refused(layer: object) -> InputError:
         "stock algorithm, which steps through it",
     )
     return InputError(
-        f"{name} is no layer that a rollout of whole responses passes through: {why}. Those that "
-        f"only watch may stay: {', '.join(kind.__name__ for kind in WATCHERS)}"
+        f"{name} would have no effect, because whole responses are paid below it: {why}. Wrappers "
+        f"that only watch may stay: {', '.join(kind.__name__ for kind in WATCHERS)}"
     )

@@ -4,9 +4,14 @@ import json
 import tempfile
 from pathlib import Path
 
+import gymnasium
+from gymnasium.vector import VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
 
+from agents.sb3.layers import whole_rows
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.stock.q_network import TokenQNetwork
 from rlhf_gym.envs import TokenVectorEnv
@@ -29,7 +34,8 @@ class OptimalityEvalCallback(BaseCallback):
     known well enough, `eval/optimality`.
 
     Args:
-        env: The environment of the evaluation: make it with ``split="held_out"``.
+        env: The environment of the evaluation, `gymnasium.make_vec(id, split="held_out")` or what
+            `whole_rows` makes rows of.
         every: Tokens between two evaluations. There is one before the first token and one after the
             last, too.
         prompts: Number of prompts; all if there are fewer.
@@ -40,12 +46,12 @@ class OptimalityEvalCallback(BaseCallback):
         seed: Seed of the responses.
 
     Raises:
-        InputError: The environment is wrapped, or `every` is below 1.
+        InputError: `every` is below 1, or the environment is none of this project's, or wrapped.
     """
 
     def __init__(
         self,
-        env: TokenVectorEnv,
+        env: TokenVectorEnv | GymEnv,
         *,
         every: int = 10_000,
         prompts: int = 48,
@@ -57,19 +63,21 @@ class OptimalityEvalCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        if not isinstance(env, TokenVectorEnv) or every < 1:
+        if every < 1:
+            raise InputError(f"every must be at least 1 token, not {every}")
+        if not isinstance(env, gymnasium.Env | VectorEnv | VecEnv):
             raise InputError(
-                "OptimalityEvalCallback takes gymnasium.make_vec(id, split='held_out').unwrapped "
-                f"and every of at least 1, not {env} and {every}"
+                f"{env!r} is no environment: make it with gymnasium.make_vec(id, split='held_out')"
             )
-        self.env, self.every, self.seed = env, every, seed
+        self.env = whole_rows(env).get_attr("unwrapped")[0]
+        self.every, self.seed = every, seed
         self.best_model_save_path, self.log_path = best_model_save_path, log_path
         self.evaluations: list[dict[str, float]] = []
         self.best_objective = -float("inf")
         # The reference's scores are drawn once; the ruler keeps them in a file.
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "reference_scores.npz"
-            self._ruler = Yardstick(env, file, prompts, reference_samples, responses)
+            self._ruler = Yardstick(self.env, file, prompts, reference_samples, responses)
 
     def _init_callback(self) -> None:
         for folder in (self.best_model_save_path, self.log_path):
@@ -77,6 +85,7 @@ class OptimalityEvalCallback(BaseCallback):
                 Path(folder).mkdir(parents=True, exist_ok=True)
 
     def _on_training_start(self) -> None:
+        self._measured = (-1, -1)
         self._evaluate()
 
     def _on_step(self) -> bool:
@@ -85,14 +94,20 @@ class OptimalityEvalCallback(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        if self.num_timesteps > self.evaluations[-1]["tokens"]:
+        # The last update may come after an evaluation at the same number of tokens.
+        if self._measured != (self.num_timesteps, self._updates):
             self._evaluate()
+
+    @property
+    def _updates(self) -> int:
+        return int(vars(self.model).get("_n_updates", 0))
 
     def _evaluate(self) -> None:
         row = self._ruler.measure(language_model(self.model), self.seed)
         shown = [name for name in FIGURES if name != "optimality" or self._ruler.ess >= MIN_ESS]
         found: dict[str, float] = {"tokens": self.num_timesteps, **{k: row[k] for k in shown}}
         self.evaluations.append(found)
+        self._measured = (self.num_timesteps, self._updates)
         for name in shown:
             self.logger.record(f"eval/{name}", found[name])
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")

@@ -7,7 +7,7 @@ import torch
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -124,6 +124,24 @@ class OptionsAlgorithm(OnPolicyAlgorithm):
         super()._setup_model()
         warn_if_emulated(self.policy.device, self.policy.precision)
         self._act_in(env)
+
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """Sample about `total_timesteps` tokens and learn from them, as in Stable-Baselines3.
+
+        TensorBoard's folder is named after the class, unless `tb_log_name` is given.
+        """
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(
+            total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar
+        )
 
     @classmethod
     def load(

@@ -72,7 +72,8 @@ class ActorBinding:
                 "policy's own process (gymnasium.make_vec(id, num_envs=N) is one batch without "
                 "processes), or bind nobody and let the agent add its half of the KL penalty"
             )
-        if actor is not None and not announces(actor) and multiprocessing.parent_process():
+        foreign = actor is not None and not announces(actor)
+        if named and foreign and multiprocessing.parent_process() is not None:
             self._say(
                 "an actor was bound in a process of its own: it must be the one that acts in this "
                 "process, and not a copy of one that acts elsewhere"

@@ -97,7 +97,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         *,
-        model: str,
+        model: str | None = None,
         revision: str | None = None,
         tokenizer: str | None = None,
         temperature: float = 1.0,
@@ -115,6 +115,11 @@ class CausalLMPolicy(ActorCriticPolicy):
         base: "Lent | None" = None,
         **kwargs: Any,
     ) -> None:
+        if model is None:
+            raise InputError(
+                "CausalLMPolicy starts from a model: make the algorithm with agents.sb3.build, or "
+                "pass policy_kwargs=agents.sb3.policy_kwargs(env)"
+            )
         if precision not in get_args(Precision):
             raise InputError(f"precision must be one of {get_args(Precision)}, not {precision!r}")
         if lora_rank and critic is not None:
