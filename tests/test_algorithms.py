@@ -736,5 +736,5 @@ def test_options_are_those_of_the_class(make_vector_env):
 
 @pytest.mark.parametrize("name", ["clip_range", "gae_lambda", "vf_coef", "ent_coef", "baseline"])
 def test_a_loss_of_whole_responses_takes_no_option_of_ppo(make_vector_env, name):
-    with pytest.raises(TypeError, match=name):
+    with pytest.raises(InputError, match=f"Odd has no option '{name}'"):
         build(Odd, make_vector_env(N), **{name: 0.1})
