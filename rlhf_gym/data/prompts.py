@@ -10,6 +10,8 @@ from rlhf_gym.errors import InputError
 Prompt = str | list[dict[str, str]]
 """A prompt is plain text or a list of chat messages, ``{"role": …, "content": …}`` each."""
 
+HALF_A_CHARACTER = "a text contains half a character (a lone surrogate), which no tokenizer reads"
+
 # For models that were not trained on chats: the format of Anthropic's HH dialogues.
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}"
@@ -54,9 +56,20 @@ def text_field(where: str, row: Any, column: str | None) -> Prompt:
         if not found:
             raise InputError(f"{where} has no column {' or '.join(names)}; it has {sorted(row)}")
         row = row[found[0]]
+    if has_half_a_character(row):
+        raise InputError(f"{where}: {HALF_A_CHARACTER}; repair the file")
     if is_prompt(row):
         return row  # type: ignore[no-any-return]
     raise InputError(f"{where}: a text or a list of chat messages is needed, not {str(row)[:60]!r}")
+
+
+def has_half_a_character(value: Any) -> bool:
+    """Whether a text, or a text inside lists and dicts, has a lone surrogate, as JSON can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def is_prompt(value: Any) -> bool:

@@ -1,80 +1,13 @@
-"""Rows of a local file or of a dataset, each with a name for error messages."""
+"""Rows of local files, folders and datasets, each with a name for error messages."""
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
+import glob
 from pathlib import Path
 from typing import Any
 
+from rlhf_gym.data.row_files import ENDINGS, ending, read_rows
 from rlhf_gym.errors import InputError, UnreachableError
 
 HUB = "hf://datasets/"
-
-
-def read_rows(path: str | Path, *, skipped: list[str] | None = None) -> Iterator[tuple[str, Any]]:
-    """Rows of a local file, each with a name for error messages ("FILE, row 3").
-
-    ``.json`` contains one list; ``.jsonl`` one JSON value per line; ``.jsonl.gz`` the same,
-    compressed; any other file one text per line.
-
-    Args:
-        path: The file.
-        skipped: If given, lines that cannot be read are left out and their problems appended here.
-
-    Raises:
-        InputError: The file is missing, is not UTF-8, or a line is not JSON.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    if path.suffix == ".json":
-        yield from _json_list(path)
-        return
-    is_json = path.name.endswith((".jsonl", ".jsonl.gz"))
-    for i, line in enumerate(_lines(path, skipped), 1):
-        where = f"{path}, line {i}"
-        try:
-            text = line.decode("utf-8")
-            if text.strip():
-                yield where, json.loads(text) if is_json else text.rstrip("\r\n")
-            continue
-        except UnicodeDecodeError as error:
-            problem = f"{where} is not UTF-8 text ({error}); convert the file first"
-        except (ValueError, RecursionError) as error:
-            problem = f"{where}: not valid JSON: {error}"
-        if skipped is None:
-            raise InputError(problem)
-        skipped.append(problem)
-
-
-def _json_list(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}); convert it first") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(rows, list):
-        raise InputError(f"{path} contains a JSON {type(rows).__name__}; a list is needed")
-    yield from ((f"{path}, row {i}", row) for i, row in enumerate(rows, 1))
-
-
-def _lines(path: Path, skipped: list[str] | None) -> Iterator[bytes]:
-    read = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line in file:
-                read += 1
-                yield line
-    except (EOFError, OSError, zlib.error) as error:
-        problem = f"{path} cannot be read after line {read}: {error}"
-        if skipped is None:
-            raise InputError(problem) from error
-        # What came before a damaged end is kept.
-        skipped.append(problem)
 
 
 def load_rows(
@@ -84,19 +17,75 @@ def load_rows(
     revision: str | None = None,
     skipped: list[str] | None = None,
 ) -> list[tuple[str, Any]]:
-    """Rows of a local file or of a dataset, each with a name for error messages.
+    """Rows of local files or of a dataset, each with a name for error messages.
+
+    Args:
+        source: A file (see `read_rows`), a pattern of files, a folder (of such files, or one that
+            `Dataset.save_to_disk` wrote), or a dataset's name.
+        split: Split of a dataset.
+        revision: Commit or tag of a hub dataset.
+        skipped: As in `read_rows`.
 
     Raises:
-        InputError: The source is missing or empty.
+        InputError: The source is missing or empty, or a file cannot be read.
     """
-    suffixes = {".json", ".jsonl", ".gz", ".txt"}
-    if not source.startswith(HUB) and (Path(source).suffix in suffixes or Path(source).is_file()):
-        rows = list(read_rows(source, skipped=skipped))
-    else:
+    files = None if source.startswith(HUB) else local_files(source)
+    if files is None:
         rows = _dataset_rows(source, split, revision)
+    elif not files:
+        rows = _saved_rows(Path(source), split)
+    else:
+        rows = [row for file in files for row in read_rows(file, skipped=skipped)]
     if not rows:
         raise InputError(f"{source} has no rows; at least one is needed")
     return rows
+
+
+def local_files(source: str) -> list[Path] | None:
+    """The files that a source names; none for a folder of the `datasets` library.
+
+    Returns:
+        None if the source is not local.
+
+    Raises:
+        InputError: A pattern matches nothing, or a folder has no file that can be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        return [path]
+    if any(mark in source for mark in "*?["):
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        if not found:
+            raise InputError(f"no file matches {source}")
+        return found
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            return []
+        files = sorted(file for file in path.iterdir() if file.is_file() and _is_known(file))
+        if not files:
+            raise InputError(f"the folder {path} has no file that ends in {', '.join(ENDINGS)}")
+        return files
+    if _is_known(path):
+        raise InputError(f"no such file: {source}")
+    return None
+
+
+def _is_known(path: Path) -> bool:
+    try:
+        return bool(ending(path))
+    except InputError:
+        return False
+
+
+def _saved_rows(folder: Path, split: str) -> list[tuple[str, Any]]:
+    from datasets import DatasetDict, load_from_disk
+
+    data = load_from_disk(str(folder))
+    if isinstance(data, DatasetDict):
+        if split not in data:
+            raise InputError(f"{folder} has the splits {', '.join(data)}, not {split!r}")
+        data = data[split]
+    return [(f"{folder}, row {i}", row) for i, row in enumerate(data, 1)]
 
 
 def _dataset_rows(name: str, split: str, revision: str | None) -> list[tuple[str, Any]]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from rlhf_gym.data.encoding import prompt_ids
 from rlhf_gym.data.prompt_dataset import PromptDataset
-from rlhf_gym.data.prompts import Prompt
+from rlhf_gym.data.prompts import HALF_A_CHARACTER, Prompt, has_half_a_character
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 
@@ -81,6 +81,8 @@ def named_prompts(
     several = [prompt] * n if _is_prompt(prompt) else prompt
     if not isinstance(several, list | tuple) or not all(map(_is_prompt, several)):
         raise InputError(f"prompt must be a text or a list of chat messages, not {prompt!r}")
+    if has_half_a_character(several):
+        raise InputError(f"the option prompt: {HALF_A_CHARACTER}")
     if len(several) != n:
         raise InputError(f"prompt has {len(several)} prompts for {n} rows")
     return [_ids_of(p, prompts, reference) for p in several]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -16,6 +17,16 @@ from transformers import (
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from rlhf_gym.errors import InputError, UnreachableError
+from rlhf_gym.utils.files import read_json
+
+ADAPTER = "adapter_config.json"
+"""What peft writes in place of a model's config.json."""
+
+HEADS = (
+    *("score", "classifier", "pre_classifier", "classification_head", "qa_outputs", "lm_head"),
+    *("logits_proj", "sequence_summary", "pooler"),
+)
+"""Parts of transformers' models that are new where a classifier is made of another model."""
 
 
 def disable_dropout(config: PreTrainedConfig) -> None:
@@ -35,8 +46,7 @@ def load_pretrained(
     *,
     revision: str | None = None,
     attn_implementation: str | None = None,
-    ignore_mismatched_sizes: bool = False,
-    whole: bool = False,
+    new_head: bool = False,
     **config_options: Any,
 ) -> PreTrainedModel:
     """Load a float32 model by hub name or local path, dropout off, in eval mode.
@@ -46,62 +56,140 @@ def load_pretrained(
         name: Hub name, or path of a folder that `save_pretrained` wrote.
         revision: Commit or tag on the hub; pin it to make results repeatable.
         attn_implementation: As in transformers; None leaves the choice to it.
-        ignore_mismatched_sizes: Whether a head of another width is replaced by a random one.
-        whole: Whether every weight must exist; if not, a head may be missing, and is random.
+        new_head: Whether the head may be new, that is random, because it is about to be trained.
+            All other weights must be there, with their shapes.
         **config_options: Entries of the model's config to set, such as `num_labels`.
 
     Raises:
         UnreachableError: The model cannot be loaded.
-        InputError: Its weights do not fit its config, or some are missing.
+        InputError: Its weights are damaged, do not fit its config, are not all there, or are not
+            finite; or the folder is none of a whole model.
     """
+    config = load_config(name, revision=revision, **config_options)
+    disable_dropout(config)
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, **config_options)
-        disable_dropout(config)
         model, loaded = auto_class.from_pretrained(
             name,
             revision=revision,
             config=config,
             # Whatever was saved: PPO's ratios and small updates need float32 weights.
             dtype=torch.float32,
-            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            use_safetensors=True,  # the other format is a pickle, which runs a stranger's code
+            ignore_mismatched_sizes=new_head,
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnreachableError(
-            f"cannot load the model {name!r}: {error}\n"
-            "Give the path of a folder written by `save_pretrained`, or a hub name that this "
-            "machine can reach."
+    except SafetensorError as error:
+        raise InputError(
+            f"the weights of {name!r} are damaged: {error}; copy or download the folder again"
         ) from error
-    heads = (
-        "score.",
-        "classifier.",
-        "qa_outputs.",
-        "lm_head.",
-        "logits_proj.",
-        "sequence_summary.",
-    )
-    # transformers replaces a weight of another shape by a random one. For a new head that is asked
-    # for; for any other weight it would go unnoticed.
-    misfits = [str(key[0]) for key in loaded["mismatched_keys"]]
-    misfits = [key for key in misfits if not key.startswith(heads)]
-    if misfits:
-        raise InputError(
-            f"the weights of {name!r} do not fit its config.json: {', '.join(misfits[:3])} have "
-            "another shape; fix the config, or take the model's own"
-        )
-    missing = sorted(map(str, loaded["missing_keys"]))
-    if whole and missing:
-        raise InputError(
-            f"{name!r} lacks weights of a {type(model).__name__}, which would be random: "
-            f"{', '.join(missing[:3])}; give the folder of a causal language model"
-        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable(name, error) from error
+    _check_whole(name, model, loaded, new_head)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     _fuse_gelu(model)
     return model.eval()  # type: ignore[no-any-return]
+
+
+def load_config(name: str, *, revision: str | None = None, **options: Any) -> PreTrainedConfig:
+    """Load a model's config by hub name or local path.
+
+    Args:
+        name: As in `load_pretrained`.
+        revision: Commit or tag on the hub.
+        **options: Entries to set, such as `num_labels`.
+
+    Raises:
+        UnreachableError: There is none.
+        InputError: The path is not a model's folder, or the model is an encoder-decoder.
+    """
+    check_source(name)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreachable(name, error) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{name!r} is an encoder-decoder ({config.model_type}); take a model of one stack, "
+            "such as a causal language model"
+        )
+    return config  # type: ignore[no-any-return]
+
+
+def _unreachable(name: str, error: Exception) -> UnreachableError:
+    return UnreachableError(
+        f"cannot load the model {name!r}: {error}\n"
+        "Give the path of a folder written by `save_pretrained` (with safetensors), or a hub name "
+        "that this machine can reach."
+    )
+
+
+def check_source(name: str) -> None:
+    """Check that a model's name is not a path to something else than a model.
+
+    Raises:
+        InputError: It is a path that does not exist, a file, or a folder with adapters alone.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise InputError(f"{name!r} is a file; give the folder that `save_pretrained` wrote")
+    if not path.exists():
+        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+            raise InputError(f"cannot load the model {name!r}: there is no such folder")
+        return
+    if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
+        base = read_json(path / ADAPTER).get("base_model_name_or_path")
+        raise InputError(
+            f"{name!r} has the adapters of a model alone (peft, base model {base!r}). Merge them "
+            "and save the whole model: peft's AutoPeftModel…from_pretrained(folder)"
+            ".merge_and_unload().save_pretrained(new folder)"
+        )
+
+
+def _check_whole(name: str, model: PreTrainedModel, loaded: dict[str, Any], new_head: bool) -> None:
+    """Check that all weights were there, with their shapes, and finite.
+
+    Raises:
+        InputError: A weight other than a new head's is not.
+    """
+    # transformers makes up a weight that is missing or has another shape.
+    misfits = [str(key[0]) for key in loaded["mismatched_keys"]]
+    misfits = [key for key in misfits if not (new_head and _of_head(key))]
+    if misfits:
+        raise InputError(
+            f"the weights of {name!r} do not fit its config.json: {_listed(misfits)} have another "
+            "shape; fix the config, or take the model's own"
+        )
+    missing = [str(key) for key in loaded["missing_keys"]]
+    missing = sorted(key for key in missing if not (new_head and _of_head(key)))
+    if missing:
+        extra = sorted(map(str, loaded["unexpected_keys"]))
+        wrapped = [key for key in extra if any(key.endswith(f".{lost}") for lost in missing)]
+        hint = f"; the file has {_listed(extra)} instead" if extra else ""
+        if wrapped:
+            hint += ": it was saved through a wrapper, so save the model inside it"
+        raise InputError(
+            f"{name!r} lacks weights of a {type(model).__name__}, which would be random: "
+            f"{_listed(missing)}{hint}"
+        )
+    for key, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise InputError(
+                f"the weight {key} of {name!r} has a NaN or an infinity: the training that saved "
+                "it diverged; take an earlier checkpoint"
+            )
+
+
+def _of_head(key: str) -> bool:
+    return any(f".{head}." in f".{key}" for head in HEADS)
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(keys[:3]) + more
 
 
 def _fuse_gelu(model: PreTrainedModel) -> None:
@@ -189,7 +277,6 @@ def load_causal_lm(
         name,
         revision=revision,
         attn_implementation=attn_implementation,
-        whole=True,
     )
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlhf_gym.data.prompts import is_prompt
+from rlhf_gym.data.prompts import HALF_A_CHARACTER, has_half_a_character, is_prompt
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.comparison import LABELS, Comparison
 
@@ -73,11 +73,9 @@ def _problems(row: Any) -> Iterator[str]:
         yield f"finish_reasons must be one for each candidate, not {reasons!r}"
     elif not all(reason in ("stop", "length") for reason in reasons):
         yield f"finish_reasons must be stop or length, not {reasons!r}"
-    try:
-        texts = [row["prompt"], *candidates]  # a dataset's further columns may be anything
-        json.dumps(texts, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        yield "a text contains half a character (a lone surrogate), which no tokenizer reads"
+    # A dataset's further columns may be anything.
+    if has_half_a_character([row["prompt"], *candidates]):
+        yield HALF_A_CHARACTER
 
 
 def _candidate_problems(candidates: Sequence[Any], ids: Any) -> Iterator[str]:

@@ -59,7 +59,7 @@ def read_comparisons(
     """Read comparisons from a file, or from a dataset of the `datasets` library.
 
     Args:
-        source: A path (see `rlhf_gym.data.rows.read_rows`), or a dataset's name.
+        source: A path (see `rlhf_gym.data.row_files.read_rows`), or a dataset's name.
         format: One of `FORMATS`; found from each row's keys if None.
         skipped: If given, bad rows are left out and the problem of each is appended here.
         tokenizer: Decodes the token ids of files without text.

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm.loading import load_pretrained
+from rlhf_gym.lm.loading import load_config, load_pretrained
 from rlhf_gym.rewards.score_scale import ScoreScale
 
 
@@ -16,16 +16,14 @@ def load_classifier(name: str, revision: str | None) -> PreTrainedModel:
     Raises:
         InputError: It cannot be loaded, or is a model without a trained head.
     """
-    model = load_pretrained(AutoModelForSequenceClassification, name, revision=revision)
-    # transformers loads any trunk as a classifier and makes the head up; only the architecture that
-    # saved the folder says whether a head was trained.
-    architectures = model.config.architectures or []
+    # Of a model that never had a head the message is another than of one that has lost it.
+    architectures = load_config(name, revision=revision).architectures or []
     if not any("ForSequenceClassification" in kind for kind in architectures):
         raise InputError(
             f"{name!r} is a {' or '.join(architectures) or 'model'} without a reward head; "
             "train one on it first: scripts/train_reward_model.py --backbone " + name
         )
-    return model
+    return load_pretrained(AutoModelForSequenceClassification, name, revision=revision)
 
 
 def new_classifier(backbone: str, revision: str | None, heads: int) -> PreTrainedModel:
@@ -43,7 +41,7 @@ def new_classifier(backbone: str, revision: str | None, heads: int) -> PreTraine
         AutoModelForSequenceClassification,
         backbone,
         revision=revision,
-        ignore_mismatched_sizes=True,
+        new_head=True,
         num_labels=heads,
         problem_type=None,
     )

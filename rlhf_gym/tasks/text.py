@@ -86,7 +86,8 @@ def load_parts(
         reward_model: Sequence classifier, by hub name or local path (a list of them is an
             ensemble), or a function of (prompts, responses) as "package.module:function". A model
             with the reference's tokenizer scores the sampled ids; with another tokenizer, the text.
-        prompts: Text lines, JSON, JSON Lines, or a dataset of the `datasets` library.
+        prompts: A file, a pattern of files or a folder (text, JSON, JSON Lines, CSV, TSV,
+            Parquet), or a dataset of the `datasets` library.
         max_prompt_tokens: Longer prompts are dropped and counted (see `prompt_keep`).
         max_new_tokens: Token budget of a response.
         kl_coef: β.
