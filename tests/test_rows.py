@@ -56,10 +56,18 @@ def test_each_form_of_a_file_has_the_same_texts(name, tmp_path):
 def test_a_folder_and_a_pattern_are_their_files_in_order(tmp_path):
     for i, text in enumerate(TEXTS):
         (tmp_path / f"part-{i}.jsonl").write_text(json.dumps({"prompt": text}))
-    (tmp_path / "README.md").write_text("not data")
     assert load_texts(str(tmp_path)) == TEXTS
     assert load_texts(str(tmp_path / "part-[12].jsonl")) == TEXTS[1:]
-    assert [where for where, _ in load_rows(str(tmp_path))][1].endswith("part-1.jsonl, line 1")
+    assert [where for where, _ in load_rows(str(tmp_path))][1].endswith(", row 2")
+    pattern = load_rows(str(tmp_path / "part-*.jsonl"))
+    assert [where for where, _ in pattern][1].endswith("part-1.jsonl, line 1")
+
+
+def test_the_files_of_a_folder_belong_to_splits(tmp_path):
+    for name, text in zip(("train", "test"), TEXTS, strict=False):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": text}))
+    assert load_texts(str(tmp_path)) == TEXTS[:1]
+    assert load_texts(str(tmp_path), split="test") == TEXTS[1:2]
 
 
 def test_what_the_datasets_library_has_saved_is_read(tmp_path):
@@ -104,7 +112,11 @@ def test_what_cannot_be_read_is_refused(name, data, said, tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "said"),
-    [("nowhere.csv", "no such file"), ("*.jsonl", "no file matches"), (".", "has no file that")],
+    [
+        ("nowhere.csv", "no such file"),
+        ("*.jsonl", "no file matches"),
+        (".", "cannot load the dataset"),
+    ],
 )
 def test_sources_without_a_file_are_refused(source, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,7 @@ import glob
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.data.row_files import ENDINGS, ending, read_rows
+from rlhf_gym.data.row_files import ending, read_rows
 from rlhf_gym.errors import InputError, UnreachableError
 
 HUB = "hf://datasets/"
@@ -20,8 +20,9 @@ def load_rows(
     """Rows of local files or of a dataset, each with a name for error messages.
 
     Args:
-        source: A file (see `read_rows`), a pattern of files, a folder (of such files, or one that
-            `Dataset.save_to_disk` wrote), or a dataset's name.
+        source: A file (see `read_rows`), a pattern of files, a folder as the `datasets` library
+            reads it (its files, by split, or what `Dataset.save_to_disk` wrote), or a dataset's
+            name.
         split: Split of a dataset.
         revision: Commit or tag of a hub dataset.
         skipped: As in `read_rows`.
@@ -42,13 +43,13 @@ def load_rows(
 
 
 def local_files(source: str) -> list[Path] | None:
-    """The files that a source names; none for a folder of the `datasets` library.
+    """The files that a source names; none for what `Dataset.save_to_disk` wrote.
 
     Returns:
-        None if the source is not local.
+        None if the `datasets` library has to find them: a folder, or a name.
 
     Raises:
-        InputError: A pattern matches nothing, or a folder has no file that can be read.
+        InputError: There is no such file, or a pattern matches nothing.
     """
     path = Path(source).expanduser()
     if path.is_file():
@@ -58,14 +59,10 @@ def local_files(source: str) -> list[Path] | None:
         if not found:
             raise InputError(f"no file matches {source}")
         return found
-    if path.is_dir():
-        if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
-            return []
-        files = sorted(file for file in path.iterdir() if file.is_file() and _is_known(file))
-        if not files:
-            raise InputError(f"the folder {path} has no file that ends in {', '.join(ENDINGS)}")
-        return files
-    if _is_known(path):
+    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return []
+    # The `datasets` library reads other folders: it knows which of their files are which split.
+    if not path.is_dir() and _is_known(path):
         raise InputError(f"no such file: {source}")
     return None
 
