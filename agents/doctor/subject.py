@@ -55,13 +55,7 @@ class Subject:
     def __init__(
         self, env: TokenVectorEnv, policy: CausalLMPolicy, *, fresh: bool = True, rows: int = 16
     ) -> None:
-        env = TokenVectorEnv(
-            env.objective,
-            env.prompts,
-            num_envs=rows,
-            max_new_tokens=env.max_new_tokens,
-            stop_at_eos=env.stop_at_eos,
-        )
+        env = env.resized(rows)
         self.env, self.policy, self.fresh = env, policy, fresh
         self.objective = env.objective
         policy.set_training_mode(False)

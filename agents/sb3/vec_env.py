@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.sb3.policy.shared_base import Lent
-from agents.sb3.rollout.steps import BatchStep
+from agents.sb3.rollout.steps import BatchStep, end_of_episode
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.loading import commit
@@ -93,15 +93,10 @@ class TokenSB3VecEnv(VecEnv):
     ) -> dict[str, Any]:
         if not dones[i]:
             return _row(infos, i)
-        info = _row(infos["final_info"], i)
-        info["terminal_observation"] = infos["final_obs"][i]
-        info["TimeLimit.truncated"] = False
-        info["episode"] = {
-            "r": float(self._returns[i]),
-            "l": int(self._lengths[i]),
-            "t": round(time.time() - self._begun, 6),
-        }
-        return info
+        total, length = float(self._returns[i]), int(self._lengths[i])
+        return _row(infos["final_info"], i) | end_of_episode(
+            infos["final_obs"][i], total, length, self._begun
+        )
 
     def get_images(self) -> list[Any]:
         """One picture per row, where the environment was made with render_mode="rgb_array"."""

@@ -115,12 +115,10 @@ class ActorBinding:
         Raises:
             InputError: It cannot be known whose step this is.
         """
-        acts = acts_since(self._since)
-        looked_up = {
-            actor: look_up(own, observations[rows], actions[rows]) for actor, own in acts.items()
-        }
+        acts, states, taken = acts_since(self._since), observations[rows], actions[rows]
+        looked_up = {actor: look_up(own, states, taken) for actor, own in acts.items()}
         chosen = [actor for actor, (_, known) in looked_up.items() if known.all()]
-        bound = self._acting(chosen, acts, observations[rows]) if rows.any() else self.get()
+        bound = self._acting(chosen, acts, states) if rows.any() else self.get()
         if bound is None:
             return None
         if bound not in looked_up:

@@ -88,11 +88,18 @@ class Acts:
 
 
 def look_up(acts: list[Act], observations: Ints, actions: Ints) -> tuple[Log, Bools]:
-    """Log-probs (N,) of actions in states, and whether each was chosen in one of the acts (N,)."""
-    for act in acts[:1]:
-        same = act.observations.shape == observations.shape and np.array_equal(act.actions, actions)
-        if same and np.array_equal(act.observations, observations):
-            return act.log_probs.copy(), np.ones(len(actions), dtype=np.bool_)
+    """Log-probs (N,) of actions in states, and whether each was chosen in one of the acts (N,).
+
+    Args:
+        acts: At least one, the newest first.
+        observations: (N, L).
+        actions: (N,).
+    """
+    newest = acts[0]
+    if np.array_equal(newest.actions, actions) and np.array_equal(
+        newest.observations, observations
+    ):  # the common case, which needs no table
+        return newest.log_probs.copy(), np.ones(len(actions), dtype=np.bool_)
     found, known = np.zeros(len(actions), dtype=np.float32), np.zeros(len(actions), dtype=np.bool_)
     keys = [(_state(row), int(action)) for row, action in zip(observations, actions, strict=True)]
     for act in acts:

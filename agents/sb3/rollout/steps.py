@@ -66,8 +66,9 @@ def batch_steps(wave: Wave, tokens_before: int, begun: float) -> Iterator[BatchS
         infos = _along(wave, first + taken - 1, taken > 0)
         dones = (lengths > first) & (lengths <= last)
         for i in np.flatnonzero(dones).tolist():
-            infos[i] |= _end(wave, i, int(lengths[i]), begun)
-            infos[i]["terminal_observation"] = shown[i].copy()
+            ends = {key: wave.infos[key][i] for key in ENDS if key in wave.infos}
+            paid = float(wave.rewards[i].sum())
+            infos[i] |= ends | end_of_episode(shown[i].copy(), paid, int(lengths[i]), begun)
         shown[dones] = wave.observations[dones]
         yield BatchStep(
             n_tokens=int(taken.sum()),
@@ -106,12 +107,17 @@ def _along(wave: Wave, places: Ints, acting: Bools) -> list[dict[str, Any]]:
     ]
 
 
-def _end(wave: Wave, row: int, length: int, begun: float) -> dict[str, Any]:
-    """What `step` says more at the end of a response."""
-    info = {key: wave.infos[key][row] for key in ENDS if key in wave.infos}
-    episode = {
-        "r": float(wave.rewards[row].sum()),
-        "l": length,
-        "t": round(time.time() - begun, 6),
+def end_of_episode(observation: Ints, total: float, length: int, begun: float) -> dict[str, Any]:
+    """What Stable-Baselines3 puts into the info of a row whose episode has ended.
+
+    Args:
+        observation: (L,) the last one.
+        total: The sum of the rewards.
+        length: Tokens of the response.
+        begun: The start of the clock, in seconds since the epoch.
+    """
+    return {
+        "terminal_observation": observation,
+        "TimeLimit.truncated": False,
+        "episode": {"r": total, "l": length, "t": round(time.time() - begun, 6)},
     }
-    return {**info, "TimeLimit.truncated": False, "episode": episode}
