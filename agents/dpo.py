@@ -25,8 +25,10 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.lm.masks import NEVER
+from rlhf_gym.preferences.comparison import Comparison
 from rlhf_gym.preferences.formats import read_comparisons
 from rlhf_gym.tokens import PAD, continuations, join, pad_rows, unflatten
+from rlhf_gym.training.sft_data import SFTExample, own_end
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,10 @@ def load_pairs(source: str, env: TokenVectorEnv) -> list[Pair]:
     reference = env.objective.reference
     tokenizer = reference.tokenizer
     pairs, seen = [], 0
-    for comparison in read_comparisons(source, tokenizer=tokenizer):
-        prompt, candidates = comparison.encode(tokenizer)
+    comparisons = read_comparisons(source, tokenizer=tokenizer)
+    closing = [_end(comparisons, reference)] if env.stop_at_eos else []
+    for comparison in comparisons:
+        prompt, candidates = comparison.encode(tokenizer, closing)
         for winner, loser in comparison.preferred:
             seen += 1
             longest = max(len(candidates[winner]), len(candidates[loser]))
@@ -161,6 +165,18 @@ def load_pairs(source: str, env: TokenVectorEnv) -> list[Pair]:
     if len(pairs) < seen:
         print(f"{len(pairs)} of {seen} pairs in {source} fit the environment; the others are left")
     return pairs
+
+
+def _end(comparisons: Sequence[Comparison], reference: CausalLM) -> int:
+    """The EOS id that ends answers that are text, as in fine-tuning."""
+    some = [(c.encode(reference.tokenizer, []), c.prompt) for c in comparisons[:32]]
+    examples = [
+        SFTExample(tuple(prompt), tuple(ids), chat=not isinstance(asked, str))
+        for (prompt, candidates), asked in some
+        for ids in candidates
+    ]
+    longest = max(len(example.ids) for example in examples)
+    return own_end(reference, examples, longest + 1)
 
 
 def check_allowed(pairs: Sequence[Pair], reference: CausalLM, source: str) -> None:

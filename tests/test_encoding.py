@@ -37,8 +37,8 @@ CONTINUED = {
     ("plain", "chat"): ("u a b", ["c d", "c", "", "d </s>"]),
     ("opens", "text"): ("<s> a b", ["c d", "c", "", "d </s>"]),
     ("opens", "chat"): ("u a b", ["c d", "c", "", "d </s>"]),
-    # An EOS of the text's own before the tokenizer's is kept, and so is the tokenizer's.
-    ("closes", "text"): ("<s> a b", ["c d", "c", "", "d </s> </s>"]),
+    # An EOS of the text's own is kept, and the tokenizer adds no second one.
+    ("closes", "text"): ("<s> a b", ["c d", "c", "", "d </s>"]),
     ("closes", "chat"): ("u a b", ["c d", "c", "", "d </s>"]),
     ("spaced", "text"): ("▁a ▁b", ["▁c ▁d", "c", "", "▁d ▁ </s>"]),
     ("spaced", "chat"): ("▁u ▁a ▁b", ["▁c ▁d", "c", "", "▁d ▁ </s>"]),
@@ -52,10 +52,10 @@ JOINED = {
     ("opens", "text"): ["<s> a b c d", "<s> a <unk>", "<s> a b", "<s> a b d </s>"],
     ("opens", "chat"): ["<s> u a b c d", "<s> u a <unk>", "<s> u a b", "<s> u a b d </s>"],
     ("closes", "text"): [
-        *("<s> a b c d </s>", "<s> a <unk> </s>", "<s> a b </s>", "<s> a b d </s> </s>")
+        *("<s> a b c d </s>", "<s> a <unk> </s>", "<s> a b </s>", "<s> a b d </s>")
     ],
     ("closes", "chat"): [
-        *("<s> u a b c d </s>", "<s> u a <unk> </s>", "<s> u a b </s>", "<s> u a b d </s> </s>")
+        *("<s> u a b c d </s>", "<s> u a <unk> </s>", "<s> u a b </s>", "<s> u a b d </s>")
     ],
     ("spaced", "text"): ["▁a ▁b ▁c ▁d", "▁a ▁b c", "▁a ▁b", "▁a ▁b ▁d ▁ </s>"],
     ("spaced", "chat"): ["▁u ▁a ▁b ▁c ▁d", "▁u ▁a ▁b c", "▁u ▁a ▁b", "▁u ▁a ▁b ▁d ▁ </s>"],
@@ -97,11 +97,12 @@ def ids(tokens: str) -> list[int]:
 
 
 def expected(kind: str, form: str, *, closed: bool) -> tuple[list[int], list[list[int]]]:
-    """Ids of the prompt and of each response, closed by the tokenizer's EOS or not."""
+    """Ids of the prompt and of each response, closed by one EOS of the tokenizer or not."""
     tokenizer = make(kind)
     prompt, responses = CONTINUED[kind, form]
     eos = [tokenizer.eos_token_id] if closed and tokenizer.eos_token_id is not None else []
-    return ids(prompt), [[*ids(text), *eos] for text in responses]
+    rows = [ids(text) for text in responses]
+    return ids(prompt), [row if row[-1:] == eos else [*row, *eos] for row in rows]
 
 
 def prompt_of(form: str) -> str | list[dict[str, str]]:
@@ -143,10 +144,19 @@ def test_a_causal_reward_model_reads_the_same(kind, form):
     model = reward_model(kind, causal=True)
     prompt, responses = expected(kind, form, closed=True)
     whole = [[*prompt, *response] for response in responses]
-    assert [model.encode(prompt_of(form), text) for text in RESPONSES] == whole
+    read = [model.encode(prompt_of(form), text, finished=True) for text in RESPONSES]
+    assert read == whole
     comparison = Comparison(prompt_of(form), RESPONSES, best=0)
     (encoded,), _ = encode_comparisons([comparison], model, None)
     assert (encoded.prompt, encoded.candidates) == (prompt, responses)
+    # Without their ends, whether a text named one or not.
+    eos = model.closing(chat=False)
+    bare = [row[: len(row) - len(eos)] for row in responses]
+    (encoded,), _ = encode_comparisons([comparison], model, None, unfinished=1.0)
+    assert (encoded.prompt, encoded.candidates) == (prompt, bare)
+    assert [model.encode(prompt_of(form), text) for text in RESPONSES] == [
+        [*prompt, *row] for row in bare
+    ]
 
 
 @CASES
@@ -197,13 +207,18 @@ def test_the_objective_reads_text_with_the_reward_models_tokenizer(kind, form, c
     chats = {tuple(asked): CHAT} if form == "chat" else {}
     replies = [words(text, add_special_tokens=False)["input_ids"] for text in (" c d", " d")]
     prompts = torch.tensor([asked] * 2)
-    responses = Responses(lm, continuations(prompts, torch.tensor([replies[0], [*replies[1], 3]])))
+    chosen = continuations(prompts, torch.tensor([replies[0], [*replies[1], 3]]))
+    responses = Responses(lm, chosen, chats=chats)
     model = reward_model(kind, causal=causal)
     read = []
     model.member_scores = lambda tokens: read.append(tokens) or torch.zeros(len(tokens), 1)
     Objective(lm, model, kl_coef=0.1, chats=chats).final_scores(responses)
     assert responses.texts == [" c d", " d"]
-    whole = [model.encode(prompt_of(form), text) for text in responses.texts]
+    ended = [False, True]
+    whole = [
+        model.encode(prompt_of(form), text, finished=closed)
+        for text, closed in zip(responses.texts, ended, strict=True)
+    ]
     assert rows(read[0]) == whole
 
 

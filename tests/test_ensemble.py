@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import BUDGET, EOS, MAX_PROMPT, draw_responses
+from conftest import BUDGET, ENDS, EOS, MAX_PROMPT, draw_responses
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -102,8 +102,9 @@ def test_an_environment_pays_the_pooled_score_and_tells_the_disagreement(
     observations, _ = env.reset(seed=0)
     actions = draw_responses(3)
     _, infos, _ = env.play(actions)
+    # Whichever EOS ended a response, the reward models read their own.
     rows = [
-        [*o[o != PAD].tolist(), *a[a != PAD].tolist()]
+        [*o[o != PAD].tolist(), *(EOS if t in ENDS else t for t in a[a != PAD].tolist())]
         for o, a in zip(observations, actions, strict=True)
     ]
     tokens = torch.from_numpy(pad_rows(rows))
@@ -231,13 +232,14 @@ def test_a_reward_model_with_another_tokenizer_sees_text_encoded_anew(
     env = make(save_lm, prompt_file, str(tmp_path))
     env.reset(seed=0)
     _, infos, _ = env.play(draw_responses(3))
-    for prompt, response, score in zip(
-        infos["prompt"], infos["response"], infos["score"], strict=True
+    assert set(infos["finish_reason"]) == {"stop", "length"}
+    for prompt, response, score, reason in zip(
+        *(infos[name] for name in ("prompt", "response", "score", "finish_reason")), strict=True
     ):
         row = [
             *other(prompt)["input_ids"],
             *other(response, add_special_tokens=False)["input_ids"],
-            other.eos_token_id,
+            *([other.eos_token_id] if reason == "stop" else []),
         ]
         assert float(model.scores(torch.tensor([row]))) == pytest.approx(float(score), abs=1e-5)
 
@@ -273,8 +275,10 @@ def test_a_reward_model_with_another_chat_template_reads_the_messages(
 
     def scores_as_read(messages) -> None:
         _, infos, _ = env.play(draw_responses(2))
-        for response, score in zip(infos["response"], infos["score"], strict=True):
-            row = model.encode(messages, response)
+        for response, score, reason in zip(
+            infos["response"], infos["score"], infos["finish_reason"], strict=True
+        ):
+            row = model.encode(messages, response, finished=reason == "stop")
             said = model.tokenizer.decode(row)
             assert said.startswith(f"<s> b {messages[0]['content']} c"), said
             expected = float(model.scores(torch.tensor([row])))

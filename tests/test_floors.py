@@ -26,7 +26,7 @@ FLOORS: dict[str, list[str]] = {
         "arrays devices files nearest optional process progress type_hints",
         "statistics",
     ],
-    "rlhf_gym/data": ["row_files", "rows", "prompts", "encoding", "prompt_dataset"],
+    "rlhf_gym/data": ["row_files endings", "rows", "prompts", "encoding", "prompt_dataset"],
     "rlhf_gym/lm": [
         "architecture loading lora masks precision probe",
         "attention batching",

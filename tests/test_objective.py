@@ -207,9 +207,10 @@ def test_another_tokenizers_reward_model_reads_text(make_objective, save_reward_
     settled = objective.settle(sequences_of(objective, responses), None)
     prompts = prompts_of(objective.reference).tolist()
     for i, (prompt, reply) in enumerate(zip(prompts, responses.tolist(), strict=True)):
-        # Special tokens have no text; the row is closed by the reward model's own EOS.
+        # Special tokens have no text; a finished row is closed by the reward model's own EOS.
         kept = [t for t in reply if t not in (EOS, PAD)]
-        row = torch.tensor([[t for t in prompt if t != PAD] + kept + [EOS]])
+        end = [EOS] if set(reply) & set(ENDS) else []
+        row = torch.tensor([[t for t in prompt if t != PAD] + kept + end])
         assert float(settled.scores[i]) == pytest.approx(float(reward.scores(row)), abs=1e-5)
 
 

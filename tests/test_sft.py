@@ -219,11 +219,12 @@ def load(tmp_path: Path, *rows: object, column: str | None = None) -> list[SFTEx
 def test_rows_of_every_kind(tmp_path):
     user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
     a, b, of_user, of_assistant = tiny_tokenizer()("a b user assistant")["input_ids"][1:]
-    text, chat = ((BOS, a), (b,), False), ((BOS, of_user, a, of_assistant), (b,), False)
+    text = ((BOS, a), (b,), False, False)
+    chat = ((BOS, of_user, a, of_assistant), (b,), False, True)
     assert load(tmp_path, {"prompt": "a", "response": " b"}) == [text]
     assert load(tmp_path, {"prompt": "a ", "completion": "b"}) == [text]
-    assert load(tmp_path, "a b", {"text": "a b"}) == [((BOS,), (a, b), False)] * 2
-    assert load(tmp_path, {"story": "a b"}, column="story") == [((BOS,), (a, b), False)]
+    assert load(tmp_path, "a b", {"text": "a b"}) == [((BOS,), (a, b), False, False)] * 2
+    assert load(tmp_path, {"story": "a b"}, column="story") == [((BOS,), (a, b), False, False)]
     assert load(tmp_path, {"prompt": [user], "response": "b"}) == [chat]
     assert load(tmp_path, {"prompt": [user], "completion": [answer]}) == [chat]
     assert load(tmp_path, {"messages": [user, answer]}, column="messages") == [chat]

@@ -20,7 +20,7 @@ from agents.runs.setup import check_same_run
 from rlhf_gym.data.prompts import PLAIN_TEMPLATE
 from rlhf_gym.preferences.encoded import TooLong
 from rlhf_gym.rewards.reward_model import RewardModel
-from rlhf_gym.training.reward_run import accuracy_line, fit_reward_model
+from rlhf_gym.training.reward_run import UNFINISHED, accuracy_line, fit_reward_model
 from rlhf_gym.training.reward_training import RewardTraining
 
 
@@ -80,6 +80,10 @@ class Config:
     validation: float = 0.1
     """Share of the remaining comparisons used for early stopping, between 0 and 1. Only used with
     --patience."""
+    unfinished: float = UNFINISHED
+    """Share of the training answers to read without their end, from 0 to 1, so that a response that
+    its budget cut is judged by its text. Only answers that are text; sampled ones say how they
+    ended."""
     patience: int | None = None
     """Stop after this many evaluations in a row without a lower validation loss, at least 1, and
     keep the best weights. There are four evaluations per epoch. None never stops early."""
@@ -122,6 +126,7 @@ def main(config: Config) -> dict[str, Any]:
         soft_temperature=config.soft_temperature,
         held_out=config.held_out,
         validation=config.validation,
+        unfinished=config.unfinished,
         run_dir=config.run_dir,
         config=asdict(config),
         skipped=skipped,

@@ -113,7 +113,9 @@ def _evaluated(subject: Subject) -> Seam:
 def _by_hand(subject: Subject, tokens: Ints, starts: Ints) -> Floats:
     objective, core = subject.objective, subject.policy.core
     sequences = observation_sequences(tokens, starts).to(objective.reference.device)
-    responses = Responses(objective.reference, sequences, stop_at_eos=subject.env.stop_at_eos)
+    responses = Responses(
+        objective.reference, sequences, stop_at_eos=subject.env.stop_at_eos, chats=objective.chats
+    )
     scores = objective.scores(responses).double().cpu().numpy()
     kl, estimate = [], REWARD_ESTIMATORS[objective.kl_estimator]
     for i in range(len(tokens)):

@@ -3,22 +3,35 @@
 Each caller says what it needs:
 
 * `prompt_ids`: a prompt alone, as a policy reads it before it answers;
-* `continued_ids`: responses that continue a prompt, still open (fine-tuning chooses the EOS);
-* `closed_ids`: the same, closed by the tokenizer's EOS, as a causal reward model reads them;
+* `continued_ids`: responses that continue a prompt, without an end (fine-tuning chooses the EOS);
+* `read_ids`: the same as a causal reward model reads them: finished ones have its end (see
+  `rlhf_gym.data.endings`), unfinished ones have none;
 * `joined_ids`: prompt and response as one text, as an encoder (BERT …) reads them.
+
+A text may have its BOS or EOS already, because a chat template wrote it; it gets no second one.
 
 Ids that were sampled are never made here: who has them keeps them, EOS included (see
 `Comparison.encode` and `Objective`).
 """
 
+import logging
 from collections.abc import Sequence
 from typing import NamedTuple
+from weakref import WeakSet
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_gym.data.endings import closed, closing_ids, opened
 from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+ANCHORS = ("\n", ":", "a")
+"""Texts to tokenise in front of a response so that it does not open a text."""
+
+_named: "WeakSet[PreTrainedTokenizerBase]" = WeakSet()
 
 
 class Encoded(NamedTuple):
@@ -38,17 +51,10 @@ class Encoded(NamedTuple):
         return [[*self.prompt, *response] for response in self.responses]
 
 
-def closing_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What closes a response that is text: the tokenizer's EOS, or nothing if it has none.
-
-    This is the only place that decides it. A response is closed even if its own text ends with the
-    EOS token: the text says nothing about how sampling ended.
-    """
-    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-
-
 def prompt_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     """A prompt as one text; chat messages by the tokenizer's template.
+
+    A chat that ends with an assistant's message is continued there (a prefill).
 
     Raises:
         InputError: Chat messages, but the tokenizer has no chat template, or one that refuses them.
@@ -61,9 +67,16 @@ def prompt_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
             "has no chat template; give plain text, a tokenizer that has one, or in "
             "train_reward_model.py --chat-template plain"
         )
+    begun = prompt[-1]["role"] == "assistant"
     try:
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    except TemplateError as error:
+        text = tokenizer.apply_chat_template(
+            prompt,
+            add_generation_prompt=not begun,
+            continue_final_message=begun,
+            tokenize=False,
+        )
+    # A ValueError: the template does not show the message that is to be continued.
+    except (TemplateError, ValueError) as error:
         raise InputError(
             f"the chat template of {tokenizer.name_or_path!r} refuses {str(prompt)[:80]}: {error}"
         ) from error
@@ -84,14 +97,52 @@ def prompt_ids(
         InputError: Chat messages, but the tokenizer has no chat template.
     """
     if not isinstance(prompt, str):
-        return _chat_ids([prompt_text(prompt, tokenizer)], tokenizer)[0]
-    ids = list(tokenizer(prompt)["input_ids"])
-    bare = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        return _chat_ids([_opening(prompt, tokenizer)[0]], tokenizer)[0]
+    before, bare, after = _parts(prompt, tokenizer)
     # Some tokenizers close every text with an EOS (T5's do); here the response is still to come.
-    # An EOS that the text itself names is in `bare` too, and stays.
-    if len(ids) > 1 and ids[-1] in eos_ids and bare[-1:] != ids[-1:]:
-        ids.pop()
-    return ids
+    # An EOS that the text itself names is in `bare`, and stays.
+    if after and after[-1] in eos_ids and (before or bare):
+        after = after[:-1]
+    return [*before, *bare, *after]
+
+
+def _parts(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], list[int]]:
+    """The special tokens that a tokenizer puts before a text, the text's own ids, those after it.
+
+    Special tokens that the text has already are not repeated.
+    """
+    ids = list(tokenizer(text)["input_ids"])
+    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    n = len(bare)
+    at = next((i for i in range(len(ids) - n + 1) if ids[i : i + n] == bare), None)
+    if at is None:
+        return [], ids, []
+    before, after = ids[:at], ids[at + n :]
+    before = [] if before and bare[: len(before)] == before else before
+    after = [] if after and bare[n - len(after) :] == after else after
+    return before, bare, after
+
+
+def _is_unsure(row: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a special token at either end of a row may be there twice."""
+    special = tokenizer.all_special_ids
+    return len(row) > 1 and any(
+        one == other and one in special for one, other in (row[:2], row[-2:])
+    )
+
+
+def _opening(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """A prompt's text, and the spaces at its end that belong to the response.
+
+    A template that ends in "Assistant: " leaves the space to the response: tokenizers join a space
+    with the word after it, so a prompt that ends with one is no beginning of such a text. A prompt
+    that is text stays as its author wrote it.
+    """
+    text = prompt_text(prompt, tokenizer)
+    if isinstance(prompt, str) or prompt[-1]["role"] == "assistant":
+        return text, ""
+    bare = text.rstrip(" ")
+    return bare, text[len(bare) :]
 
 
 def many_prompt_ids(
@@ -111,10 +162,10 @@ def many_prompt_ids(
             rows.append(list(prompt))
         elif isinstance(prompt, str):
             row = list(next(tokenised))
-            # Only a text that ends with an EOS needs the second look of `prompt_ids`: is the EOS
-            # the text's own or the tokenizer's?
-            closed = len(row) > 1 and row[-1] in eos_ids
-            rows.append(prompt_ids(prompt, tokenizer, eos_ids) if closed else row)
+            # A text that ends with an EOS, or has one special token twice, needs the second look of
+            # `prompt_ids`: is it the text's own or the tokenizer's?
+            unsure = (len(row) > 1 and row[-1] in eos_ids) or _is_unsure(row, tokenizer)
+            rows.append(prompt_ids(prompt, tokenizer, eos_ids) if unsure else row)
         else:
             rows.append(prompt_ids(prompt, tokenizer, eos_ids))
     return rows
@@ -128,8 +179,9 @@ def continued_ids(
 ) -> Encoded:
     """A prompt and the responses that continue it, with no EOS added.
 
-    Prompt and response are tokenised as one text if the prompt's tokens stay the same in it. A
-    tokenizer that opens each text with a space would otherwise put a space between the two.
+    Prompt and response are tokenised as one text and split where the prompt ends. Where a tokenizer
+    would merge across this border ("ti" + "me"), the response is tokenised by itself, in such a way
+    that the two read as one text. If that cannot be, a warning says so, once per tokenizer.
 
     Args:
         prompt: Text or chat messages.
@@ -141,32 +193,85 @@ def continued_ids(
         InputError: Chat messages, but the tokenizer has no chat template.
     """
     start = prompt_ids(prompt, tokenizer, eos_ids)
+    opening, space = _opening(prompt, tokenizer)
+    responses = [_after(space, text) for text in responses]
     if isinstance(prompt, str):
-        wholes = many_prompt_ids([prompt + text for text in responses], tokenizer, eos_ids)
+        wholes = many_prompt_ids([opening + text for text in responses], tokenizer, eos_ids)
     else:
-        opening = prompt_text(prompt, tokenizer)
         wholes = _chat_ids([opening + text for text in responses], tokenizer)
-    alone = tokenizer(list(responses), add_special_tokens=False)["input_ids"]
     rest = [
-        # At a border such as "ab" + "c" a tokenizer may merge across it ("a", "bc"). Then there is
-        # no exact continuation, and the response is tokenised by itself.
-        list(whole[len(start) :] if whole[: len(start)] == start else by_itself)
-        for whole, by_itself in zip(wholes, alone, strict=True)
+        whole[len(start) :]
+        if whole[: len(start)] == start
+        else _by_itself(start, whole, text, tokenizer)
+        for whole, text in zip(wholes, responses, strict=True)
     ]
     return Encoded(start, rest)
 
 
-def closed_ids(
-    prompt: Prompt, responses: Sequence[str], tokenizer: PreTrainedTokenizerBase
+def _after(space: str, response: str) -> str:
+    """A response with the spaces that its prompt left to it, unless it has its own."""
+    return response if response[:1].isspace() else space + response
+
+
+def _by_itself(
+    start: list[int], whole: list[int], response: str, tokenizer: PreTrainedTokenizerBase
+) -> list[int]:
+    """Ids of a response after a prompt that is no prefix of the two as one text."""
+    wanted = _read(whole, tokenizer)
+    alone = list(tokenizer(response, add_special_tokens=False)["input_ids"])
+    if _read([*start, *alone], tokenizer) == wanted:
+        return alone
+    # Tokenizers in the manner of Llama 2 put a space at the beginning of each text. After another
+    # text there is none.
+    for anchor in ANCHORS:
+        before = tokenizer(anchor, add_special_tokens=False)["input_ids"]
+        both = tokenizer(anchor + response, add_special_tokens=False)["input_ids"]
+        ids = list(both[len(before) :])
+        if both[: len(before)] == before and _read([*start, *ids], tokenizer) == wanted:
+            return ids
+    if tokenizer not in _named:
+        _named.add(tokenizer)
+        logger.warning(
+            "the tokenizer %r cannot keep a prompt's ids and read on where the response begins: "
+            "the two are %r as one text, but %r here; end prompts between two words",
+            tokenizer.name_or_path,
+            wanted[-60:],
+            _read([*start, *alone], tokenizer)[-60:],
+        )
+    return alone
+
+
+def _read(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
+def read_ids(
+    prompt: Prompt,
+    responses: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    finished: Sequence[bool],
 ) -> Encoded:
-    """`continued_ids`, each response closed by the tokenizer's EOS (`closing_ids`).
+    """`continued_ids` as a causal reward model reads them.
+
+    Args:
+        prompt: Text or chat messages.
+        responses: Texts.
+        tokenizer: The model's tokenizer.
+        finished: For each response whether it ended by itself, and so has the model's end.
 
     Raises:
         InputError: Chat messages, but the tokenizer has no chat template.
     """
-    eos = closing_ids(tokenizer)
-    start, rest = continued_ids(prompt, responses, tokenizer, eos)
-    return Encoded(start, [[*ids, *eos] for ids in rest])
+    closing = closing_ids(tokenizer, chat=not isinstance(prompt, str))
+    ends = closing_ids(tokenizer, chat=False)
+    start, rest = continued_ids(prompt, responses, tokenizer, ends)
+    return Encoded(
+        start,
+        [
+            (closed if whole else opened)(ids, closing, ends)
+            for ids, whole in zip(rest, finished, strict=True)
+        ],
+    )
 
 
 def joined_ids(
@@ -179,8 +284,10 @@ def joined_ids(
     Raises:
         InputError: Chat messages, but the tokenizer has no chat template.
     """
-    opening = prompt_text(prompt, tokenizer)
-    return Encoded([], [list(tokenizer(opening + text)["input_ids"]) for text in responses])
+    opening, space = _opening(prompt, tokenizer)
+    return Encoded(
+        [], many_prompt_ids([opening + _after(space, text) for text in responses], tokenizer, ())
+    )
 
 
 def decodes_to(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -441,7 +441,11 @@ class TokenVectorEnv(VectorEnv[Ints, Ints, Any]):
         reference = self.objective.reference
         whole = torch.from_numpy(ended[rows]).to(reference.device)
         return Responses(
-            reference, sequences.to(reference.device), whole, stop_at_eos=self.stop_at_eos
+            reference,
+            sequences.to(reference.device),
+            whole,
+            stop_at_eos=self.stop_at_eos,
+            chats=self.objective.chats,
         )
 
     @property

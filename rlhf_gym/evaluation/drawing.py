@@ -114,7 +114,7 @@ def _measure(
     stop_at_eos: bool,
 ) -> Drawn:
     reference = objective.reference
-    responses = Responses(reference, sequences, stop_at_eos=stop_at_eos)
+    responses = Responses(reference, sequences, stop_at_eos=stop_at_eos, chats=objective.chats)
     kl = torch.zeros(int(sequences.lengths.sum()), device=reference.device)
     log_ratio, ref_log_prob = torch.zeros_like(kl), torch.zeros_like(kl)
     for part, places in passes(reference.model, sequences):

@@ -28,6 +28,7 @@ from rlhf_gym.lm.loading import (
     eos_token_ids,
     load_causal_lm,
     load_tokenizer,
+    name_eos,
     vocabulary_size,
     weights_stamp,
 )
@@ -75,17 +76,14 @@ class CausalLM:
         """Wrap a loaded model, after checking that this project supports it.
 
         Raises:
-            InputError: Its vocabulary does not fit, it has no EOS, the temperature is not
+            InputError: Its vocabulary does not fit, it has no EOS that is a token, the temperature is not
                 positive, or its logits are not simply head(trunk).
         """
         _check_head(model)
-        return cls(
-            model,
-            tokenizer,
-            float(temperature),
-            vocabulary_size(model, tokenizer),
-            eos_token_ids(model, tokenizer),
-        )
+        eos_ids = eos_token_ids(model, tokenizer)
+        name_eos(tokenizer, eos_ids)
+        size = vocabulary_size(model, tokenizer)
+        return cls(model, tokenizer, float(temperature), size, eos_ids)
 
     @classmethod
     def load(

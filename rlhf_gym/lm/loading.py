@@ -245,6 +245,24 @@ def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     )
 
 
+def name_eos(tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> None:
+    """Give a tokenizer that names no EOS the model's first one, so that answers are closed by it.
+
+    Raises:
+        InputError: None of the ids is a token of the tokenizer, so no response could end.
+    """
+    names = [tokenizer.convert_ids_to_tokens(i) for i in eos_ids if 0 <= i < len(tokenizer)]
+    names = [name for name in names if name is not None]
+    if not names:
+        raise InputError(
+            f"the model's responses end at the ids {list(eos_ids)}, but the tokenizer of "
+            f"{tokenizer.name_or_path!r} has no such tokens, so none could end; set eos_token_id in "
+            "the model's generation_config.json to an id of this tokenizer"
+        )
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = names[0]
+
+
 def vocabulary_size(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """V: the number of the model's logits that the tokenizer has tokens for.
 

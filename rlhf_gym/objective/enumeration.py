@@ -298,7 +298,10 @@ class Enumeration:
             sequences = Sequences(torch.from_numpy(pad_rows(whole)), starts, lengths)
             scores = self.objective.scores(
                 Responses(
-                    reference, sequences.to(reference.device), stop_at_eos=bool(self._ends.any())
+                    reference,
+                    sequences.to(reference.device),
+                    stop_at_eos=bool(self._ends.any()),
+                    chats=self.objective.chats,
                 )
             )
             out[at : at + per_pass, finals] = scores.double().cpu().numpy().reshape(len(some), -1)

@@ -30,7 +30,7 @@ from rlhf_gym.rewards.functions import (
 )
 from rlhf_gym.rewards.responses import Responses
 from rlhf_gym.rewards.reward_model import RewardModel
-from rlhf_gym.tokens import Sequences, pad_rows, row_sums
+from rlhf_gym.tokens import PAD, Sequences, pad_rows, row_sums
 
 
 class Settlement(NamedTuple):
@@ -200,7 +200,7 @@ class Objective:
         self, sequences: Sequences, log_probs: Tensor | None, *, stop_at_eos: bool = True
     ) -> Settlement:
         """Rewards of whole responses, given the actor's log-probs (M,), or None if unknown."""
-        responses = Responses(self.reference, sequences, stop_at_eos=stop_at_eos)
+        responses = Responses(self.reference, sequences, stop_at_eos=stop_at_eos, chats=self.chats)
         ref_log_probs = self.ref_log_probs(sequences)
         along = self.rewards_along(responses)
         rewards = self.penalties(ref_log_probs, log_probs) + along
@@ -217,16 +217,17 @@ class Objective:
     def _reward_ids(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
         """The rows that a reward model reads: sampled ids if it shares the tokenizer, else text."""
         if self._shares_ids:
-            return responses.sequences.tokens
-        prompts: list[Prompt] = list(responses.prompts)
-        if self.chats and reward.tokenizer.chat_template:
-            # A prompt's text has the roles of the policy's template, which mean nothing to another
-            # model: it reads the messages by its own template.
-            tokens, starts, _ = (part.tolist() for part in responses.sequences)
-            ids = [tuple(row[:start]) for row, start in zip(tokens, starts, strict=True)]
-            prompts = [self.chats.get(*pair) for pair in zip(ids, prompts, strict=True)]
-        texts = zip(prompts, responses.texts, strict=True)
-        rows = [reward.encode(prompt, text) for prompt, text in texts]
+            return self._with_one_end(responses, reward)
+        # A prompt's text has the roles of the policy's template, which mean nothing to another
+        # model: it reads the messages by its own template.
+        by_template = bool(reward.tokenizer.chat_template)
+        prompts: list[Prompt] = responses.asked if by_template else list(responses.prompts)
+        rows = [
+            reward.encode(prompt, text, finished=closed)
+            for prompt, text, closed in zip(
+                prompts, responses.texts, responses.closed.tolist(), strict=True
+            )
+        ]
         longest = max(map(len, rows))
         # Another tokenizer may need more tokens than the policy was given, so the check is here and
         # not where the environment is made.
@@ -237,3 +238,30 @@ class Objective:
                 "or max_prompt_tokens"
             )
         return torch.from_numpy(pad_rows(rows))
+
+    def _with_one_end(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
+        """The sampled rows, in which each finished response has the end that the model reads.
+
+        A policy may stop at any of its EOS ids; to the reward model they are one end, the one that
+        closed the answers it learned from.
+        """
+        tokens, starts, lengths = responses.sequences
+        text, chat = (reward.closing(chat=kind) for kind in (False, True))
+        closed = responses.closed.nonzero()[:, 0]
+        if not len(closed) or not text:
+            return tokens
+        ends = (starts + lengths - 1)[closed]
+        if self.chats and chat != text:
+            was_chat = [not isinstance(prompt, str) for prompt in responses.asked]
+            closings = [chat if was_chat[i] else text for i in closed.tolist()]
+        elif len(text) == 1:
+            out = tokens.clone()
+            out[closed, ends] = text[0]
+            return out
+        else:
+            closings = [text] * len(closed)
+        more = max(map(len, closings)) - 1
+        out = torch.nn.functional.pad(tokens, (0, more), value=PAD)
+        for row, end, closing in zip(closed.tolist(), ends.tolist(), closings, strict=True):
+            out[row, end : end + len(closing)] = torch.tensor(closing, device=out.device)
+        return out

@@ -57,7 +57,9 @@ def collect_comparisons(
         replies = sample_responses(
             lm, rows, max_new_tokens, stop_at_eos=stop_at_eos, generator=generator
         )
-        responses = Responses(lm, continuations(rows, replies), stop_at_eos=stop_at_eos)
+        responses = Responses(
+            lm, continuations(rows, replies), stop_at_eos=stop_at_eos, chats=prompts.chats
+        )
         utilities = judged_by(human, responses).reshape(-1, k)
         chosen = choose(utilities, temperature, rng)
         ids = [tuple(row[row != PAD].tolist()) for row in replies.cpu()]
@@ -66,7 +68,7 @@ def collect_comparisons(
             group = slice(i * k, (i + 1) * k)
             comparisons.append(
                 Comparison(
-                    prompt=prompts.chats.get(prompt, responses.prompts[i * k]),
+                    prompt=responses.asked[i * k],
                     candidates=tuple(responses.texts[group]),
                     best=int(chosen[i]),
                     ids=(prompt, tuple(ids[group])),

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.data.encoding import Encoded, closed_ids
+from rlhf_gym.data.encoding import Encoded, continued_ids
+from rlhf_gym.data.endings import closed, closing_ids
 from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.likelihood import Choice, ranking_choices
@@ -117,15 +118,25 @@ class Comparison:
             for level in sorted(set(values), reverse=True)
         )
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase) -> Encoded:
+    def encode(
+        self, tokenizer: PreTrainedTokenizerBase, closing: Sequence[int] | None = None
+    ) -> Encoded:
         """Token ids of the prompt and of each candidate, as a causal model reads them.
 
-        Sampled ids are kept as they are, so one that the budget cut has no EOS. Text is closed by
-        the tokenizer's EOS.
+        Sampled ids are kept as they are, so one that the budget cut has no EOS.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            closing: What ends candidates that are text; None takes the tokenizer's own end (see
+                `rlhf_gym.data.endings.closing_ids`).
         """
         if self.ids is not None:
             return Encoded(list(self.ids[0]), [list(candidate) for candidate in self.ids[1]])
-        return closed_ids(self.prompt, self.candidates, tokenizer)
+        if closing is None:
+            closing = closing_ids(tokenizer, chat=not isinstance(self.prompt, str))
+        ends = closing_ids(tokenizer, chat=False)
+        start, rest = continued_ids(self.prompt, self.candidates, tokenizer, ends)
+        return Encoded(start, [closed(ids, closing, ends) for ids in rest])
 
     def shortened(self) -> "Comparison | None":
         """This comparison without the dialogue's first turns, up to the next human turn.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_gym.data.encoding import Encoded, decodes_to
+from rlhf_gym.data.prompts import is_held_out
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import embedded
 from rlhf_gym.preferences.comparison import Comparison
@@ -81,6 +82,7 @@ def encode_comparisons(
     *,
     too_long: TooLong = "drop",
     soft_temperature: float | None = None,
+    unfinished: float = 0.0,
 ) -> tuple[list[EncodedComparison], Fit]:
     """Tokenise comparisons as the reward model reads them; drop or cut those above `max_tokens`.
 
@@ -92,6 +94,9 @@ def encode_comparisons(
             the longest candidate fits. All candidates keep the same prompt. A dialogue of one turn
             is dropped.
         soft_temperature: As in `Comparison.choices`.
+        unfinished: Share of the candidates that are text to read without their end, as if a budget
+            had cut them. A hash of the candidate decides. A reward model that never saw an answer
+            without its end may give it any score.
 
     Returns:
         The encoded comparisons, and the counts.
@@ -108,7 +113,7 @@ def encode_comparisons(
             one = comparison = replace(comparison, ids=None)
             fit.retokenised += 1
         while one is not None:
-            prompt, candidates = _ids(one, model)
+            prompt, candidates = _ids(one, model, unfinished)
             if not max_tokens or len(prompt) + max(map(len, candidates)) <= max_tokens:
                 break
             one = one.shortened() if too_long == "cut_turns" else None
@@ -135,14 +140,33 @@ def encode_comparisons(
     return encoded, fit
 
 
-def _ids(comparison: Comparison, model: RewardModel) -> Encoded:
+def _ids(comparison: Comparison, model: RewardModel, unfinished: float) -> Encoded:
     """Token ids as the model will read them when it is the reward."""
     if comparison.ids is None:
-        return model.encode_all(comparison.prompt, comparison.candidates)
+        reasons = comparison.finish_reasons
+        finished = [
+            not is_held_out(text, unfinished, salt="unfinished")
+            if reasons is None
+            else reasons[i] == "stop"
+            for i, text in enumerate(comparison.candidates)
+        ]
+        return model.encode_all(comparison.prompt, comparison.candidates, finished)
     # Sampled ids are kept, so the model is trained on the very tokens that it will score. A model
     # that is not causal takes prompt and response as one row.
-    sampled = Encoded(list(comparison.ids[0]), [list(ids) for ids in comparison.ids[1]])
-    return sampled if model.causal else Encoded([], sampled.rows)
+    start, rest = list(comparison.ids[0]), [list(ids) for ids in comparison.ids[1]]
+    if not model.causal:
+        return Encoded([], [[*start, *ids] for ids in rest])
+    # The policy may have several EOS ids; the model reads them as one end, as `Objective` gives it.
+    closing = model.closing(chat=not isinstance(comparison.prompt, str))
+    stopped = comparison.finish_reasons or [
+        "stop" if ids[-1] in model.end_ids else "length" for ids in rest
+    ]
+    if closing:
+        rest = [
+            [*ids[:-1], *closing] if reason == "stop" else ids
+            for ids, reason in zip(rest, stopped, strict=True)
+        ]
+    return Encoded(start, rest)
 
 
 def _has_ids_of(model: RewardModel, comparison: Comparison) -> bool:

@@ -100,6 +100,10 @@ class RewardEnsemble:
         """Pool the members' scores: (B, M) -> (B,)."""
         return pool(scores, self.pooling, self.uncertainty_weight)
 
-    def encode(self, prompt: Prompt, response: str) -> list[int]:
+    def encode(self, prompt: Prompt, response: str, *, finished: bool = False) -> list[int]:
         """Ids of a prompt and a response (see `RewardModel.encode`)."""
-        return self.members[0].encode(prompt, response)
+        return self.members[0].encode(prompt, response, finished=finished)
+
+    def closing(self, *, chat: bool) -> list[int]:
+        """The end with which the members read a finished response (see `RewardModel.closing`)."""
+        return self.members[0].closing(chat=chat)

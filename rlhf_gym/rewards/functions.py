@@ -13,8 +13,11 @@ from rlhf_gym.rewards.ensemble import RewardEnsemble
 from rlhf_gym.rewards.responses import Responses
 from rlhf_gym.rewards.reward_model import RewardModel
 
-TextReward = Callable[[list[str], list[str]], Sequence[float]]
-"""A reward as a plain function: (prompts, responses), N texts each, to N finite numbers."""
+TextReward = Callable[[list[Any], list[str]], Sequence[float]]
+"""A reward as a plain function: (prompts, responses), N each, to N finite numbers.
+
+Responses are texts. A prompt is a text, or the list of its messages where it was a chat.
+"""
 
 Reward = RewardModel | RewardEnsemble | TextReward
 
@@ -59,7 +62,7 @@ def called(scorer: TextReward, responses: Responses) -> npt.NDArray[np.float64]:
     An exception gets a note with the function's name and its first response.
     """
     try:
-        return np.asarray(scorer(responses.prompts, responses.texts), dtype=np.float64)
+        return np.asarray(scorer(responses.asked, responses.texts), dtype=np.float64)
     except Exception as error:
         error.add_note(
             f"The reward {reward_name(scorer)} failed on {len(responses.texts)} responses; the "

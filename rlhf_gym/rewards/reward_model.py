@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.data.encoding import Encoded, closed_ids, joined_ids
+from rlhf_gym.data.encoding import Encoded, joined_ids, read_ids
+from rlhf_gym.data.endings import closing_ids
 from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import context_length, trunk
@@ -237,17 +238,42 @@ class RewardModel(nn.Module):
             return raw[:, self.column, None].float()
         return self.scale.logits(raw.float())
 
-    def encode_all(self, prompt: Prompt, responses: Sequence[str]) -> Encoded:
+    def encode_all(
+        self, prompt: Prompt, responses: Sequence[str], finished: Sequence[bool]
+    ) -> Encoded:
         """Ids of a prompt, text or chat messages by its own template, and of responses to it.
 
-        A causal trunk reads them token after token, closed by its EOS; any other classifier reads
-        one text with the special tokens of its tokenizer.
-        """
-        return (closed_ids if self.causal else joined_ids)(prompt, responses, self.tokenizer)
+        A causal trunk reads them token after token; any other classifier reads one text with the
+        special tokens of its tokenizer.
 
-    def encode(self, prompt: Prompt, response: str) -> list[int]:
+        Args:
+            prompt: Text or chat messages.
+            responses: Texts.
+            finished: For each response whether it ended by itself. A causal trunk then reads its
+                end too (see `rlhf_gym.data.endings`).
+        """
+        if self.causal:
+            return read_ids(prompt, responses, self.tokenizer, finished)
+        return joined_ids(prompt, responses, self.tokenizer)
+
+    def encode(self, prompt: Prompt, response: str, *, finished: bool = False) -> list[int]:
         """Ids of a prompt and one response as one row (see `encode_all`)."""
-        return self.encode_all(prompt, [response]).rows[0]
+        return self.encode_all(prompt, [response], [finished]).rows[0]
+
+    def closing(self, *, chat: bool) -> list[int]:
+        """The end with which it reads a finished response; empty if it reads none.
+
+        Args:
+            chat: Whether the prompt is chat messages.
+        """
+        return closing_ids(self.tokenizer, chat=chat) if self.causal else []
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Every id that its config, its tokenizer or its chat template names as an end."""
+        named = self.model.config.eos_token_id
+        ids = {named} if isinstance(named, int) else set(named or ())
+        return frozenset(ids.union(*(self.closing(chat=kind)[:1] for kind in (False, True))))
 
     def normalise(self, tokens: Tensor) -> None:
         """Set gain and bias so that scores of these rows (B, L) have mean 0 and variance 1.

@@ -19,7 +19,6 @@ from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.rewards.functions import Cut, Shaping, TokenReward, load_callable
 from rlhf_gym.rewards.responses import Responses
 from rlhf_gym.rewards.reward_model import RewardModel
-from rlhf_gym.tokens import PAD, Sequences
 
 Named = str | Sequence[Any]
 """A factory's name, or a list of the name and its options."""
@@ -102,7 +101,7 @@ def stop_token(reference: CausalLM, token: str, after: int = 0) -> Cut:
         place = columns - starts[:, None]
         found = (tokens == wanted) & (place >= after) & (place < lengths[:, None])
         kept = torch.where(found.any(1), found.int().argmax(1) - starts + 1, lengths)
-        return _shortened(reference, responses, kept)
+        return responses.cut(kept)
 
     return cut
 
@@ -134,7 +133,7 @@ def stop_strings(reference: CausalLM, strings: Sequence[str], included: bool = T
                 if not included:
                     at = min(text.find(string) for string in strings if string in text)
                     kept[i] = max(1, sum(len(head) <= at for head in heads))
-        return _shortened(reference, responses, kept)
+        return responses.cut(kept)
 
     return cut
 
@@ -218,14 +217,3 @@ def token_id(reference: CausalLM, token: str) -> int:
 def _last(responses: Responses) -> Tensor:
     tokens, starts, lengths = responses.sequences
     return tokens.gather(1, (starts + lengths - 1)[:, None])[:, 0]
-
-
-def _shortened(reference: CausalLM, responses: Responses, kept: Tensor) -> Responses:
-    tokens, starts, _ = responses.sequences
-    columns = torch.arange(tokens.shape[1], device=tokens.device)
-    inside = columns < (starts + kept)[:, None]
-    cut = Sequences(torch.where(inside, tokens, PAD), starts, kept)
-    shorter = Responses(reference, cut, responses.ended)
-    # "stop" or "length" is about the response itself, whatever part of it is scored.
-    shorter.stopped = responses.stopped
-    return shorter

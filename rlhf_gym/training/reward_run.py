@@ -30,6 +30,8 @@ from rlhf_gym.utils.progress import transformers_quiet
 
 NORMALISED_ON = 1024
 """Approximate number of candidates on which gain and bias are measured."""
+UNFINISHED = 0.4
+"""Share of the answers that a reward model reads without their end while it is trained."""
 
 
 class FittedRewardModel(NamedTuple):
@@ -38,7 +40,8 @@ class FittedRewardModel(NamedTuple):
     Attributes:
         reward_model: The model. Its scores have mean 0 and variance 1 on held-out candidates.
         figures: The number of comparisons, accuracies and likelihood on the held-out ones (see
-            `evaluate_reward_model`), gain and bias.
+            `evaluate_reward_model`), gain and bias, and accuracy and mean score of answers without
+            their end.
     """
 
     reward_model: RewardModel
@@ -79,6 +82,7 @@ def fit_reward_model(
     soft_temperature: float | None = None,
     held_out: float = 0.1,
     validation: float = 0.1,
+    unfinished: float = UNFINISHED,
     device: str = "auto",
     run_dir: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
@@ -106,6 +110,9 @@ def fit_reward_model(
         held_out: Share of the comparisons that is held out, split by prompt.
         validation: Share of the remaining comparisons used for early stopping (only with
             ``options.patience``).
+        unfinished: Share of the training answers that are text to read without their end. So the
+            model learns that a response that its budget cut is judged by its text like any other.
+            Sampled candidates say by themselves how they ended.
         device: Where to train if `backbone` is a name: "auto", "cpu", "cuda" …
         run_dir: Folder for reward_model/ (for transformers' `from_pretrained`, and for the keyword
             `reward_model` of an environment), reward_model.json (the figures) and, until the
@@ -125,6 +132,8 @@ def fit_reward_model(
             used.
     """
     options = options or RewardTraining()
+    if not 0 <= unfinished <= 1:
+        raise InputError(f"unfinished must be from 0 to 1, not {unfinished}")
     if max_tokens is not None and max_tokens < 2:
         raise InputError(f"max_tokens must be at least 2, not {max_tokens}")
     with transformers_quiet():
@@ -135,6 +144,7 @@ def fit_reward_model(
             max_tokens,
             too_long=too_long,
             soft_temperature=soft_temperature,
+            unfinished=unfinished,
             shares=(held_out, 0.0 if options.patience is None else validation),
         )
         if progress:
@@ -169,6 +179,7 @@ def fit_reward_model(
             # Use held-out candidates: after overfitting, logits vary more on the training ones.
             model.normalise(candidate_rows(data.test, NORMALISED_ON).to(model.device))
             figures |= {"gain": model.scale.gain, "bias": model.scale.bias}
+            figures |= _unfinished_figures(model, data.test)
             if run_dir is not None:
                 _save(model, figures, folder)
     return FittedRewardModel(model, figures)
@@ -196,6 +207,7 @@ def _encode(
     *,
     too_long: TooLong,
     soft_temperature: float | None,
+    unfinished: float,
     shares: tuple[float, float],
 ) -> RewardData:
     """Split the comparisons and encode each part.
@@ -209,18 +221,45 @@ def _encode(
     longest = max_tokens or context_length(model.model)
     total = Fit()
 
-    def encoded(side: list[Comparison]) -> list[EncodedComparison]:
+    def encoded(side: list[Comparison], unfinished: float = 0.0) -> list[EncodedComparison]:
         nonlocal total
         if not side:
             return []
         rows, fit = encode_comparisons(
-            side, model, longest, too_long=too_long, soft_temperature=soft_temperature
+            side,
+            model,
+            longest,
+            too_long=too_long,
+            soft_temperature=soft_temperature,
+            unfinished=unfinished,
         )
         total += fit
         return rows
 
-    sides = encoded(train), encoded(validation), encoded(test)
+    sides = encoded(train, unfinished), encoded(validation), encoded(test)
     return RewardData(*sides, total, longest)
+
+
+def _unfinished_figures(model: RewardModel, test: list[EncodedComparison]) -> dict[str, Any]:
+    """How held-out answers score without their end, which is how a budget cuts them.
+
+    Returns:
+        unfinished_accuracy: As `accuracy`, of answers without their end.
+        unfinished_gap: Mean score without the end − mean score with it, in standard deviations of
+            the scores. Empty if the model reads no end, or no answer is text.
+    """
+    texts = [row.comparison for row in test if row.comparison.ids is None]
+    if not texts or not model.causal:
+        return {}
+    whole, _ = encode_comparisons(texts, model, None)
+    cut, _ = encode_comparisons(texts, model, None, unfinished=1.0)
+    means = [
+        float(model.scores(candidate_rows(rows).to(model.device)).mean()) for rows in (whole, cut)
+    ]
+    return {
+        "unfinished_accuracy": evaluate_reward_model(model, cut)["accuracy"],
+        "unfinished_gap": means[1] - means[0],
+    }
 
 
 def _save(model: RewardModel, figures: dict[str, Any], folder: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.data.encoding import continued_ids
+from rlhf_gym.data.endings import closed, end_of_policy
 from rlhf_gym.data.prompts import Prompt, is_held_out, text_field
 from rlhf_gym.data.rows import load_rows
 from rlhf_gym.errors import InputError
@@ -33,11 +34,13 @@ class SFTExample(NamedTuple):
         prompt_ids: The prompt. If the whole text is the response, only the BOS, or nothing.
         response_ids: The response.
         held_out: Whether the example is held out from training.
+        chat: Whether the prompt was chat messages.
     """
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     held_out: bool = False
+    chat: bool = False
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -105,7 +108,8 @@ def load_examples(
         prompt, response = _texts(where, row, column)
         start, (rest,) = continued_ids(prompt, [response], tokenizer, eos_ids)
         held = is_held_out(prompt or response, held_out)
-        examples.append(SFTExample(tuple(start), tuple(rest), held))
+        chat = not isinstance(prompt, str)
+        examples.append(SFTExample(tuple(start), tuple(rest), held, chat))
     return examples
 
 
@@ -141,8 +145,9 @@ def prepare(
         examples: Examples from `load_examples`.
         max_tokens: Most tokens of an example. A longer response is cut; an example whose prompt
             leaves no room for a single response token is dropped.
-        eos_token_id: One of the model's EOS ids. None takes the one to which the untrained model
-            gives the highest probability after these responses.
+        eos_token_id: One of the model's EOS ids. None takes the one with which the chat template
+            ends an answer, for chats; else the one to which the untrained model gives the highest
+            probability after these responses.
 
     Raises:
         InputError: `max_tokens` or `eos_token_id` does not fit the model, or no example is left to
@@ -155,17 +160,17 @@ def prepare(
             f"{limit} positions"
         )
     if eos_token_id is None:
-        eos_token_id = likeliest_eos(lm, examples, max_tokens)
+        eos_token_id = own_end(lm, examples, max_tokens)
     if eos_token_id not in lm.eos_ids:
         raise InputError(
             f"eos_token_id is {eos_token_id}, but generation with this model ends at {lm.eos_ids}; "
             "choose one of these, or add it to the model's generation_config.json"
         )
     fitted, cut = [], 0
+    # A text may end with an EOS of its own, which need not be one at which generation stops.
+    ends = {*lm.eos_ids, lm.tokenizer.eos_token_id}
     for example in examples:
-        response = example.response_ids
-        if response[-1:] != (eos_token_id,):
-            response = (*response, eos_token_id)
+        response = tuple(closed(example.response_ids, [eos_token_id], ends))
         room = max(max_tokens - len(example.prompt_ids), 0)
         short = example._replace(response_ids=response[:room])
         if len(short.ids) > short.start:
@@ -181,6 +186,13 @@ def prepare(
         )
     held_out = [example for example in fitted if example.held_out]
     return SFTData(train, held_out, max_tokens, eos_token_id, cut, dropped)
+
+
+def own_end(lm: CausalLM, examples: Sequence[SFTExample], max_tokens: int) -> int:
+    """The EOS id with which the model's own responses end (see `rlhf_gym.data.endings`)."""
+    chat = any(example.chat for example in examples)
+    end = end_of_policy(lm.tokenizer, lm.eos_ids, chat=chat)
+    return likeliest_eos(lm, examples, max_tokens) if end is None else end
 
 
 def likeliest_eos(lm: CausalLM, examples: Sequence[SFTExample], max_tokens: int) -> int:
