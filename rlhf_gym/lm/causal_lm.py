@@ -76,8 +76,8 @@ class CausalLM:
         """Wrap a loaded model, after checking that this project supports it.
 
         Raises:
-            InputError: Its vocabulary does not fit, it has no EOS that is a token, the temperature is not
-                positive, or its logits are not simply head(trunk).
+            InputError: Its vocabulary does not fit, it has no EOS that is a token, the temperature
+                is not positive, or its logits are not simply head(trunk).
         """
         _check_head(model)
         eos_ids = eos_token_ids(model, tokenizer)

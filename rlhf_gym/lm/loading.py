@@ -256,8 +256,8 @@ def name_eos(tokenizer: PreTrainedTokenizerBase, eos_ids: tuple[int, ...]) -> No
     if not names:
         raise InputError(
             f"the model's responses end at the ids {list(eos_ids)}, but the tokenizer of "
-            f"{tokenizer.name_or_path!r} has no such tokens, so none could end; set eos_token_id in "
-            "the model's generation_config.json to an id of this tokenizer"
+            f"{tokenizer.name_or_path!r} has no such tokens, so none could end; set eos_token_id "
+            "in the model's generation_config.json to an id of this tokenizer"
         )
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = names[0]
