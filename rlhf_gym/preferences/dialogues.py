@@ -114,7 +114,7 @@ def parted(names: str, sides: Sequence[Messages]) -> tuple[Messages, list[Any]]:
 
 
 def answer_text(value: Any) -> Any:
-    """The text of an answer that may be a single message or a list of one; else the value itself."""
+    """The text of an answer that may be one message, or a list of one; else the value itself."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, dict) and ({"role", "content"} <= value.keys() or "value" in value):
