@@ -19,7 +19,7 @@ from rlhf_gym.preferences.dialogues import (
     parted,
     with_context,
 )
-from rlhf_gym.preferences.list_formats import ranking_of
+from rlhf_gym.preferences.list_formats import ranking_of, score
 from rlhf_gym.preferences.pair_formats import hh, pair
 from rlhf_gym.preferences.rating_formats import Rating, rating
 from rlhf_gym.preferences.winners import SETTINGS, Winners
@@ -150,11 +150,7 @@ class ColumnMap:
             if winner is None:
                 return {**out, "votes": [0] * len(texts), "ties": 1}
             return {**out, "best": winner}
-        # A cell without a value is a candidate without a label.
-        values = [
-            None if value in (None, "") else number(label, value)
-            for value in self._values(row, label)
-        ]
+        values = [score(label, value) for value in self._values(row, label)]
         if len(values) != len(texts):
             raise InputError(f"there are {len(texts)} candidates, but {len(values)} {label}")
         if label == "rank":

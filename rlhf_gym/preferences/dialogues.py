@@ -65,10 +65,10 @@ def with_context(prompt: Any, row: Row) -> Any:
     Raises:
         InputError: `system` or `history` is something else, or there are two system messages.
     """
-    if not {*CONTEXT} & row.keys():
+    if all(row.get(name) is None for name in CONTEXT):
         return prompt
     chat: Messages = user_message(prompt) if isinstance(prompt, str) else messages_of(prompt)
-    system = row.get("system", "")
+    system = row.get("system") or ""
     if not isinstance(system, str):
         raise InputError(f"system must be a text, not {str(system)[:60]!r}")
     if system.strip() and chat[:1] and chat[0]["role"] == "system":

@@ -76,7 +76,7 @@ def arena(row: Row) -> Iterator[Row]:
     if row["winner"] not in winners:
         raise InputError(f"winner must be {', '.join(winners)}, not {row['winner']!r}")
     sides = [messages_of(row[name]) for name in ("conversation_a", "conversation_b")]
-    if "turn" in row:
+    if row.get("turn") is not None:
         last = 2 * int(number("turn", row["turn"]))
         sides = [side[: last + (side[:1] != [] and side[0]["role"] == "system")] for side in sides]
     prompt, answers = parted("the conversations", sides)
@@ -100,7 +100,9 @@ def arena_lists(row: Row) -> Iterator[Row]:
             ]
         )
     names = ("winner_model_a", "winner_model_b", "winner_tie")
-    said = [i for i, name in enumerate(names) if name in row and flag(name, row[name])]
+    said = [
+        i for i, name in enumerate(names) if row.get(name) is not None and flag(name, row[name])
+    ]
     if len(said) != 1:
         raise InputError(f"exactly one of {', '.join(names)} must be 1, not {len(said)}")
     prompt, answers = parted("the conversations", sides)

@@ -68,12 +68,7 @@ def read_comparisons(
     problems = own.skipped if skipped is None else skipped
     mapped = ColumnMap.parse(columns) if columns else None
     try:
-        rows = [
-            (where, _without_nulls(row))
-            for where, row in load_rows(
-                str(source), split=split, revision=revision, skipped=problems
-            )
-        ]
+        rows = load_rows(str(source), split=split, revision=revision, skipped=problems)
     except InputError:
         # A file without a single good line has no rows, but that is not the reason.
         if skipped is None and problems:
@@ -102,13 +97,6 @@ def _log(source: str, report: RowReport) -> None:
         logger.info("%s", line)
     for line in report.lines():
         logger.warning("%s: %s", source, line)
-
-
-def _without_nulls(row: Any) -> Any:
-    """A row of a dataset has all columns, null if absent."""
-    if not isinstance(row, dict):
-        return row
-    return {name: value for name, value in row.items() if value is not None}
 
 
 def _checked(
@@ -189,7 +177,8 @@ class _Reader:
         name = "columns"
         try:
             if self.columns is None:
-                name = self.format or recognise(row)
+                # A row of a dataset has all columns, null if absent.
+                name = self.format or recognise({k: v for k, v in row.items() if v is not None})
             reader = FORMATS[name] if self.columns is None else self.columns
             found = list(reader.read(row))
         except InputError as error:
@@ -201,7 +190,9 @@ class _Reader:
             raise InputError(
                 f"{where} is not of the format {name!r}: {type(error).__name__} {error}"
             ) from error
-        for column in row:
+        for column, value in row.items():
+            if value is None:
+                continue
             # Another row may have another format, which uses what this one does not.
             if column in self._used or (isinstance(column, str) and reader.reads(column)):
                 self._used.add(column)

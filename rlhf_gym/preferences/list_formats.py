@@ -117,19 +117,19 @@ def nectar_misfit(row: Row) -> str | None:
 
 def distilabel(row: Row) -> Iterator[Row]:
     """distilabel: an `instruction` (or `input`), `generations` and a list of `ratings`."""
-    name = "ratings" if "ratings" in row else "rating"
-    content = row["instruction"] if "instruction" in row else row["input"]
+    name = "rating" if row.get("ratings") is None else "ratings"
+    content = row["input"] if row.get("instruction") is None else row["instruction"]
     ratings = listed(name, row[name])
     yield {
         "prompt": with_context(user_message(content), row),
         "candidates": [answer_text(text) for text in listed("generations", row["generations"])],
-        # A rating that its judge did not give stays None, a candidate without a score.
-        "scores": [_rating(name, value) for value in ratings],
+        "scores": [score(name, value) for value in ratings],
     }
 
 
-def _rating(name: str, value: Any) -> Any:
-    return value if value in (None, "None", "nan", "") else number(name, value)
+def score(name: str, value: Any) -> float | None:
+    """The number in a cell; None, a candidate without a score, if its judge gave none."""
+    return None if value in (None, "None", "") else number(name, value)
 
 
 def e2e(row: Row) -> Iterator[Row]:
@@ -140,7 +140,7 @@ def e2e(row: Row) -> Iterator[Row]:
     yield {
         "prompt": row["mr"],
         "candidates": [row[name] for name in texts],
-        "scores": [number(name, row[name]) for name in ratings],
+        "scores": [score(name, row[name]) for name in ratings],
     }
 
 
