@@ -1,6 +1,7 @@
 """Values of single cells: a table in CSV has only texts, where JSON has numbers and lists."""
 
 import json
+import sys
 from typing import Any
 
 from rlhf_gym.errors import InputError
@@ -9,19 +10,22 @@ FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def number(name: str, value: Any) -> float:
-    """The number in a cell, which may be written as a text.
+    """The finite number in a cell, which may be written as a text.
 
     Raises:
-        InputError: It is no number.
+        InputError: It is no number, or not finite.
     """
+    found = value
     if isinstance(value, str):
         try:
-            return int(value) if value.strip().lstrip("+-").isdigit() else float(value)
+            found = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
         except ValueError:
-            pass
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    raise InputError(f"{name} must be a number, not {value!r}")
+            found = None
+    if isinstance(found, int | float) and not isinstance(found, bool):
+        # Not math.isfinite: it raises on an integer that is too large for a float.
+        if abs(found) <= sys.float_info.max:
+            return found
+    raise InputError(f"{name} must be a finite number, not {str(value)[:60]!r}")
 
 
 def flag(name: str, value: Any) -> bool:

@@ -129,7 +129,9 @@ def distilabel(row: Row) -> Iterator[Row]:
 
 def score(name: str, value: Any) -> float | None:
     """The number in a cell; None, a candidate without a score, if its judge gave none."""
-    return None if value in (None, "None", "") else number(name, value)
+    if value is None or str(value).strip().lower() in ("", "none", "nan"):
+        return None
+    return number(name, value)
 
 
 def e2e(row: Row) -> Iterator[Row]:

@@ -14,7 +14,7 @@ TIES = ("tie", "tie (bothbad)", "bothbad", "both", "equal", "draw", "same", "nei
 
 _NAME = re.compile(
     r"(?:model|assistant|answer|response|output|completion|candidate|option)?[ _-]?"
-    r"(?:(?P<letter>[a-z])|(?P<number>\d+)(?:\.0+)?)"
+    r"(?:(?P<letter>[a-z])|(?P<number>[0-9]{1,9})(?:\.0+)?)"
 )
 
 
