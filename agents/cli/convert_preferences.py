@@ -75,8 +75,9 @@ def table(counts: dict[str, Any]) -> Table:
         "pairs of unequal length": longer["n"],
         "of these, the longer answer won": f"{longer['value']:.3f} ± {longer['se']:.3f}",
         "rows skipped": counts["skipped"],
-        "candidates repaired": sum(counts["rows"]["repaired"].values()),
     }
+    if repaired := sum(counts["rows"]["repaired"].values()):
+        rows["candidates repaired"] = repaired
     out = Table(title="comparisons, ± standard error over prompts")
     out.add_column("")
     out.add_column("number", justify="right")
