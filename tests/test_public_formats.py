@@ -218,6 +218,9 @@ def test_the_first_five_problems_and_the_number_of_all_are_told(tmp_path):
     assert said.startswith("7 rows cannot be used, the first 5 are:\n")
     assert said.count("c.jsonl, line ") == 5
     assert "line 6: best is 6" in said
+    said = refused(tmp_path, good, {"a": 1}, {"a": 2})
+    assert "line 2: the row has no known format: it has a; name" in said
+    assert "c.jsonl, line 3: the same\n" in said
     report = RowReport()
     empty = [{**good, "candidates": ["a", ""]}, {**good, "candidates": ["", "b"]}]
     read_comparisons(

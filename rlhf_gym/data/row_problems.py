@@ -5,7 +5,7 @@ A problem is one line, "FILE, line 3: what is wrong".
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,9 +76,19 @@ def refusal(problems: Sequence[str], hint: str = SKIP_HINT) -> InputError:
     """
     if len(problems) == 1:
         return InputError(f"{problems[0]}; {hint}")
-    shown = "\n".join(f"  {problem}" for problem in problems[:MOST_SHOWN])
+    shown = "\n".join(f"  {line}" for line in _without_repeats(problems[:MOST_SHOWN]))
     first = f", the first {MOST_SHOWN} are" if len(problems) > MOST_SHOWN else ""
     return InputError(f"{len(problems)} rows cannot be used{first}:\n{shown}\n{hint}")
+
+
+def _without_repeats(problems: Sequence[str]) -> Iterator[str]:
+    """Problems that say the same as the one before in two words."""
+    before = ""
+    for problem in problems:
+        row = _ROW.match(problem)
+        text = problem if row is None else problem[row.end() :]
+        yield f"{problem[: -len(text)]}the same" if row and text == before else problem
+        before = text
 
 
 def _reason(problem: str) -> str:
