@@ -1,5 +1,6 @@
 """Whatever is thrown at an environment: a documented error or a step, and it stays usable."""
 
+import json
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +11,9 @@ from hypothesis import strategies as st
 
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.preferences.comparison import Comparison
+from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.preferences.known_formats import FORMATS
 
 DOCUMENTED = (InputError, gym.error.ResetNeeded)
 LOCAL = ("rlhf_gym/Exact-v0", "rlhf_gym/Reviews-v0")
@@ -127,3 +131,82 @@ def test_a_thousand_things_thrown_at_it(name):
 @pytest.mark.parametrize("name", LOCAL)
 def test_ten_thousand_things_thrown_at_it(name):
     assert fuzz(name, 400) >= 10_000
+
+
+# Rows of comparisons: whatever is in the columns of a format, a comparison or an InputError.
+
+cells = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-3, 4),
+        st.floats(),
+        st.text(max_size=4),
+        st.sampled_from(
+            ["a", "b", "tie", "model_a", "1", '["a"]', "[", "\n\nAssistant: x", "\ud83d"]
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(
+            st.sampled_from(
+                "role content from value text answer rank post full_text response overall_score "
+                "replies".split()
+            ),
+            inner,
+            max_size=3,
+        ),
+        st.just([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]),
+    ),
+    max_leaves=6,
+)
+further = st.sampled_from("prompt system history input turn ties ids best votes extra ref2".split())
+MAPS = (
+    "prompt=a chosen=b rejected=c",
+    "chosen=b rejected=c system=d history=e",
+    "prompt=a candidates=[b,c] winner=d",
+    "prompt=a candidates=b scores=c",
+    "prompt=a candidates=b.text rank=b.rank",
+    "group_by=a text=b score=c",
+    "group_by=[a,b] prompt=d text=b rank=c",
+)
+
+
+@settings(max_examples=600, deadline=None, database=None, derandomize=True)
+@given(st.sampled_from(sorted(FORMATS)), st.booleans(), st.booleans(), st.data())
+def test_any_cells_of_a_format_are_comparisons_or_bad_input(name, named, skip, data):
+    keys = [key.split("|")[0] for key in sorted(FORMATS[name].keys)]
+    rows = data.draw(
+        st.lists(
+            st.tuples(st.fixed_dictionaries(dict.fromkeys(keys, cells)),
+                      st.dictionaries(further, cells, max_size=2)).map(lambda x: x[0] | x[1]),
+            min_size=1, max_size=3,
+        )
+    )  # fmt: skip
+    read_rows(rows, skip, format=name if named else None)
+
+
+@settings(max_examples=400, deadline=None, database=None, derandomize=True)
+@given(st.sampled_from(MAPS), st.booleans(), st.data())
+def test_any_cells_under_a_map_are_comparisons_or_bad_input(words, skip, data):
+    rows = data.draw(
+        st.lists(st.fixed_dictionaries(dict.fromkeys("abcde", cells)), min_size=1, max_size=3)
+    )
+    read_rows(rows, skip, columns=words.split())
+
+
+def read_rows(rows: list[Any], skip: bool, **options: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "rlhf_gym.preferences.formats.load_rows",
+            lambda source, **_: [(f"{source}, row {i}", row) for i, row in enumerate(rows, 1)],
+        )
+        try:
+            found = read_comparisons("c.json", skipped=[] if skip else None, **options)
+        except InputError as error:
+            assert "c.json" in str(error)
+            return
+    for comparison in found:
+        assert isinstance(comparison, Comparison)
+        comparison.choices()
+        assert len(json.dumps(comparison.row())) > 0

@@ -1,10 +1,10 @@
 """`python scripts/convert_preferences.py --data FILE --output FILE.jsonl` converts preferences.
 
-Reads comparisons from a file or from a dataset of the `datasets` library, in any format that
-rlhf_gym/preferences/formats.py reads, and writes them as the project's JSON Lines. Prints the
-numbers of comparisons, prompts and candidates, the kinds of labels, and the duplicates and
-contradictions. The output file appears only when it is complete, and an existing file is never
-overwritten.
+Reads comparisons from a file or from a dataset of the `datasets` library, in a format of
+rlhf_gym/preferences/known_formats.py or with a map of its columns, and writes them as the project's
+JSON Lines. Prints the numbers of comparisons, prompts and candidates, the kinds of labels, and the
+duplicates and contradictions. The output file appears only when it is complete, and an existing
+file is never overwritten.
 """
 
 from collections.abc import Sequence
@@ -28,11 +28,14 @@ class Config:
     output: Path
     """File to write. Its name must end in .jsonl, and it must not exist yet."""
     format: str | None = None
-    """Format of the rows, a key of `FORMATS` in rlhf_gym/preferences/formats.py. None recognises
-    each row by its keys."""
+    """Format of the rows, a key of `FORMATS` in rlhf_gym/preferences/known_formats.py. None
+    recognises each row by its keys."""
+    columns: tuple[str, ...] = ()
+    """Which column is what, in place of a format, as in `prompt=question chosen=answer_a
+    rejected=answer_b`. See docs/reward-models.md for all words."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that is not a comparison: stop (error), or print the problem and leave
-    the row out (skip)."""
+    out the row, or only its bad candidate (skip)."""
     tokenizer: str | None = None
     """Tokenizer of files that have token ids instead of text: a hub name or a local path."""
     split: str = "train"
@@ -47,6 +50,7 @@ def main(config: Config) -> dict[str, Any]:
         config.data,
         config.output,
         format=config.format,
+        columns=config.columns,
         on_bad_row=config.on_bad_row,
         tokenizer=config.tokenizer,
         split=config.split,
@@ -72,6 +76,8 @@ def table(counts: dict[str, Any]) -> Table:
         "of these, the longer answer won": f"{longer['value']:.3f} ± {longer['se']:.3f}",
         "rows skipped": counts["skipped"],
     }
+    if repaired := sum(counts["rows"]["repaired"].values()):
+        rows["candidates repaired"] = repaired
     out = Table(title="comparisons, ± standard error over prompts")
     out.add_column("")
     out.add_column("number", justify="right")

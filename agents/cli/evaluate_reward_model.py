@@ -17,6 +17,7 @@ from rich.console import Console
 from agents.cli.command import device, run
 from agents.runs.comparison_files import load_comparisons
 from rlhf_gym.data.prompts import PLAIN_TEMPLATE
+from rlhf_gym.data.row_problems import RowReport
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.reward_model_slices import analyse_reward_model, plain
 from rlhf_gym.preferences.comparison import Comparison
@@ -34,8 +35,8 @@ class Config:
     reward_model: str
     """The reward model: any sequence classifier of transformers, a hub name or a local path."""
     data: str
-    """Comparisons to measure on: a file, or a dataset of the `datasets` library, in any format that
-    rlhf_gym/preferences/formats.py reads."""
+    """Comparisons to measure on: a file, or a dataset of the `datasets` library, in a format of
+    rlhf_gym/preferences/known_formats.py or with a map of its --columns."""
     run_dir: Path = Path("runs/reward_evaluation")
     """Folder for the results."""
     train_data: str | None = None
@@ -51,15 +52,18 @@ class Config:
     revision: str | None = None
     """Commit or tag of a hub model. None takes the newest."""
     format: str | None = None
-    """Format of the rows, a key of `FORMATS` in rlhf_gym/preferences/formats.py. None recognises
-    each row by its keys."""
+    """Format of the rows, a key of `FORMATS` in rlhf_gym/preferences/known_formats.py. None
+    recognises each row by its keys."""
+    columns: tuple[str, ...] = ()
+    """Which column is what, in place of a format, as in `prompt=question chosen=answer_a
+    rejected=answer_b`. See docs/reward-models.md for all words."""
     tokenizer: str | None = None
     """Tokenizer of files that have token ids instead of text: a hub name or a local path."""
     data_split: str = "train"
     """Split to read from a `datasets` dataset. Ignored for a file."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that is not a comparison: stop (error), or print the problem and leave
-    the row out (skip)."""
+    out the row, or only its bad candidate (skip)."""
     max_tokens: int | None = None
     """Most tokens of a prompt with one candidate. None takes the model's context."""
     too_long: TooLong = "drop"
@@ -81,7 +85,7 @@ def main(config: Config) -> dict[str, Any]:
             "--held-out and --train-data both choose what the bag of words is fitted to; give only "
             "one of them"
         )
-    comparisons, learnt, skipped = read(config)
+    comparisons, learnt, skipped, rows = read(config)
     found = analyse_reward_model(
         load(config),
         comparisons,
@@ -91,7 +95,12 @@ def main(config: Config) -> dict[str, Any]:
         seed=config.seed,
     )
     counts = {**skipped, **found["counts"]}
-    figures: dict[str, Any] = {"config": plain(asdict(config)), **found, "counts": counts}
+    figures: dict[str, Any] = {
+        "config": plain(asdict(config)),
+        **found,
+        "counts": counts,
+        "rows": rows,
+    }
     text = page(figures)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     write_json(config.run_dir / "reward_evaluation.json", figures)
@@ -103,31 +112,35 @@ def main(config: Config) -> dict[str, Any]:
     return figures
 
 
-def read(config: Config) -> tuple[list[Comparison], list[Comparison], dict[str, int]]:
+def read(
+    config: Config,
+) -> tuple[list[Comparison], list[Comparison], dict[str, int], dict[str, Any]]:
     """Read the comparisons.
 
     Returns:
-        The comparisons to measure on, those to fit the bag of words to (may be empty), and the
-        number of bad rows skipped in each file.
+        The comparisons to measure on, those to fit the bag of words to (may be empty), the number
+        of bad rows skipped in each file, and by reason what was left out of the first and repaired.
     """
 
-    def comparisons_of(source: str) -> tuple[list[Comparison], int]:
+    def comparisons_of(source: str) -> tuple[list[Comparison], RowReport]:
         return load_comparisons(
             source,
             format=config.format,
+            columns=config.columns,
             on_bad_row=config.on_bad_row,
             tokenizer=config.tokenizer,
             split=config.data_split,
         )
 
-    comparisons, skipped = comparisons_of(config.data)
+    comparisons, report = comparisons_of(config.data)
     learnt: list[Comparison] = []
-    counts = {"skipped": skipped}
+    counts = {"skipped": len(report.skipped)}
     if config.held_out is not None:
         learnt, comparisons = split_comparisons(comparisons, config.held_out)
     elif config.train_data is not None:
-        learnt, counts["skipped_train"] = comparisons_of(config.train_data)
-    return comparisons, learnt, counts
+        learnt, train_report = comparisons_of(config.train_data)
+        counts["skipped_train"] = len(train_report.skipped)
+    return comparisons, learnt, counts, report.figures()
 
 
 def load(config: Config) -> RewardModel:

@@ -7,6 +7,7 @@ into the run folder. The same command continues a stopped run from its last chec
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from agents.cli.command import command_line, device, results_and_next, run
 from agents.runs.comparison_files import load_comparisons
 from agents.runs.setup import check_same_run
 from rlhf_gym.data.prompts import PLAIN_TEMPLATE
+from rlhf_gym.preferences.column_map import ColumnMap
 from rlhf_gym.preferences.encoded import TooLong
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.training.reward_run import UNFINISHED, accuracy_line, fit_reward_model
@@ -29,8 +31,8 @@ class Config:
     """Options of the command."""
 
     data: str
-    """Comparisons to train on: a file, or a dataset of the `datasets` library, in any format that
-    rlhf_gym/preferences/formats.py reads."""
+    """Comparisons to train on: a file, or a dataset of the `datasets` library, in a format of
+    rlhf_gym/preferences/known_formats.py or with a map of its --columns."""
     backbone: str
     """Causal LM or classifier to start from: a hub name or a local path."""
     backbone_tokenizer: str | None = None
@@ -40,8 +42,11 @@ class Config:
     revision: str | None = None
     """Commit or tag of a hub model. None takes the newest."""
     format: str | None = None
-    """Format of the rows, a key of `FORMATS` in rlhf_gym/preferences/formats.py. None recognises
-    each row by its keys."""
+    """Format of the rows, a key of `FORMATS` in rlhf_gym/preferences/known_formats.py. None
+    recognises each row by its keys."""
+    columns: tuple[str, ...] = ()
+    """Which column is what, in place of a format, as in `prompt=question chosen=answer_a
+    rejected=answer_b`. See docs/reward-models.md for all words."""
     data_revision: str | None = None
     """Commit or tag of a hub dataset. None takes the newest."""
     data_split: str = "train"
@@ -73,7 +78,7 @@ class Config:
     (plain). The plain template is saved with the tokenizer."""
     on_bad_row: Literal["error", "skip"] = "error"
     """What to do with a row that is not a comparison: stop (error), or print the problem and leave
-    the row out (skip)."""
+    out the row, or only its bad candidate (skip)."""
     held_out: float = 0.1
     """Share of the comparisons held out to measure accuracy, between 0 and 1. The split is by
     prompt."""
@@ -109,9 +114,10 @@ def main(config: Config) -> dict[str, Any]:
     if figures_file.exists():
         print(f"{figures_file} already exists: nothing to do; another --run-dir starts a new run")
         return {}
-    comparisons, skipped = load_comparisons(
+    comparisons, rows = load_comparisons(
         config.data,
         format=config.format,
+        columns=config.columns,
         on_bad_row=config.on_bad_row,
         tokenizer=config.tokenizer,
         split=config.data_split,
@@ -129,7 +135,7 @@ def main(config: Config) -> dict[str, Any]:
         unfinished=config.unfinished,
         run_dir=config.run_dir,
         config=asdict(config),
-        skipped=skipped,
+        rows=rows,
         resume=True,
     )
     print(accuracy_line(figures))
@@ -162,13 +168,18 @@ def next_steps(config: Config) -> str:
     model = config.run_dir / "reward_model"
     # Pass on all options that decide how comparisons are read and split, so that the evaluation
     # holds out the same comparisons as the training did.
-    names = "format data_split tokenizer on_bad_row too_long max_tokens chat_template".split()
+    names = (
+        "format columns data_split tokenizer on_bad_row too_long max_tokens chat_template".split()
+    )
     default = {field.name: field.default for field in dataclasses.fields(Config)}
     same = [
         word
         for name in names
         if (value := getattr(config, name)) != default[name]
-        for word in (f"--{name.replace('_', '-')}", value)
+        for word in (
+            f"--{name.replace('_', '-')}",
+            *(value if isinstance(value, tuple) else [value]),
+        )
     ]
     keywords = {
         "reference": config.backbone,
@@ -178,6 +189,9 @@ def next_steps(config: Config) -> str:
         "prompts": config.data,
         "prompts_revision": config.data_revision,
         "prompt_format": config.format,
+        "prompt_columns": json.dumps(ColumnMap.parse(config.columns).as_dict())
+        if config.columns
+        else None,
     }
     words = [word for k, v in keywords.items() if v is not None for word in (k, v)]
     return results_and_next(

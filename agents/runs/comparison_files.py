@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf_gym.data.row_columns import unused_columns_line
+from rlhf_gym.data.row_problems import RowReport
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences.comparison import Comparison, write_comparisons
-from rlhf_gym.preferences.formats import read_comparisons
+from rlhf_gym.preferences.formats import Columns, read_comparisons
 from rlhf_gym.preferences.survey import survey
 
 OnBadRow = Literal["error", "skip"]
@@ -18,44 +20,53 @@ def load_comparisons(
     source: str,
     *,
     format: str | None = None,
+    columns: Columns | None = None,
     on_bad_row: OnBadRow = "error",
     tokenizer: str | None = None,
     split: str = "train",
     revision: str | None = None,
-) -> tuple[list[Comparison], int]:
-    """Read comparisons, and print each row that is left out.
+) -> tuple[list[Comparison], RowReport]:
+    """Read comparisons, and print what was left out, repaired and not used.
 
     Args:
         source: A file, or a dataset of the `datasets` library.
-        format: Format of the rows, a key of `FORMATS` in `rlhf_gym.preferences.formats`; None
-            recognises each row by its keys.
+        format: Format of the rows, a key of `FORMATS` in `rlhf_gym.preferences.known_formats`;
+            None recognises each row by its keys.
+        columns: Which column is what, in place of a format.
         on_bad_row: What to do with a row that is not a comparison: stop, or leave it out.
         tokenizer: Tokenizer of files that have token ids instead of text: a hub name or a path.
         split: Split of a `datasets` dataset.
         revision: Commit or tag of a hub dataset.
 
     Returns:
-        The comparisons, and how many rows were left out.
+        The comparisons, and what was left out, repaired and not used.
 
     Raises:
         InputError: The source cannot be read, it has a bad row and `on_bad_row` is "error", or
             all its rows are bad.
     """
-    skipped: list[str] = []
+    report = RowReport()
     try:
         comparisons = read_comparisons(
             source,
             format=format,
-            skipped=skipped if on_bad_row == "skip" else None,
+            columns=columns,
+            skipped=report.skipped if on_bad_row == "skip" else None,
+            report=report,
             tokenizer=None if tokenizer is None else load_tokenizer(tokenizer),
             split=split,
             revision=revision,
         )
     finally:
         # In `finally`, because these lines explain the error that is raised if all rows are bad.
-        for problem in skipped:
+        for problem in report.skipped:
             print(f"skipped: {problem}")
-    return comparisons, len(skipped)
+    for repair in report.repaired:
+        print(f"repaired: {repair}")
+    for line in [unused_columns_line(source, report.unused), *report.lines()]:
+        if line:
+            print(line)
+    return comparisons, report
 
 
 def convert_comparisons(
@@ -63,6 +74,7 @@ def convert_comparisons(
     output: Path,
     *,
     format: str | None = None,
+    columns: Columns | None = None,
     on_bad_row: OnBadRow = "error",
     tokenizer: str | None = None,
     split: str = "train",
@@ -74,13 +86,15 @@ def convert_comparisons(
         source: See `load_comparisons`, also for the keyword arguments.
         output: File to write. Its name must end in .jsonl, and it must not exist yet.
         format: Format of the rows.
+        columns: Which column is what, in place of a format.
         on_bad_row: What to do with a row that is not a comparison.
         tokenizer: Tokenizer of token ids.
         split: Split of a `datasets` dataset.
         revision: Commit or tag of a hub dataset.
 
     Returns:
-        The counts of `survey`, and how many rows were left out (`skipped`).
+        The counts of `survey`, how many rows were left out (`skipped`), and what was left out and
+        repaired by reason (`rows`).
 
     Raises:
         InputError: The output's name does not end in .jsonl, the output exists, or the source
@@ -91,15 +105,16 @@ def convert_comparisons(
         raise InputError(f"--output must end in .jsonl, unlike {output}")
     if output.exists():
         raise InputError(f"{output} already exists; give another file, or move this one away")
-    comparisons, skipped = load_comparisons(
+    comparisons, report = load_comparisons(
         source,
         format=format,
+        columns=columns,
         on_bad_row=on_bad_row,
         tokenizer=tokenizer,
         split=split,
         revision=revision,
     )
-    counts = {**survey(comparisons), "skipped": skipped}
+    counts = {**survey(comparisons), "skipped": len(report.skipped), "rows": report.figures()}
     write_whole(output, comparisons)
     return counts
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agents.runs.labelling import SIMULATED_HUMAN
 from agents.runs.training import DEFAULT_ALGORITHM, check_counts
@@ -34,6 +34,15 @@ class JourneyOptions:
     data: Path | None = None
     """File of your own comparisons. None lets the simulated human choose among samples of the
     reference."""
+    format: str | None = None
+    """Format of --data, a key of `FORMATS` in rlhf_gym/preferences/known_formats.py. None
+    recognises each row by its keys."""
+    columns: tuple[str, ...] = ()
+    """Which column of --data is what, in place of a format, as in `prompt=question chosen=answer_a
+    rejected=answer_b`. See docs/reward-models.md for all words."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row of --data that is not a comparison: stop (error), or print the problem
+    and leave out the row, or only its bad candidate (skip)."""
     comparisons: int = 3072
     """Comparisons to collect over all rounds, at least 2 per round. Not used with --data."""
     rounds: int = 1
@@ -98,6 +107,8 @@ def check_options(
             "scorer, and scripts/train_policy.py accepts your own reward model"
         )
     check_counts(algorithm_options)
+    if options.data is None and (options.format or options.columns):
+        raise InputError("--format and --columns describe --data; give that too")
     if options.candidates < 2 or options.comparisons < 2 or options.total_tokens < 1:
         raise InputError(
             "--candidates and --comparisons must be at least 2, --total-tokens at least 1"

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 import rlhf_gym
+from agents.runs.comparison_files import load_comparisons
 from agents.runs.journey_options import JourneyOptions
 from agents.runs.labelling import hindsight, label_samples
 from agents.runs.rounds import Round, rounds
@@ -80,7 +81,12 @@ def collect(journey: Journey, env: TokenVectorEnv, stage: Round, previous: Round
         return
     if options.data is not None:
         console.print(f"1/4 comparisons: {options.data}")
-        comparisons = read_comparisons(options.data)
+        comparisons, _ = load_comparisons(
+            str(options.data),
+            format=options.format,
+            columns=options.columns,
+            on_bad_row=options.on_bad_row,
+        )
     else:
         who = "reference" if previous is None else "policy"
         console.print(

@@ -63,7 +63,7 @@ def _problems(row: Any) -> Iterator[str]:
         yield "candidates must be a list of at least two texts"
         return
     yield from _candidate_problems(candidates, row.get("ids"))
-    problem = _label_problem(labels[0], row[labels[0]], len(candidates), row.get("ties", 0))
+    problem = label_problem(labels[0], row[labels[0]], len(candidates), row.get("ties", 0))
     if problem:
         yield problem
     if labels[0] != "votes" and row.get("ties", 0) != 0:
@@ -99,37 +99,51 @@ def _candidate_problems(candidates: Sequence[Any], ids: Any) -> Iterator[str]:
 
 
 def _are_ids(values: Any) -> bool:
-    return isinstance(values, list | tuple) and all(_is_index(v, 1 << 31) for v in values)
+    return isinstance(values, list | tuple) and all(is_index(v, 1 << 31) for v in values)
 
 
-def _is_index(value: Any, k: int) -> bool:
+def is_index(value: Any, k: int) -> bool:
+    """Whether a value is a whole number from 0 to k − 1; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < k
 
 
-def _label_problem(name: str, label: Any, k: int, ties: Any) -> str | None:
+def label_problem(name: str, label: Any, k: int, ties: Any) -> str | None:
+    """What is wrong with the label of K candidates; None if nothing is.
+
+    Args:
+        name: One of `LABELS`.
+        label: Its value.
+        k: K.
+        ties: The number of annotators who found the candidates equal.
+    """
     if name == "best":
-        return None if _is_index(label, k) else f"best is {label!r}, but must be 0 to {k - 1}"
+        return None if is_index(label, k) else f"best is {label!r}, but must be 0 to {k - 1}"
     if not isinstance(label, list | tuple):
         return f"{name} must be a list, not {label!r}"
     if name in ("ranking", "pairs"):
         return _index_problem(name, label, k)
-    numbers = [v for v in label if isinstance(v, int | float) and not isinstance(v, bool)]
-    # Not math.isfinite: it raises on an integer that is too large for a float.
-    finite = all(abs(v) <= sys.float_info.max for v in numbers)
-    if len(numbers) != k or not finite or len(label) != k:
+    if len(label) != k or not all(map(is_finite, label)):
         return f"{name} must be {k} finite numbers, one for each candidate, not {label!r}"
     if name == "votes":
-        if not all(_is_index(v, 1 << 31) for v in [*label, ties]):
+        if not all(is_index(v, 1 << 31) for v in [*label, ties]):
             return f"votes and ties must be counts, not {label!r} and {ties!r}"
         if sum(label) + ties == 0:
             return "nobody voted"
     return None
 
 
+def is_finite(value: Any) -> bool:
+    """Whether a value is a finite number; True and False are not."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    # Not math.isfinite: it raises on an integer that is too large for a float.
+    return abs(value) <= sys.float_info.max
+
+
 def _index_problem(name: str, label: Any, k: int) -> str | None:
     groups = [list(group) if isinstance(group, list | tuple) else [None] for group in label]
     listed = [i for group in groups for i in group]
-    if not all(_is_index(i, k) for i in listed) or not all(groups):
+    if not all(is_index(i, k) for i in listed) or not all(groups):
         return f"{name} must list groups of candidates 0 to {k - 1}, not {label!r}"
     if name == "ranking" and (len(set(listed)) < len(listed) or len(listed) < 2):
         return f"ranking must list at least two candidates, each once, not {label!r}"

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.data.prompts import Prompt, load_texts
+from rlhf_gym.data.row_problems import RowReport
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.token_env import entry_point
 from rlhf_gym.errors import InputError
@@ -65,6 +66,7 @@ def load_parts(
     prompt_share: float | None = None,
     prompt_keep: str | None = None,
     prompt_format: str | None = None,
+    prompt_columns: dict[str, Any] | None = None,
     split: str = "train",
     held_out: float = 0.1,
     stop_at_eos: bool = True,
@@ -108,7 +110,9 @@ def load_parts(
         prompt_keep: "first" or "last": cut texts that are too long to their first or last
             `max_prompt_tokens` tokens instead of dropping them.
         prompt_format: Read the prompts of comparisons in this format (see
-            `rlhf_gym.preferences.formats`); token ids in them are the reference's.
+            `rlhf_gym.preferences.known_formats`); token ids in them are the reference's.
+        prompt_columns: Read the prompts of comparisons with this map of their columns (see
+            `rlhf_gym.preferences.column_map`), as {"prompt": "question", "chosen": "a", …}.
         split: "train", "held_out" or "all" prompts.
         held_out: Share of the prompts that is held out, chosen by a hash of their text.
         stop_at_eos: Whether an EOS ends a response.
@@ -147,10 +151,10 @@ def load_parts(
     longest = max_prompt_tokens + max_new_tokens
     _check_context(lm.model, repr(reference), longest)
     texts: list[Prompt | tuple[int, ...]]
-    if prompt_format is None:
+    if prompt_format is None and prompt_columns is None:
         texts = list(load_texts(prompts, column=prompt_column, revision=prompts_revision))
     else:
-        texts = _compared(prompts, prompt_format, prompts_revision, lm.tokenizer)
+        texts = _compared(prompts, prompt_format, prompt_columns, prompts_revision, lm.tokenizer)
     dataset = PromptDataset.from_texts(
         texts,
         lm.tokenizer,
@@ -208,17 +212,27 @@ def load_parts(
 
 
 def _compared(
-    source: str, format: str, revision: str | None, tokenizer: PreTrainedTokenizerBase
+    source: str,
+    format: str | None,
+    columns: dict[str, Any] | None,
+    revision: str | None,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Prompt | tuple[int, ...]]:
     """The prompts of comparisons; rows that are not comparisons are left out."""
-    skipped: list[str] = []
+    report = RowReport()
     rows = read_comparisons(
-        source, format=format, skipped=skipped, tokenizer=tokenizer, revision=revision
+        source,
+        format=format,
+        columns=columns,
+        skipped=report.skipped,
+        report=report,
+        tokenizer=tokenizer,
+        revision=revision,
     )
-    for problem in skipped[:3]:
+    for problem in report.skipped[:3]:
         logger.warning("left out: %s", problem)
-    if skipped:
-        logger.warning("%d rows of %s are not comparisons", len(skipped), source)
+    for line in report.lines():
+        logger.warning("%s: %s", source, line)
     return [row.prompt if row.ids is None else tuple(row.ids[0]) for row in rows]
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rlhf_gym.data.row_problems import RowReport
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.reward_models import evaluate_reward_model
 from rlhf_gym.lm.architecture import context_length
@@ -86,7 +87,7 @@ def fit_reward_model(
     device: str = "auto",
     run_dir: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
-    skipped: int = 0,
+    rows: RowReport | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> FittedRewardModel:
@@ -119,7 +120,7 @@ def fit_reward_model(
             training is done, checkpoints. None writes nothing.
         config: Content of config.json in `run_dir`. It is written after the comparisons have passed
             all checks. None writes no such file.
-        skipped: Number of rows left out while the comparisons were read, for the figures.
+        rows: What was left out and repaired while the comparisons were read, for the figures.
         resume: Whether to continue from the last checkpoint in `run_dir`, which must have the same
             comparisons and options. If False, checkpoints there are deleted.
         progress: Whether to print counts and show progress.
@@ -134,6 +135,7 @@ def fit_reward_model(
     options = options or RewardTraining()
     if not 0 <= unfinished <= 1:
         raise InputError(f"unfinished must be from 0 to 1, not {unfinished}")
+    rows = rows or RowReport()
     if max_tokens is not None and max_tokens < 2:
         raise InputError(f"max_tokens must be at least 2, not {max_tokens}")
     with transformers_quiet():
@@ -171,7 +173,8 @@ def fit_reward_model(
             figures: dict[str, Any] = {
                 "comparisons": len(data.train),
                 "held_out": len(data.test),
-                "skipped": skipped,
+                "skipped": len(rows.skipped),
+                "rows": rows.figures(),
                 **asdict(data.fit),
                 "accuracy_untrained": before["accuracy"],
                 **evaluate_reward_model(model, data.test),

@@ -50,7 +50,7 @@ class Config:
     """Options of the script."""
 
     data: dict[str, str]
-    """Data sets, NAME FILE …, in any format that rlhf_gym/preferences/formats.py reads."""
+    """Data sets, NAME FILE …, in any format of rlhf_gym/preferences/known_formats.py."""
     backbones: dict[str, str] = field(default_factory=dict)
     """Backbones, NAME MODEL …; by default the model `fresh`, which this script makes."""
     k_folds: int = 5
