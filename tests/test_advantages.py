@@ -1,10 +1,18 @@
 """Advantages equal their definitions, written as loops over single responses."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from agents.sb3.rollout.advantages import gae, group_mean, leave_one_out, whiten
+from agents.sb3.rollout.advantages import (
+    AdvantageEstimator,
+    gae,
+    group_mean,
+    leave_one_out,
+    whiten,
+)
 
 
 @pytest.mark.parametrize(("lam", "gamma"), [(0.95, 1.0), (1.0, 1.0), (0.0, 1.0), (0.9, 0.97)])
@@ -62,3 +70,40 @@ def test_whitening_keeps_the_mean_where_it_is_asked_to():
     assert float(shifted.mean()) == pytest.approx(0.0, abs=1e-9)
     # All alike: nothing to divide by, and nothing blows up.
     assert torch.isfinite(whiten(torch.ones(5))).all()
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 0.35, 1 / 3, -2.5, 1000.1])
+@pytest.mark.parametrize("k", [2, 3, 7, 8])
+def test_rounding_is_no_advantage(constant, k):
+    """Equal scores, with the rounding that a sum of log-ratios adds in float32."""
+    noise = torch.from_numpy(np.random.default_rng(0).normal(size=(4, k))).float() * 1e-6
+    for returns in (torch.full((4, k), constant), torch.full((4, k), constant) + noise):
+        assert not group_mean(returns).any()
+        assert not leave_one_out(returns).any()
+    # A real difference, however small next to the others, stays one.
+    returns = torch.full((4, k), constant)
+    returns[:, 0] += 0.1
+    assert (group_mean(returns)[:, 0] > 0.3).all()
+
+
+@pytest.mark.parametrize("over", ["rollout", "minibatch"])
+def test_equal_returns_leave_no_advantage_to_whiten(over):
+    """The critic's error is no signal where no response was better than another."""
+    rng = np.random.default_rng(0)
+
+    def advantages(scores):
+        steps, envs = 4, len(scores)
+        buffer = SimpleNamespace(
+            actions=np.zeros((steps, envs), dtype=np.int64),
+            rewards=np.zeros((steps, envs), dtype=np.float32),
+            values=rng.normal(size=(steps, envs)).astype(np.float32),
+            n_envs=envs,
+            buffer_size=steps,
+        )
+        buffer.rewards[-1] = scores
+        AdvantageEstimator("critic", 0.95, 0.95, True, False, over).estimate(buffer, 1, 1)
+        return buffer.advantages
+
+    assert not advantages([1.0, 1.0, 1.0]).any()
+    assert advantages([1.0, 1.0, 1.1]).any()
+    assert advantages([1.0]).any(), "one response alone is compared with the critic only"

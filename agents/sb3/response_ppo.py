@@ -98,7 +98,7 @@ class PPO(ResponseAlgorithm):
             critic_lambda,
             self.options.scale_by_std,
             self.options.whiten_rewards,
-            self.options.normalize_advantage and self.options.normalize_over == "rollout",
+            self.options.normalize_over if self.options.normalize_advantage else None,
         ).estimate(buffer, self.options.n_waves, rows_per_prompt)
 
     def _reward_kl_coef(self, env: TokenVectorEnv) -> float:

@@ -12,12 +12,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from agents.sb3.options import Baseline
+from agents.sb3.options import Baseline, NormalizeOver
 from agents.sb3.rollout.buffer import SequenceRolloutBuffer
 from rlhf_gym.errors import InputError
 from rlhf_gym.tokens import PAD
 
 WHITEN_EPSILON = 1e-8
+ROUNDING = 1e-5
+"""Returns whose spread is below this, or this share of the largest, count as equal.
+
+A return is a score and a sum of log-ratios in float32. Divided by its own spread, the rounding of
+equal returns would become advantages of 1; and Adam turns any gradient into steps of full length.
+"""
 
 
 def gae(
@@ -48,6 +54,20 @@ def gae(
     return advantages, torch.where(mask, advantages + values, 0.0)
 
 
+def are_equal(returns: Tensor, dim: int = -1) -> Tensor:
+    """Whether returns differ by no more than rounding, along `dim`, which is kept: bool."""
+    most, least = returns.amax(dim, keepdim=True), returns.amin(dim, keepdim=True)
+    largest = returns.abs().amax(dim, keepdim=True)
+    return most - least <= ROUNDING * largest.clamp(min=1.0)
+
+
+def _centred(returns: Tensor) -> Tensor:
+    """Each return minus its group's mean, exactly 0 where all are equal: (G, k) -> (G, k)."""
+    # In float64: the mean of k equal float32 numbers need not be that number.
+    centred = (returns.double() - returns.double().mean(1, keepdim=True)).to(returns.dtype)
+    return centred.masked_fill(are_equal(returns), 0.0)
+
+
 def leave_one_out(returns: Tensor) -> Tensor:
     """Each response against the mean of the others to its prompt: (G, k) -> (G, k), k ≥ 2.
 
@@ -55,7 +75,7 @@ def leave_one_out(returns: Tensor) -> Tensor:
     Kool et al. 2019, Ahmadian et al. 2024).
     """
     k = returns.shape[1]
-    return (returns - returns.mean(1, keepdim=True)) * (k / (k - 1))
+    return _centred(returns) * (k / (k - 1))
 
 
 def group_mean(returns: Tensor, *, scale: bool = True) -> Tensor:
@@ -66,7 +86,7 @@ def group_mean(returns: Tensor, *, scale: bool = True) -> Tensor:
         scale: Divide by the group's standard deviation, as GRPO does (Shao et al. 2024); without,
             it is Dr. GRPO's (Liu et al. 2025).
     """
-    centred = returns - returns.mean(1, keepdim=True)
+    centred = _centred(returns)
     return centred / (returns.std(1, keepdim=True) + 1e-4) if scale else centred
 
 
@@ -92,7 +112,8 @@ class AdvantageEstimator:
         critic_lambda: λ of the returns that the critic learns.
         scale_by_std: Whether "group_mean" divides by the group's standard deviation.
         whiten_rewards: Whether rewards are given variance 1 first, their mean kept.
-        whiten_advantages: Whether advantages are whitened over the rollout.
+        whiten_over: Where advantages are whitened: here, over the "rollout"; later, over each
+            "minibatch"; None for nowhere.
     """
 
     baseline: Baseline
@@ -100,7 +121,7 @@ class AdvantageEstimator:
     critic_lambda: float
     scale_by_std: bool
     whiten_rewards: bool
-    whiten_advantages: bool
+    whiten_over: NormalizeOver | None
 
     def estimate(self, buffer: SequenceRolloutBuffer, waves: int, rows_per_prompt: int) -> None:
         """Fill in a buffer's advantages and returns from its rewards and values.
@@ -129,8 +150,17 @@ class AdvantageEstimator:
                     "environment with rows_per_prompt of at least 2, or give samples_per_prompt"
                 )
             buffer.advantages = np.where(taken, self._compared(buffer, waves, rows_per_prompt), 0)
-        if self.whiten_advantages:
+        if self.whiten_over is not None and self._all_equal(buffer, waves):
+            # No response was better than another. What is left is the critic's error, which
+            # whitening would raise to the size of a signal.
+            buffer.advantages[:] = 0
+        elif self.whiten_over == "rollout":
             buffer.advantages[taken] = _whitened(buffer.advantages[taken], shift_mean=True)
+
+    def _all_equal(self, buffer: SequenceRolloutBuffer, waves: int) -> bool:
+        """Whether all of several responses have the same return, up to rounding."""
+        returns = buffer.rewards.reshape(waves, -1, buffer.n_envs).sum(1).reshape(-1)
+        return len(returns) > 1 and bool(are_equal(torch.from_numpy(returns)))
 
     def _gae(self, buffer: SequenceRolloutBuffer, waves: int) -> None:
         """GAE, and the critic's returns by its own λ."""
