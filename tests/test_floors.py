@@ -23,10 +23,18 @@ FLOORS: dict[str, list[str]] = {
         "training reports",
     ],
     "rlhf_gym/utils": [
-        "arrays devices files nearest optional process progress type_hints",
+        "arrays devices files nearest once optional process progress type_hints",
         "statistics",
     ],
-    "rlhf_gym/data": ["row_files", "rows", "prompts", "encoding", "prompt_dataset"],
+    "rlhf_gym/data": [
+        "bad_rows compressed prompts row_columns",
+        "row_files row_values",
+        "rows",
+        "row_reader",
+        "prompt_rows",
+        "encoding example_rows",
+        "prompt_dataset",
+    ],
     "rlhf_gym/lm": [
         "architecture loading lora masks precision probe",
         "attention batching",
@@ -63,7 +71,7 @@ FLOORS: dict[str, list[str]] = {
     ],
     "rlhf_gym/training": [
         "sft_data trainer_progress",
-        "reward_training sft",
+        "reward_training sft sft_counts",
         "reward_run sft_run",
     ],
     "rlhf_gym/tasks": ["grammar registered", "keywords", "text", "exact published reviews"],
@@ -99,7 +107,7 @@ FLOORS: dict[str, list[str]] = {
     "agents/sb3/rollout": ["buffer metrics", "advantages collection", "steps"],
     "agents/sb3/learning": ["stopping token_samples", "checkpoint", "learner"],
     "agents/sb3/stock": ["contrib maskable q_network trpo", "quantiles"],
-    "agents/doctor": ["subject", "environment_checks policy_checks seam_check"],
+    "agents/doctor": ["subject", "data_checks environment_checks policy_checks seam_check"],
     "agents/tracking": ["wandb", "training_run"],
     "agents/runs": [
         "algorithm comparison_files labelling rounds setup",

@@ -11,7 +11,7 @@ import gymnasium
 import pytest
 from datasets import Dataset, DatasetDict
 
-from rlhf_gym.data.prompts import load_texts
+from rlhf_gym.data.prompt_rows import load_texts
 from rlhf_gym.data.rows import load_rows
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM

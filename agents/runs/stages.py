@@ -80,7 +80,7 @@ def collect(journey: Journey, env: TokenVectorEnv, stage: Round, previous: Round
         return
     if options.data is not None:
         console.print(f"1/4 comparisons: {options.data}")
-        comparisons = read_comparisons(options.data)
+        comparisons = read_comparisons(options.data, split=options.data_split)
     else:
         who = "reference" if previous is None else "policy"
         console.print(

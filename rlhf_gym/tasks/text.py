@@ -8,8 +8,10 @@ from typing import Any, TypedDict, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf_gym.data.bad_rows import BadRows, OnBadRow
 from rlhf_gym.data.prompt_dataset import PromptDataset
-from rlhf_gym.data.prompts import Prompt, load_texts
+from rlhf_gym.data.prompt_rows import load_texts
+from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.token_env import entry_point
 from rlhf_gym.errors import InputError
@@ -27,6 +29,7 @@ from rlhf_gym.rewards.shaping import Named, along_the_way, make
 from rlhf_gym.rewards.shared_reward_model import shared_reward_model
 from rlhf_gym.tasks.keywords import passes_on
 from rlhf_gym.utils.devices import resolve_device
+from rlhf_gym.utils.once import warn_once
 from rlhf_gym.utils.type_hints import check_hints
 
 logger = logging.getLogger(__name__)
@@ -60,11 +63,13 @@ def load_parts(
     pooling: Pooling = "mean",
     uncertainty_weight: float = 1.0,
     prompts_revision: str | None = None,
+    prompt_split: str = "train",
     prompt_column: str | None = None,
     prompt_words: int | None = None,
     prompt_share: float | None = None,
     prompt_keep: str | None = None,
     prompt_format: str | None = None,
+    on_bad_row: OnBadRow = "refuse",
     split: str = "train",
     held_out: float = 0.1,
     stop_at_eos: bool = True,
@@ -87,7 +92,7 @@ def load_parts(
             ensemble), or a function of (prompts, responses) as "package.module:function". A model
             with the reference's tokenizer scores the sampled ids; with another tokenizer, the text.
         prompts: A file, a pattern of files or a folder (text, JSON, JSON Lines, CSV, TSV,
-            Parquet), or a dataset of the `datasets` library.
+            Parquet), or a dataset of the `datasets` library; docs/data.md lists all forms.
         max_prompt_tokens: Longer prompts are dropped and counted (see `prompt_keep`).
         max_new_tokens: Token budget of a response.
         kl_coef: β.
@@ -102,13 +107,18 @@ def load_parts(
             their standard deviation.
         uncertainty_weight: Score that "uncertainty" subtracts per unit of the members' variance.
         prompts_revision: Commit or tag on the hub.
-        prompt_column: Field of a JSON object or column of a dataset.
+        prompt_split: Split of a folder or of a dataset to read; `split` then divides its prompts.
+        prompt_column: Field of a JSON object or column of a dataset; None takes the first that
+            there is of prompt, text, messages, question, instruction, query and conversations.
         prompt_words: Keep only this many first words of each text.
         prompt_share: Keep only this share of each text's words, the first ones.
         prompt_keep: "first" or "last": cut texts that are too long to their first or last
             `max_prompt_tokens` tokens instead of dropping them.
         prompt_format: Read the prompts of comparisons in this format (see
             `rlhf_gym.preferences.formats`); token ids in them are the reference's.
+        on_bad_row: What to do with rows that have no prompt: "refuse" them with an error that names
+            the first ones, or "skip" them, which is counted. With `prompt_format`, rows that are
+            not comparisons are always skipped.
         split: "train", "held_out" or "all" prompts.
         held_out: Share of the prompts that is held out, chosen by a hash of their text.
         stop_at_eos: Whether an EOS ends a response.
@@ -147,10 +157,19 @@ def load_parts(
     longest = max_prompt_tokens + max_new_tokens
     _check_context(lm.model, repr(reference), longest)
     texts: list[Prompt | tuple[int, ...]]
+    skipped = BadRows()
     if prompt_format is None:
-        texts = list(load_texts(prompts, column=prompt_column, revision=prompts_revision))
+        texts = list(
+            load_texts(
+                prompts,
+                column=prompt_column,
+                split=prompt_split,
+                revision=prompts_revision,
+                bad_rows=skipped if on_bad_row == "skip" else None,
+            )
+        )
     else:
-        texts = _compared(prompts, prompt_format, prompts_revision, lm.tokenizer)
+        texts = _compared(prompts, prompt_format, prompt_split, prompts_revision, lm.tokenizer)
     dataset = PromptDataset.from_texts(
         texts,
         lm.tokenizer,
@@ -162,6 +181,11 @@ def load_parts(
         split=split,
         held_out=held_out,
     )
+    dataset = dataclasses.replace(dataset, bad_rows=skipped.counts)
+    if line := dataset.dropped_line:
+        # A training makes its environments several times; all have the same prompts.
+        key = (prompts, prompt_split, prompt_column, max_prompt_tokens, prompt_keep)
+        warn_once(logger, f"{prompts}: {line}", key)
     reward: Reward
     names = [reward_model] if isinstance(reward_model, str) else reward_model
     if not names:
@@ -208,12 +232,17 @@ def load_parts(
 
 
 def _compared(
-    source: str, format: str, revision: str | None, tokenizer: PreTrainedTokenizerBase
+    source: str, format: str, split: str, revision: str | None, tokenizer: PreTrainedTokenizerBase
 ) -> list[Prompt | tuple[int, ...]]:
     """The prompts of comparisons; rows that are not comparisons are left out."""
     skipped: list[str] = []
     rows = read_comparisons(
-        source, format=format, skipped=skipped, tokenizer=tokenizer, revision=revision
+        source,
+        format=format,
+        skipped=skipped,
+        tokenizer=tokenizer,
+        split=split,
+        revision=revision,
     )
     for problem in skipped[:3]:
         logger.warning("left out: %s", problem)
