@@ -74,7 +74,12 @@ FLOORS: dict[str, list[str]] = {
         "reward_training sft sft_counts",
         "reward_run sft_run",
     ],
-    "rlhf_gym/tasks": ["grammar registered", "keywords", "text", "exact published reviews"],
+    "rlhf_gym/tasks": [
+        "grammar prompt_source registered",
+        "keywords",
+        "text",
+        "exact published reviews",
+    ],
     "rlhf_gym/evaluation": [
         "drawing reward_models",
         "policies reward_model_slices yardstick",

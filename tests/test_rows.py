@@ -13,8 +13,11 @@ import gymnasium
 import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
+from rich.console import Console
 
 from agents.runs.examination import examine_environment
+from agents.runs.journey_options import JourneyOptions
+from agents.runs.stages import Journey, collect
 from agents.runs.training import train
 from rlhf_gym.data.bad_rows import BadRows
 from rlhf_gym.data.prompt_rows import load_texts
@@ -22,6 +25,7 @@ from rlhf_gym.data.rows import load_rows
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.record import evaluate_policy
 from rlhf_gym.lm.causal_lm import CausalLM
+from rlhf_gym.preferences.formats import read_comparisons
 from rlhf_gym.training.sft_data import load_examples
 
 TEXTS = ["Tell me about cats", 'One day, a "boy" went out', "Why is the sky blue?"]
@@ -346,6 +350,19 @@ def test_an_environment_takes_the_split_of_a_folder(text_env, tmp_path, save_lm)
     decode = made["test"].objective.reference.tokenizer.decode
     said = {name: decode(env.prompts.ids[0][1:]) for name, env in made.items()}
     assert said == {"train": "a b", "test": "c d"}
+
+
+def test_rlhf_reads_the_split_of_its_comparisons(text_env, tmp_path):
+    data = tmp_path / "comparisons"
+    data.mkdir()
+    for name, texts in (("train", ["a", "b"]), ("test", ["c", "d"])):
+        row = {"prompt": "x", "chosen": texts[0], "rejected": texts[1]}
+        (data / f"{name}.jsonl").write_text(json.dumps(row))
+    options = JourneyOptions(data=str(data), data_split="test", run_dir=tmp_path, human="m:f")
+    journey = Journey(options, None, {}, Console(quiet=True))
+    collect(journey, text_env(0), journey.rounds[0], None)
+    (read,) = read_comparisons(tmp_path / "comparisons.jsonl")
+    assert list(read.candidates) == ["c", "d"]
 
 
 def test_dropped_prompts_are_in_the_run_folder_and_in_the_evaluation(text_env, tmp_path):

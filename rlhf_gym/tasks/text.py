@@ -1,17 +1,14 @@
 """`rlhf_gym/Text-v0`: any causal LM, any reward, any prompts."""
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from rlhf_gym.data.bad_rows import BadRows, OnBadRow
+from rlhf_gym.data.bad_rows import OnBadRow
 from rlhf_gym.data.prompt_dataset import PromptDataset
-from rlhf_gym.data.prompt_rows import load_texts
-from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.token_env import entry_point
 from rlhf_gym.errors import InputError
@@ -21,18 +18,15 @@ from rlhf_gym.lm.causal_lm import shared_causal_lm
 from rlhf_gym.lm.loading import same_tokens
 from rlhf_gym.lm.masks import make_mask
 from rlhf_gym.objective.objective import Objective
-from rlhf_gym.preferences.formats import read_comparisons
 from rlhf_gym.rewards.ensemble import Pooling, RewardEnsemble, check_pooling
 from rlhf_gym.rewards.functions import Reward, TextReward, load_callable
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.rewards.shaping import Named, along_the_way, make
 from rlhf_gym.rewards.shared_reward_model import shared_reward_model
 from rlhf_gym.tasks.keywords import passes_on
+from rlhf_gym.tasks.prompt_source import read_prompts, warn_of_dropped
 from rlhf_gym.utils.devices import resolve_device
-from rlhf_gym.utils.once import warn_once
 from rlhf_gym.utils.type_hints import check_hints
-
-logger = logging.getLogger(__name__)
 
 
 class Parts(TypedDict):
@@ -156,20 +150,15 @@ def load_parts(
     lm = dataclasses.replace(lm, mask=mask)
     longest = max_prompt_tokens + max_new_tokens
     _check_context(lm.model, repr(reference), longest)
-    texts: list[Prompt | tuple[int, ...]]
-    skipped = BadRows()
-    if prompt_format is None:
-        texts = list(
-            load_texts(
-                prompts,
-                column=prompt_column,
-                split=prompt_split,
-                revision=prompts_revision,
-                bad_rows=skipped if on_bad_row == "skip" else None,
-            )
-        )
-    else:
-        texts = _compared(prompts, prompt_format, prompt_split, prompts_revision, lm.tokenizer)
+    texts, bad_rows = read_prompts(
+        prompts,
+        lm.tokenizer,
+        format=prompt_format,
+        column=prompt_column,
+        split=prompt_split,
+        revision=prompts_revision,
+        on_bad_row=on_bad_row,
+    )
     dataset = PromptDataset.from_texts(
         texts,
         lm.tokenizer,
@@ -181,11 +170,8 @@ def load_parts(
         split=split,
         held_out=held_out,
     )
-    dataset = dataclasses.replace(dataset, bad_rows=skipped.counts)
-    if line := dataset.dropped_line:
-        # A training makes its environments several times; all have the same prompts.
-        key = (prompts, prompt_split, prompt_column, max_prompt_tokens, prompt_keep)
-        warn_once(logger, f"{prompts}: {line}", key)
+    dataset = dataclasses.replace(dataset, bad_rows=bad_rows)
+    warn_of_dropped(dataset, prompts, (prompt_split, prompt_column, max_prompt_tokens, prompt_keep))
     reward: Reward
     names = [reward_model] if isinstance(reward_model, str) else reward_model
     if not names:
@@ -229,26 +215,6 @@ def load_parts(
         stop_at_eos=stop_at_eos,
         gold=None if gold is None else cast(TextReward, load_callable(gold)),
     )
-
-
-def _compared(
-    source: str, format: str, split: str, revision: str | None, tokenizer: PreTrainedTokenizerBase
-) -> list[Prompt | tuple[int, ...]]:
-    """The prompts of comparisons; rows that are not comparisons are left out."""
-    skipped: list[str] = []
-    rows = read_comparisons(
-        source,
-        format=format,
-        skipped=skipped,
-        tokenizer=tokenizer,
-        split=split,
-        revision=revision,
-    )
-    for problem in skipped[:3]:
-        logger.warning("left out: %s", problem)
-    if skipped:
-        logger.warning("%d rows of %s are not comparisons", len(skipped), source)
-    return [row.prompt if row.ids is None else tuple(row.ids[0]) for row in rows]
 
 
 def _check_context(model: PreTrainedModel, who: str, longest: int) -> None:
