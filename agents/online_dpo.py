@@ -15,6 +15,9 @@ from rlhf_gym.errors import InputError
 
 Labels = Literal["soft", "hard"]
 
+ROUNDING = 1e-6
+"""Difference of two probabilities that counts as none."""
+
 
 @dataclass(frozen=True)
 class Config(GroupOptions):
@@ -61,7 +64,12 @@ def dpo_loss(groups: Groups, beta: float, labels: Labels) -> Tensor:
     margin = implied[:, i] - implied[:, j]
     difference = groups.scores[:, i] - groups.scores[:, j]
     if labels == "soft":
-        return F.binary_cross_entropy_with_logits(margin, difference.sigmoid())
+        wanted = difference.sigmoid()
+        losses = F.binary_cross_entropy_with_logits(margin, wanted, reduction="none")
+        # A pair on which policy and label agree has no gradient. That of float32's rounding alone
+        # would move the weights, because Adam makes a full step of any gradient.
+        agree = (margin.sigmoid() - wanted).abs() < ROUNDING
+        return torch.where(agree, losses.detach(), losses).mean()
     losses = F.softplus(-margin * difference.sign()) * (difference != 0)
     return losses.mean()
 

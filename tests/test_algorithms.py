@@ -738,3 +738,15 @@ def test_options_are_those_of_the_class(make_vector_env):
 def test_a_loss_of_whole_responses_takes_no_option_of_ppo(make_vector_env, name):
     with pytest.raises(InputError, match=f"Odd has no option '{name}'"):
         build(Odd, make_vector_env(N), **{name: 0.1})
+
+
+def test_a_pair_on_which_policy_and_label_agree_has_no_gradient():
+    """Equal scores, a margin of rounding: Adam would make a full step of its gradient."""
+    log_probs = torch.tensor([[0.0, 1e-7], [0.0, 1.0]], requires_grad=True)
+    zeros = torch.zeros(2, 2)
+    loss = online_dpo.dpo_loss(Groups(log_probs, zeros, zeros), 0.1, "soft")
+    loss.backward()
+    assert log_probs.grad is not None
+    assert not log_probs.grad[0].any()
+    assert log_probs.grad[1].all()
+    assert float(loss.detach()) == pytest.approx(0.69346, abs=1e-4)

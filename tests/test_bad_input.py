@@ -11,7 +11,8 @@ from conftest import prompt_dataset
 
 import rlhf_gym  # noqa: F401
 from rlhf_gym.data.prompt_dataset import PromptDataset
-from rlhf_gym.data.prompts import is_held_out, load_texts
+from rlhf_gym.data.prompt_rows import load_texts
+from rlhf_gym.data.prompts import is_held_out
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.collect import collect_comparisons
 from rlhf_gym.rewards.functions import load_callable
@@ -50,7 +51,11 @@ def test_prompts_are_read_from_every_local_format(tmp_path):
         ("a.json", "[", "not valid JSON"),
         ("a.json", '["ok", 7]', "row 2"),
         ("a.json", '["ok", ""]', "row 2"),
-        ("a.json", '[{"wrong": "x"}]', "has no column prompt or text"),
+        (
+            "a.json",
+            '[{"wrong": "x"}]',
+            "has no column prompt, text, .*; it has wrong; .* prompt_column",
+        ),
         ("a.json", "[]", "has no rows"),
         ("a.txt", "", "has no rows"),
         ("a.jsonl", '"ok"\nnot json', "not valid JSON"),

@@ -23,14 +23,16 @@ FLOORS: dict[str, list[str]] = {
         "training reports",
     ],
     "rlhf_gym/utils": [
-        "arrays devices files nearest optional process progress type_hints",
+        "arrays devices files nearest once optional process progress type_hints",
         "statistics",
     ],
     "rlhf_gym/data": [
-        "endings row_columns row_files row_problems",
+        "bad_rows compressed endings prompts row_columns row_problems",
+        "row_files row_values",
         "rows",
-        "prompts",
-        "encoding",
+        "row_reader",
+        "prompt_rows",
+        "encoding example_rows",
         "prompt_dataset",
     ],
     "rlhf_gym/lm": [
@@ -71,10 +73,15 @@ FLOORS: dict[str, list[str]] = {
     ],
     "rlhf_gym/training": [
         "sft_data trainer_progress",
-        "reward_training sft",
+        "reward_training sft sft_counts",
         "reward_run sft_run",
     ],
-    "rlhf_gym/tasks": ["grammar registered", "keywords", "text", "exact published reviews"],
+    "rlhf_gym/tasks": [
+        "grammar prompt_source registered",
+        "keywords",
+        "text",
+        "exact published reviews",
+    ],
     "rlhf_gym/evaluation": [
         "drawing reward_models",
         "policies reward_model_slices yardstick",
@@ -107,7 +114,7 @@ FLOORS: dict[str, list[str]] = {
     "agents/sb3/rollout": ["buffer metrics", "advantages collection", "steps"],
     "agents/sb3/learning": ["stopping token_samples", "checkpoint", "learner"],
     "agents/sb3/stock": ["contrib maskable q_network trpo", "quantiles"],
-    "agents/doctor": ["subject", "environment_checks policy_checks seam_check"],
+    "agents/doctor": ["subject", "data_checks environment_checks policy_checks seam_check"],
     "agents/tracking": ["wandb", "training_run"],
     "agents/runs": [
         "algorithm comparison_files labelling rounds setup",

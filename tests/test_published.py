@@ -21,8 +21,8 @@ from transformers import (
 
 import rlhf_gym
 from agents.sb3 import PPO, build
-from rlhf_gym.data import prompts
 from rlhf_gym.data.prompt_dataset import PromptDataset
+from rlhf_gym.data.rows import load_rows
 from rlhf_gym.errors import InputError, UnreachableError
 from rlhf_gym.lm.decoding.sampling import sample_responses
 from rlhf_gym.lm.loading import load_tokenizer
@@ -344,8 +344,8 @@ def test_files_of_hub_datasets_are_pinned(monkeypatch):
         return [{"text": "x"}]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    rows = prompts.load_rows("hf://datasets/owner/name/some/file.json", revision="abc")
-    assert rows[0][1] == {"text": "x"}
+    found = load_rows("hf://datasets/owner/name/some/file.json", revision="abc")
+    assert found[0][1] == {"text": "x"}
     assert asked["data_files"] == "hf://datasets/owner/name@abc/some/file.json"
     assert asked["kind"] == "json"
 

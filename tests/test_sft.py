@@ -367,6 +367,91 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     assert "seed = 0, not 1" in capsys.readouterr().err
 
 
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd, caplog):
+    """Runs the script in this process on a small model; returns its status and what it says."""
+    lm = tiny_lm()
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+
+    def run(*options: object) -> tuple[int, str]:
+        usual = ("--model", tmp_path / "model", "--max-tokens", 8, "--held-out", 0)
+        monkeypatch.setattr(sys, "argv", ["train_sft.py", *map(str, (*usual, *options))])
+        with pytest.raises(SystemExit) as exit_:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        said = capfd.readouterr()
+        return exit_.value.code, said.out + said.err + caplog.text
+
+    return run
+
+
+def test_the_script_takes_split_and_column(command, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name, n in (("train", 4), ("test", 2)):
+        rows = [json.dumps({"story": f"a b {WORDS[i]}", "text": 3 * "a "}) for i in range(n)]
+        (data / f"{name}.jsonl").write_text("\n".join(rows))
+    options = ("--data", data, "--data-split", "test", "--column", "story")
+    code, said = command(*options, "--run-dir", tmp_path / "run")
+    assert code == 0, said
+    assert "2 examples to train on" in said
+    assert f"{data}: columns not used: text" in said
+    assert f"prompts {data} prompt_split test prompt_column story" in said
+    code, said = command("--data", data, "--column", "tale", "--run-dir", tmp_path / "no")
+    assert code == 2
+    assert "has no column 'tale'; it has story, text; name the column to read with --column" in said
+    data = data / "train.jsonl"
+    code, said = command("--data", data, "--data-split", "test", "--run-dir", tmp_path / "no")
+    assert (code, "has no split 'test'" in said) == (2, True)
+
+
+def test_the_script_shows_bad_rows_or_skips_them(command, tmp_path):
+    data = tmp_path / "a.jsonl"
+    good, bad = {"prompt": "a", "response": "b"}, [{"prompt": "a"}, {"prompt": "", "response": "b"}]
+    data.write_text("\n".join(json.dumps(row) for row in [good, good, *4 * bad]))
+    code, said = command("--data", data, "--run-dir", tmp_path / "run")
+    assert code == 2
+    assert "8 of 10 rows cannot be used (no such column: 4, empty: 4)" in said
+    assert said.count(f"{data}, line ") == 5
+    assert "to leave them out: --on-bad-row skip" in said
+    assert "Traceback" not in said
+    options = ("--data", data, "--on-bad-row", "skip", "--run-dir", tmp_path / "run")
+    code, said = command(*options)
+    assert code == 0, said
+    assert "8 of 10 rows cannot be used (no such column: 4, empty: 4) and are left out" in said
+    figures = json.loads((tmp_path / "run" / "sft.json").read_text())
+    assert figures["bad_rows"] == {"no such column": 4, "empty": 4}
+    assert figures["examples"] == 2
+
+
+def test_examples_that_are_cut_or_dropped_are_said(tmp_path):
+    lm = tiny_lm()
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    data = tmp_path / "a.jsonl"
+    rows = [("a", "b"), ("a", 9 * "b "), (9 * "a ", "b"), (9 * "a ", "c")]
+    data.write_text("\n".join(json.dumps({"prompt": p, "response": r}) for p, r in rows))
+    options = ("--model", tmp_path / "model", "--max-tokens", 8, "--held-out", 0)
+    done = script(*options, "--data", data, "--run-dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert (
+        "max_tokens is 8: 2 of 4 examples are dropped, because their prompt leaves no room for a "
+        "response; 1 of 4 responses lose their end and their EOS; raise it to keep them"
+    ) in done.stderr
+
+
+def test_a_chat_that_the_template_refuses_is_named_with_its_row(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('no system') }}"
+    user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    (tmp_path / "a.json").write_text(json.dumps(["a", [user, answer]]))
+    with pytest.raises(InputError, match=r"row 2: the chat template .* no system"):
+        load_examples(str(tmp_path / "a.json"), tokenizer, (EOS,))
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match=r"the tokenizer .* has no chat template"):
+        load_examples(str(tmp_path / "a.json"), tokenizer, (EOS,))
+
+
 @pytest.mark.slow
 def test_real_stories(tmp_path):
     model, data = SHARED / "models/stories260K", SHARED / "data/tinystories-1000.json"

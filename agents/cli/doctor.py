@@ -3,8 +3,9 @@
 It takes seconds and finds the usual faults before hours of training: log-probs that differ between
 sampling, scoring and the update; a first ratio other than 1; an initial KL other than 0; `step` and
 `play` that pay different rewards. It evaluates the policy in three ways (Stable-Baselines3's
-`evaluate_policy`, by hand, and as `rlhf-gym evaluate` does) and compares, and it solves a small
-task exactly. For each check that fails it prints the problem and the fix, and exits with status 1.
+`evaluate_policy`, by hand, and as `rlhf-gym evaluate` does) and compares, it solves a small
+task exactly, and it counts the prompts that are too long. For each check that fails it prints the
+problem and the fix, and exits with status 1.
 """
 
 import sys
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from agents.cli.command import run
-from agents.doctor import CHECKS
+from agents.doctor import CHECKS, DATA_CHECKS
 from agents.runs.examination import check_exact_task, examine_environment
 from agents.runs.setup import env_keywords, make_env
 
@@ -45,7 +46,7 @@ def main(config: Config) -> None:
     problems += check_exact_task()
     for problem in problems:
         print(f"✗ {problem}")
-    n_checks = len(CHECKS) + 2  # the seam and the exact task
+    n_checks = len(CHECKS) + len(DATA_CHECKS) + 2  # the seam and the exact task
     print(f"{n_checks - len(problems)} of {n_checks} checks pass")
     if problems:
         sys.exit(1)

@@ -12,6 +12,7 @@ from typing import Literal, NoReturn
 
 from agents.cli.command import command_line, device, results_and_next, run
 from agents.runs.setup import check_same_run, listed, other_options
+from rlhf_gym.data.bad_rows import BadRows
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.training.sft_data import load_examples
@@ -25,13 +26,20 @@ class Config:
     model: str
     """The causal LM to start from: a folder that save_pretrained wrote, or a hub name."""
     data: str
-    """The examples: a .json, .jsonl, .jsonl.gz or text file, or the name of a dataset. Each row has
-    a prompt and a response (or completion), or is one plain text or one list of chat messages."""
+    """The examples: a file, a pattern of files, a folder, or the name of a dataset; docs/data.md
+    lists all forms. Each row has a prompt and a response, or is one plain text or one list of chat
+    messages."""
     run_dir: Path
     """Folder for the results."""
     column: str | None = None
-    """Column with the plain text or the chat messages. None reads prompt and response if a row has
-    a prompt, else the column text."""
+    """Column with the plain text or the chat messages. None reads the first that there is of prompt
+    and response (or completion), instruction (with input) and output, question and answer,
+    messages, conversations, text."""
+    data_split: str = "train"
+    """Split to read from a folder or a dataset. A file has none."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """What to do with a row that is not an example: stop (error), or leave the row out and count it
+    (skip)."""
     revision: str | None = None
     """Commit or tag of a hub model. None takes the newest."""
     seed: int = 0
@@ -70,8 +78,15 @@ def main(config: Config) -> None:
         return
     _check(config)
     lm = CausalLM.load(config.model, revision=config.revision, device=device(config.device))
+    bad_rows = BadRows()
     examples = load_examples(
-        config.data, lm.tokenizer, lm.eos_ids, column=config.column, held_out=config.held_out
+        config.data,
+        lm.tokenizer,
+        lm.eos_ids,
+        column=config.column,
+        held_out=config.held_out,
+        split=config.data_split,
+        bad_rows=bad_rows if config.on_bad_row == "skip" else None,
     )
     figures = fine_tune(
         lm,
@@ -85,6 +100,7 @@ def main(config: Config) -> None:
         seed=config.seed,
         run_dir=config.run_dir,
         config=asdict(config),
+        bad_rows=bad_rows.counts,
         resume=config.resume,
     )
     if line := loss_line(figures):
@@ -111,12 +127,23 @@ def _check(config: Config) -> None:
 def next_steps(config: Config) -> str:
     """Return the lines that say where the results are and which trainings can start from them."""
     policy = config.run_dir / "policy"
+    # Pass on how the rows are read, so that the training has the prompts of these examples.
+    same = [
+        word
+        for name, value, default in (
+            ("prompt_split", config.data_split, "train"),
+            ("prompt_column", config.column, None),
+            ("on_bad_row", config.on_bad_row, "error"),
+        )
+        if value is not None and value != default
+        for word in (name, value)
+    ]
     return results_and_next(
         f"{policy} (the policy), {config.run_dir / 'sft.json'} (the figures)",
         command_line(
             "policy",
             *("--env", "rlhf_gym/Text-v0", "--env-kwargs", "reference", policy),
-            *("prompts", config.data, "reward_model", "REWARD_MODEL"),
+            *("prompts", config.data, *same, "reward_model", "REWARD_MODEL"),
         ),
         command_line("reward-model", "--data", "COMPARISONS", "--backbone", policy),
     )

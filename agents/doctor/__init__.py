@@ -7,6 +7,7 @@ and its fix. Notation: N rows, T tokens.
 
 from collections.abc import Callable
 
+from agents.doctor.data_checks import prompts
 from agents.doctor.environment_checks import ends, rewards, score
 from agents.doctor.policy_checks import (
     cache,
@@ -25,7 +26,16 @@ from agents.doctor.policy_checks import (
 from agents.doctor.seam_check import seam
 from agents.doctor.subject import Problem, Subject, own_chance
 
-__all__ = ["CHECKS", "Problem", "Subject", "examine", "own_chance", "seam"]
+__all__ = [
+    "CHECKS",
+    "DATA_CHECKS",
+    "Problem",
+    "Subject",
+    "examine",
+    "examine_data",
+    "own_chance",
+    "seam",
+]
 
 CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (
     vocabulary,
@@ -44,6 +54,9 @@ CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (
     score,
     rewards,
 )
+DATA_CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (prompts,)
+"""Checks of the data. A problem is no reason to refuse a training, so only the doctor runs them."""
+
 FATAL = (vocabulary, mask, ends)
 """The checks after these rely on them, so if one of these fails, the rest are not run."""
 
@@ -59,3 +72,8 @@ def examine(subject: Subject) -> list[Problem]:
                 if check in FATAL:
                     break
     return found
+
+
+def examine_data(subject: Subject) -> list[Problem]:
+    """Run the checks of the data and return the problems found."""
+    return [problem for check in DATA_CHECKS if (problem := check(subject)) is not None]

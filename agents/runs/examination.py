@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stable_baselines3.common.utils import ConstantSchedule
 
-from agents.doctor import Problem, Subject, examine, own_chance, seam
+from agents.doctor import Problem, Subject, examine, examine_data, own_chance, seam
 from agents.runs.setup import make_env
 from agents.sb3.policy.causal_lm_policy import CausalLMPolicy
 from agents.sb3.vec_env import policy_kwargs
@@ -45,7 +45,9 @@ def examine_environment(
             agree = "they agree" if problem is None else "they do not agree"
             say(f"{who}: {figures}; {agree}")
         problems += [] if problem is None else [problem]
-    return problems
+    if say is not None:
+        say(f"prompts: {len(env.prompts)} kept, {env.prompts.dropped} dropped")
+    return problems + examine_data(subject)
 
 
 def make_policy(env: TokenVectorEnv, model: str | Path | None) -> CausalLMPolicy:

@@ -31,9 +31,11 @@ class JourneyOptions:
     """Keywords of the environment, KEY VALUE … Values are parsed as JSON, else taken as text;
     --env-kwargs help lists the keywords. Training uses `split` train and evaluation held_out,
     unless it is given here or registered with the id."""
-    data: Path | None = None
-    """File of your own comparisons. None lets the simulated human choose among samples of the
-    reference."""
+    data: str | None = None
+    """Your own comparisons: a file, a pattern of files, a folder, or the name of a dataset. None
+    lets the simulated human choose among samples of the reference."""
+    data_split: str = "train"
+    """Split to read from a folder or a dataset of --data. Ignored for a file."""
     format: str | None = None
     """Format of --data, a key of `FORMATS` in rlhf_gym/preferences/known_formats.py. None
     recognises each row by its keys."""

@@ -82,10 +82,11 @@ def collect(journey: Journey, env: TokenVectorEnv, stage: Round, previous: Round
     if options.data is not None:
         console.print(f"1/4 comparisons: {options.data}")
         comparisons, _ = load_comparisons(
-            str(options.data),
+            options.data,
             format=options.format,
             columns=options.columns,
             on_bad_row=options.on_bad_row,
+            split=options.data_split,
         )
     else:
         who = "reference" if previous is None else "policy"

@@ -151,7 +151,7 @@ def train(
         }
         if run_dir is not None:
             learner.save(folder / "policy")
-            write_json(folder / "policy.json", figures)
+            write_json(folder / "policy.json", {**figures, "prompts": env.prompts.counts})
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return Trained(env, learner, figures, run.metrics)
 

@@ -1,5 +1,6 @@
 """Texts whose likelihood is mixed into the update: PPO-ptx (Ouyang et al. 2022, section 3.5)."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,11 @@ from rlhf_gym.lm.batching import passes
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.masks import NO_MASK
 from rlhf_gym.tokens import Sequences
+from rlhf_gym.training.sft_counts import losses_line
 from rlhf_gym.training.sft_data import as_sequences, load_examples, prepare
+from rlhf_gym.utils.once import warn_once
+
+logger = logging.getLogger(__name__)
 
 
 class PretrainingMix:
@@ -68,6 +73,7 @@ def pretraining_mix(options: PolicyGradientOptions, env: TokenVectorEnv) -> Pret
     reference = env.objective.reference
     examples = load_examples(options.ptx_data, reference.tokenizer, reference.eos_ids, held_out=0.0)
     longest = env.prompts.max_tokens + env.max_new_tokens
-    return PretrainingMix(
-        as_sequences(prepare(reference, examples, longest).train), options.ptx_coef
-    )
+    data = prepare(reference, examples, longest)
+    if line := losses_line(data, "max_prompt_tokens + max_new_tokens"):
+        warn_once(logger, f"ptx_data {options.ptx_data}: {line}")
+    return PretrainingMix(as_sequences(data.train), options.ptx_coef)

@@ -1,8 +1,9 @@
 """Prompts as token ids: tokenised once, too long ones dropped or cut, held-out ones kept apart."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -21,9 +22,12 @@ class PromptDataset:
     Attributes:
         ids: Token ids of each prompt.
         max_tokens: The most tokens that any of them has room for.
-        dropped: How many were longer than that; a prompt is cut only if the caller asks for it.
+        dropped: How many were left out: longer than that, as a prompt is cut only if the caller
+            asks for it, or without tokens.
         chats: For prompts that were chat messages: the messages, by their ids.
         split: Which prompts they are: "all", "train" or "held_out".
+        empty: How many of those left out were without tokens.
+        bad_rows: Number of the source's rows that had no prompt and were skipped, by reason.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -31,6 +35,8 @@ class PromptDataset:
     dropped: int = 0
     chats: dict[tuple[int, ...], Prompt] = field(default_factory=dict, compare=False)
     split: str = "all"
+    empty: int = 0
+    bad_rows: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_texts(
@@ -90,10 +96,33 @@ class PromptDataset:
         chats: dict[tuple[int, ...], Prompt] = {
             tuple(row): p for row, p in zip(rows, unique, strict=True) if isinstance(p, list)
         }
-        return cls(kept, max_tokens, len(rows) - len(kept), chats, split)
+        empty = sum(not row for row in rows)
+        return cls(kept, max_tokens, len(rows) - len(kept), chats, split, empty)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """What a run records of its prompts: how many were kept and dropped, and skipped rows."""
+        skipped = {"bad_rows": dict(self.bad_rows)} if self.bad_rows else {}
+        return {"kept": len(self), "dropped": self.dropped, **skipped}
+
+    @property
+    def dropped_line(self) -> str | None:
+        """One line about the prompts that were dropped, and the fix; None if none was."""
+        if not self.dropped:
+            return None
+        too_long, which = self.dropped - self.empty, "" if self.split == "all" else self.split
+        reasons = [f"{self.empty} without tokens"] if self.empty else []
+        fix = ""
+        if too_long:
+            reasons.append(f"{too_long} longer than max_prompt_tokens, which is {self.max_tokens}")
+            fix = "; raise max_prompt_tokens, or cut texts with prompt_keep='last'"
+        return (
+            f"{self.dropped} of {len(self) + self.dropped} {which} prompts are dropped: "
+            f"{', '.join(reasons)}{fix}"
+        ).replace("  ", " ")
 
     def draw(self, rng: np.random.Generator) -> tuple[int, ...]:
         """One prompt at random."""

@@ -1,19 +1,17 @@
 """Rows of one local file, each with a name for error messages; its ending says how to read it."""
 
-import bz2
 import csv
-import gzip
 import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf_gym.data.compressed import COMPRESSED
 from rlhf_gym.errors import InputError
 
-COMPRESSED: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 TABLES = {".csv": ",", ".tsv": "\t"}
 BINARY = (".parquet", ".arrow")
 ENDINGS = (".json", ".jsonl", ".ndjson", *TABLES, ".txt", *BINARY)
@@ -26,8 +24,9 @@ def read_rows(path: str | Path, *, skipped: list[str] | None = None) -> Iterator
 
     By the file's ending, in any case: ``.json`` one list; ``.jsonl`` and ``.ndjson`` one JSON value
     per line; ``.csv`` and ``.tsv`` a header and one object per row; ``.txt`` one text per line;
-    ``.parquet`` and ``.arrow`` by the `datasets` library. The first five may be compressed:
-    ``.gz``, ``.bz2``, ``.xz``. A byte-order mark and Windows' line ends are no part of a text.
+    ``.parquet`` and ``.arrow`` by the `datasets` library. The first six may be compressed:
+    ``.gz``, ``.bz2``, ``.xz``, ``.zst``. A byte-order mark and Windows' line ends are no part of a
+    text.
 
     Args:
         path: The file.
@@ -127,13 +126,16 @@ def _table(
     for i in itertools.count(1):
         where = f"{path}, row {i}"
         try:
+            names = reader.fieldnames or []
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             raise InputError(f"{where}: not valid CSV: {error}") from error
+        if len({*names}) < len(names):
+            raise InputError(f"{path}: the header {names} names a column twice; rename one of them")
         if None in row or None in row.values():
-            problem = f"{where} has not as many fields as the header {reader.fieldnames}"
+            problem = f"{where} has not as many fields as the header {names}"
             if skipped is None:
                 raise InputError(problem)
             skipped.append(problem)

@@ -4,7 +4,7 @@ import glob
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym.data.row_files import ending, read_rows
+from rlhf_gym.data.row_files import TABLES, ending, read_rows
 from rlhf_gym.errors import InputError, UnreachableError
 
 HUB = "hf://datasets/"
@@ -31,6 +31,7 @@ def load_rows(
         InputError: The source is missing or empty, or a file cannot be read.
     """
     files = None if source.startswith(HUB) else local_files(source)
+    files = _tables(Path(source).expanduser(), split) if files is None else files
     if files is None:
         rows = _dataset_rows(source, split, revision)
     elif not files:
@@ -40,6 +41,19 @@ def load_rows(
     if not rows:
         raise InputError(f"{source} has no rows; at least one is needed")
     return rows
+
+
+def check_split(source: str, split: str) -> None:
+    """Refuse a split of a file, which has none: reading all of it would be no split.
+
+    Raises:
+        InputError: The source is a file or a pattern of files, and the split is not "train".
+    """
+    if split != "train" and (source.startswith(HUB) or local_files(source)):
+        raise InputError(
+            f"{source} is a file, which has no split {split!r}; leave the split out, or name the "
+            "file of that split"
+        )
 
 
 def local_files(source: str) -> list[Path] | None:
@@ -72,6 +86,25 @@ def _is_known(path: Path) -> bool:
         return bool(ending(path))
     except InputError:
         return False
+
+
+def _tables(folder: Path, split: str) -> list[Path] | None:
+    """The CSV or TSV files of a split of a folder; None if it has other data.
+
+    The `datasets` library finds them, but does not read them: it would turn the text 007 into the
+    number 7, and the text NA into nothing.
+    """
+    if not folder.is_dir():
+        return None
+    from datasets import load_dataset_builder
+
+    try:
+        found = load_dataset_builder(str(folder)).config.data_files or {}
+    except Exception:  # a dozen types; loading the folder raises the same, with a message
+        return None
+    files = [Path(str(name)) for name in found.get(split, ())]
+    are_tables = all(_is_known(file) and ending(file) in TABLES for file in files)
+    return files if files and are_tables else None
 
 
 def _saved_rows(folder: Path, split: str) -> list[tuple[str, Any]]:

@@ -42,8 +42,8 @@ def evaluate_policy(
         progress: Whether to show progress on stderr.
 
     Returns:
-        The figures (see `rlhf_gym.evaluation.policies.summarise`), and `split`: which prompts they
-        were measured on.
+        The figures (see `rlhf_gym.evaluation.policies.summarise`), `split`: which prompts they
+        were measured on, and `prompts`: how many of these the environment kept and dropped.
 
     Raises:
         InputError: There are too few prompts or samples, the environment is wrapped, or the
@@ -73,6 +73,7 @@ def evaluate_policy(
                 progress=advance,
             )
     figures["split"] = env.prompts.split
+    figures["prompts"] = env.prompts.counts
     if run_dir is not None:
         folder = Path(run_dir)
         folder.mkdir(parents=True, exist_ok=True)

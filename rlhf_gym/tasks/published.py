@@ -23,6 +23,7 @@ ABOUT = {
     "reward_model": ("reward_model_revision", "reward_label", "reward_probability"),
     "prompts": (
         "prompts_revision",
+        "prompt_split",
         "prompt_column",
         "prompt_share",
         "prompt_keep",

@@ -1,16 +1,14 @@
 """`rlhf_gym/Text-v0`: any causal LM, any reward, any prompts."""
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from rlhf_gym.data.bad_rows import OnBadRow
 from rlhf_gym.data.prompt_dataset import PromptDataset
-from rlhf_gym.data.prompts import Prompt, load_texts
-from rlhf_gym.data.row_problems import RowReport
 from rlhf_gym.envs import TokenEnv, TokenVectorEnv
 from rlhf_gym.envs.token_env import entry_point
 from rlhf_gym.errors import InputError
@@ -20,17 +18,15 @@ from rlhf_gym.lm.causal_lm import shared_causal_lm
 from rlhf_gym.lm.loading import same_tokens
 from rlhf_gym.lm.masks import make_mask
 from rlhf_gym.objective.objective import Objective
-from rlhf_gym.preferences.formats import read_comparisons
 from rlhf_gym.rewards.ensemble import Pooling, RewardEnsemble, check_pooling
 from rlhf_gym.rewards.functions import Reward, TextReward, load_callable
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.rewards.shaping import Named, along_the_way, make
 from rlhf_gym.rewards.shared_reward_model import shared_reward_model
 from rlhf_gym.tasks.keywords import passes_on
+from rlhf_gym.tasks.prompt_source import read_prompts, warn_of_dropped
 from rlhf_gym.utils.devices import resolve_device
 from rlhf_gym.utils.type_hints import check_hints
-
-logger = logging.getLogger(__name__)
 
 
 class Parts(TypedDict):
@@ -61,12 +57,14 @@ def load_parts(
     pooling: Pooling = "mean",
     uncertainty_weight: float = 1.0,
     prompts_revision: str | None = None,
+    prompt_split: str = "train",
     prompt_column: str | None = None,
     prompt_words: int | None = None,
     prompt_share: float | None = None,
     prompt_keep: str | None = None,
     prompt_format: str | None = None,
     prompt_columns: dict[str, Any] | None = None,
+    on_bad_row: OnBadRow = "error",
     split: str = "train",
     held_out: float = 0.1,
     stop_at_eos: bool = True,
@@ -89,7 +87,7 @@ def load_parts(
             ensemble), or a function of (prompts, responses) as "package.module:function". A model
             with the reference's tokenizer scores the sampled ids; with another tokenizer, the text.
         prompts: A file, a pattern of files or a folder (text, JSON, JSON Lines, CSV, TSV,
-            Parquet), or a dataset of the `datasets` library.
+            Parquet), or a dataset of the `datasets` library; docs/data.md lists all forms.
         max_prompt_tokens: Longer prompts are dropped and counted (see `prompt_keep`).
         max_new_tokens: Token budget of a response.
         kl_coef: β.
@@ -104,7 +102,9 @@ def load_parts(
             their standard deviation.
         uncertainty_weight: Score that "uncertainty" subtracts per unit of the members' variance.
         prompts_revision: Commit or tag on the hub.
-        prompt_column: Field of a JSON object or column of a dataset.
+        prompt_split: Split of a folder or of a dataset to read; `split` then divides its prompts.
+        prompt_column: Field of a JSON object or column of a dataset; None takes the first that
+            there is of prompt, text, messages, question, instruction, query and conversations.
         prompt_words: Keep only this many first words of each text.
         prompt_share: Keep only this share of each text's words, the first ones.
         prompt_keep: "first" or "last": cut texts that are too long to their first or last
@@ -113,6 +113,9 @@ def load_parts(
             `rlhf_gym.preferences.known_formats`); token ids in them are the reference's.
         prompt_columns: Read the prompts of comparisons with this map of their columns (see
             `rlhf_gym.preferences.column_map`), as {"prompt": "question", "chosen": "a", …}.
+        on_bad_row: What to do with rows that have no prompt: stop with an "error" that names the
+            first ones, or "skip" them, which is counted. With `prompt_format`, rows that are not
+            comparisons are always skipped.
         split: "train", "held_out" or "all" prompts.
         held_out: Share of the prompts that is held out, chosen by a hash of their text.
         stop_at_eos: Whether an EOS ends a response.
@@ -150,11 +153,16 @@ def load_parts(
     lm = dataclasses.replace(lm, mask=mask)
     longest = max_prompt_tokens + max_new_tokens
     _check_context(lm.model, repr(reference), longest)
-    texts: list[Prompt | tuple[int, ...]]
-    if prompt_format is None and prompt_columns is None:
-        texts = list(load_texts(prompts, column=prompt_column, revision=prompts_revision))
-    else:
-        texts = _compared(prompts, prompt_format, prompt_columns, prompts_revision, lm.tokenizer)
+    texts, bad_rows = read_prompts(
+        prompts,
+        lm.tokenizer,
+        format=prompt_format,
+        columns=prompt_columns,
+        column=prompt_column,
+        split=prompt_split,
+        revision=prompts_revision,
+        on_bad_row=on_bad_row,
+    )
     dataset = PromptDataset.from_texts(
         texts,
         lm.tokenizer,
@@ -166,6 +174,8 @@ def load_parts(
         split=split,
         held_out=held_out,
     )
+    dataset = dataclasses.replace(dataset, bad_rows=bad_rows)
+    warn_of_dropped(dataset, prompts, (prompt_split, prompt_column, max_prompt_tokens, prompt_keep))
     reward: Reward
     names = [reward_model] if isinstance(reward_model, str) else reward_model
     if not names:
@@ -209,31 +219,6 @@ def load_parts(
         stop_at_eos=stop_at_eos,
         gold=None if gold is None else cast(TextReward, load_callable(gold)),
     )
-
-
-def _compared(
-    source: str,
-    format: str | None,
-    columns: dict[str, Any] | None,
-    revision: str | None,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[Prompt | tuple[int, ...]]:
-    """The prompts of comparisons; rows that are not comparisons are left out."""
-    report = RowReport()
-    rows = read_comparisons(
-        source,
-        format=format,
-        columns=columns,
-        skipped=report.skipped,
-        report=report,
-        tokenizer=tokenizer,
-        revision=revision,
-    )
-    for problem in report.skipped[:3]:
-        logger.warning("left out: %s", problem)
-    for line in report.lines():
-        logger.warning("%s: %s", source, line)
-    return [row.prompt if row.ids is None else tuple(row.ids[0]) for row in rows]
 
 
 def _check_context(model: PreTrainedModel, who: str, longest: int) -> None:

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_gym.data.bad_rows import BadRows, RowError
 from rlhf_gym.data.encoding import continued_ids
 from rlhf_gym.data.endings import closed, end_of_policy
-from rlhf_gym.data.prompts import Prompt, is_held_out, text_field
-from rlhf_gym.data.rows import load_rows
+from rlhf_gym.data.example_rows import example_of
+from rlhf_gym.data.prompts import is_held_out
+from rlhf_gym.data.row_reader import convert_rows
+from rlhf_gym.data.row_values import Read
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import context_length
 from rlhf_gym.lm.causal_lm import CausalLM
@@ -81,55 +84,46 @@ def load_examples(
     column: str | None = None,
     held_out: float = 0.1,
     split: str = "train",
+    bad_rows: BadRows | None = None,
 ) -> list[SFTExample]:
     """Read and tokenise examples. `prepare` adds the EOS to their responses later.
 
-    A row is ``{"prompt": …, "response": …}`` (or "completion"), or one plain text, which is all
-    response, or one list of chat messages, of which the last is the response.
+    A row has a prompt and a response in the columns of `rlhf_gym.data.example_rows`, or it is one
+    plain text, which is all response, or one list of chat messages, of which the last is the
+    response.
 
     Args:
-        source: A local file (see `read_rows`), or the name of a `datasets` dataset.
+        source: See `load_rows`.
         tokenizer: The model's tokenizer.
         eos_ids: The ids that end a response.
-        column: Field with the text or the messages. None takes prompt and response if a row has a
-            prompt, else "text".
+        column: Field with the text or the messages. None takes the documented columns (see
+            `example_of`).
         held_out: Share of the examples that is held out, at least 0 and below 1. Examples with
             equal prompts are on the same side.
-        split: Split of a `datasets` dataset.
+        split: Split of a folder or a dataset.
+        bad_rows: If given, rows that are no example are left out and added to it.
 
     Raises:
-        InputError: The source is missing or empty, a row has none of these forms (the message names
-            the row), or `held_out` is out of range.
+        InputError: The source is missing or empty, rows have none of these forms (the message names
+            the first ones), or `held_out` is out of range.
     """
     if not 0 <= held_out < 1:
         raise InputError(f"held_out must be at least 0 and below 1, not {held_out}")
-    examples = []
-    for where, row in load_rows(source, split=split):
-        prompt, response = _texts(where, row, column)
-        start, (rest,) = continued_ids(prompt, [response], tokenizer, eos_ids)
+
+    def convert(where: str, row: Any) -> Read[SFTExample]:
+        (prompt, response), used, note = example_of(where, row, column)
+        try:
+            start, (rest,) = continued_ids(prompt, [response], tokenizer, eos_ids)
+        except InputError as error:
+            if not tokenizer.chat_template:  # no row can be at fault for that
+                raise
+            reason = "refused by the chat template"
+            raise RowError(f"{where}: {error}", reason) from error
         held = is_held_out(prompt or response, held_out)
-        chat = not isinstance(prompt, str)
-        examples.append(SFTExample(tuple(start), tuple(rest), held, chat))
-    return examples
+        example = SFTExample(tuple(start), tuple(rest), held, not isinstance(prompt, str))
+        return Read(example, used, note)
 
-
-def _texts(where: str, row: Any, column: str | None) -> tuple[Prompt, str]:
-    """Return the prompt ("" if there is none) and the response of one row."""
-    prompt: Prompt = ""
-    if column is None and isinstance(row, dict) and "prompt" in row:
-        prompt = text_field(where, row, "prompt")
-        column = "completion" if "completion" in row else "response"
-    response = text_field(where, row, column)
-    if isinstance(response, str):
-        return prompt, response
-    messages = response if isinstance(prompt, str) else [*prompt, *response]
-    if (prompt and isinstance(prompt, str)) or len(messages) < 2:
-        raise InputError(f"{where}: a response in chat messages needs a prompt in chat messages")
-    if messages[-1]["role"] != "assistant":
-        raise InputError(
-            f"{where}: the last message is the response, so it must be the assistant's"
-        )
-    return messages[:-1], messages[-1]["content"]
+    return convert_rows(source, convert, split=split, bad_rows=bad_rows, skip="--on-bad-row skip")
 
 
 def prepare(

@@ -1,5 +1,6 @@
 """Supervised fine-tuning, from examples to a saved policy and its figures."""
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.training.sft import train_sft
+from rlhf_gym.training.sft_counts import losses_line
 from rlhf_gym.training.sft_data import SFTExample, prepare
 from rlhf_gym.utils.files import write_json
 from rlhf_gym.utils.progress import transformers_quiet
+
+logger = logging.getLogger(__name__)
 
 
 def fine_tune(
@@ -26,6 +30,7 @@ def fine_tune(
     seed: int = 0,
     run_dir: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
+    bad_rows: Mapping[str, int] | None = None,
     resume: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -47,12 +52,14 @@ def fine_tune(
             checkpoints. None writes nothing.
         config: Content of config.json in `run_dir`. It is written after the examples have passed
             all checks. None writes no such file.
+        bad_rows: Number of rows that were left out of the examples, by reason; recorded with the
+            figures.
         resume: Whether to continue from the last checkpoint in `run_dir`. If False, checkpoints
             there are deleted.
         progress: Whether to print counts and show progress.
 
     Returns:
-        The figures (see `train_sft`).
+        The figures (see `train_sft`), and `bad_rows`.
 
     Raises:
         InputError: An option is out of range, or no example is left to train on.
@@ -61,11 +68,9 @@ def fine_tune(
     with transformers_quiet():
         data = prepare(lm, examples, max_tokens, eos_token_id)
         if progress:
-            print(
-                f"{len(data.train)} examples to train on, {len(data.held_out)} held out; "
-                f"{data.cut} responses cut at {data.max_tokens} tokens, {data.dropped} examples "
-                "dropped because of a long prompt"
-            )
+            print(f"{len(data.train)} examples to train on, {len(data.held_out)} held out")
+        if line := losses_line(data):
+            logger.warning("%s", line)
         folder = None if run_dir is None else Path(run_dir)
         if folder is not None and config is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -82,6 +87,7 @@ def fine_tune(
             resume=resume,
             progress=progress,
         )
+    figures["bad_rows"] = dict(bad_rows or {})
     if folder is not None:
         # Write the figures last: if they exist, everything else is complete.
         write_json(folder / "sft.json", figures)

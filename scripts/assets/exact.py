@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agents.cli.command import run
 from rlhf_gym.data.prompt_dataset import PromptDataset
-from rlhf_gym.data.prompts import load_texts
+from rlhf_gym.data.prompt_rows import load_texts
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.sampling import sample_responses
 from rlhf_gym.objective.enumeration import Enumeration

@@ -20,7 +20,7 @@ from agents.cli.command import run
 from agents.cli.train_reward_model import Config as RewardConfig
 from agents.cli.train_reward_model import main as train_reward
 from rlhf_gym.data.prompt_dataset import PromptDataset
-from rlhf_gym.data.prompts import load_texts
+from rlhf_gym.data.prompt_rows import load_texts
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.preferences.collect import collect_comparisons
 from rlhf_gym.preferences.comparison import write_comparisons
