@@ -83,8 +83,8 @@ def _whole(where: str, value: Prompt) -> tuple[Prompt, str]:
         )
     if value[-1].get("tool_calls"):
         raise RowError(
-            f"{where}: the response calls a tool, which is no text; write the call into its content, "
-            "as the model's chat template does",
+            f"{where}: the response calls a tool, which is no text; write the call into its "
+            "content, as the model's chat template does",
             "a response that calls a tool",
         )
     return value[:-1], value[-1]["content"]

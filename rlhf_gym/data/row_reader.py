@@ -70,7 +70,7 @@ def convert_rows(
     if bad_rows is None or not values:
         bad.refuse(source, len(values), skip)
     if unused := columns - used:
-        warn_once(logger, unused_columns_line(source, unused))
+        warn_once(logger, unused_columns_line(source, sorted(map(str, unused))))
     for note, n in notes.items():
         warn_once(logger, f"{source}: {n} of {len(rows)} rows: {note}")
     if bad:
