@@ -7,7 +7,7 @@ and its fix. Notation: N rows, T tokens.
 
 from collections.abc import Callable
 
-from agents.doctor.data_checks import prompts
+from agents.doctor.data_checks import endings, form, prompts, weights
 from agents.doctor.environment_checks import ends, rewards, score
 from agents.doctor.policy_checks import (
     cache,
@@ -54,7 +54,7 @@ CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (
     score,
     rewards,
 )
-DATA_CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (prompts,)
+DATA_CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (prompts, weights, form, endings)
 """Checks of the data. A problem is no reason to refuse a training, so only the doctor runs them."""
 
 FATAL = (vocabulary, mask, ends)

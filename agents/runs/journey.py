@@ -11,6 +11,7 @@ from rich.console import Console
 
 from agents.runs.algorithm import load_algorithm
 from agents.runs.journey_options import JourneyOptions, check_options, simulated_human
+from agents.runs.labelling import SIMULATED_HUMAN
 from agents.runs.setup import begin_run, check_same_run, env_keywords, make_env
 from agents.runs.stages import Journey, collect, evaluate, fit_reward, learn, summarise
 from agents.tracking.wandb import require_wandb
@@ -51,19 +52,22 @@ def _run(options: JourneyOptions, algorithm_options: Any, console: Console) -> d
     begun = time.monotonic()
     keywords = env_keywords(options.env_kwargs, options.device)
     check_options(options, algorithm_options, keywords)
-    # From here on the options name the function itself, so that the run folder records it.
-    options = dataclasses.replace(options, human=simulated_human(options))
+    # From here on the options name the function itself, so that the run folder records it. Where
+    # people chose, nobody knows the utility that they chose by, unless the user names one.
+    if options.data is None:
+        options = dataclasses.replace(options, human=simulated_human(options))
+    chosen_by = options.human if options.data is None else options.data
     replaced = find_spec(options.env).kwargs.get("reward_model")
     if replaced is not None:
         console.print(
             f"{options.env} is registered with the reward {replaced}; this run pays the reward "
-            f"model that it trains on the choices of {options.human}",
+            f"model that it trains on the choices of {chosen_by}",
             highlight=False,
             soft_wrap=True,
         )
-    # The first two stages use only this environment's prompts and reference. It pays the simulated
-    # human's utility, because the reward model does not exist yet.
-    utility = {**keywords, "reward_model": options.human}
+    # The first two stages use only this environment's prompts and reference. It pays a function,
+    # because the reward model does not exist yet.
+    utility = {**keywords, "reward_model": options.human or SIMULATED_HUMAN}
     env = make_env(options.env, 1, utility)
     # Make the evaluation's environment once, so that a bad keyword or too few prompts fail now and
     # not at the end.

@@ -55,8 +55,9 @@ class JourneyOptions:
     human: str | None = None
     """Function that returns the simulated human's utility of each response,
     "package.module:function". It is also the gold score in the evaluation; the policy is never
-    trained on it. None takes the `gold` function registered with the environment's id, else a
-    `reward_model` registered there that is a function, else rlhf_gym.rewards.human:compound."""
+    trained on it. With --data there is no gold score unless you name it. None takes the `gold`
+    function registered with the environment's id, else a `reward_model` registered there that is a
+    function, else rlhf_gym.rewards.human:compound."""
     human_temperature: float = 0.25
     """Temperature of the simulated human's choices, at least 0: P(choice) ∝ exp(utility /
     temperature). 0 always chooses the best response."""

@@ -37,7 +37,7 @@ class Journey:
     """The state that all stages of a run share.
 
     Attributes:
-        options: Options of the run; `human` is not None.
+        options: Options of the run; `human` is None only with `data`.
         algorithm_options: Options of its algorithm.
         keywords: Keywords of its environments that the user asks for; neither reward model nor
             gold scorer.
@@ -51,8 +51,13 @@ class Journey:
 
     @property
     def human(self) -> str:
-        """Name of the simulated human's utility function."""
+        """Name of the simulated human's utility function; there is one without `data`."""
         assert self.options.human is not None
+        return self.options.human
+
+    @property
+    def gold(self) -> str | None:
+        """Name of the gold scorer; None if people chose and the options name no `human`."""
         return self.options.human
 
     @property
@@ -192,7 +197,7 @@ def learn(journey: Journey, stage: Round, previous: Round | None) -> None:
 
 def rewarded(journey: Journey, stage: Round) -> dict[str, Any]:
     """Return the keywords of an environment that pays the scores of a round's reward model."""
-    return {"reward_model": str(stage.folder / "reward_model"), "gold": journey.human}
+    return {"reward_model": str(stage.folder / "reward_model"), "gold": journey.gold}
 
 
 def evaluate(journey: Journey) -> dict[str, Any]:

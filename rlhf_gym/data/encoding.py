@@ -15,7 +15,8 @@ Ids that were sampled are never made here: who has them keeps them, EOS included
 """
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 from weakref import WeakSet
 
@@ -27,6 +28,9 @@ from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+MOST_UNKNOWN = 0.1
+"""Share of unknown tokens above which a model is not trained on texts."""
 
 ANCHORS = ("\n", ":", "a")
 """Texts to tokenise in front of a response so that it does not open a text."""
@@ -301,6 +305,38 @@ def decodes_to(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase
         "".join(str(tokenizer.decode(list(ids), skip_special_tokens=skip)).split()) == wanted
         for skip in (True, False)
     )
+
+
+def unknown_share(rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> float:
+    """Share of the ids of some rows that are the tokenizer's <unk>."""
+    unknown = tokenizer.unk_token_id
+    # GPT-2's <unk> is its EOS, and its bytes leave nothing unknown.
+    if unknown is None or unknown == tokenizer.eos_token_id:
+        return 0.0
+    counts = Counter(token == unknown for row in rows for token in row)
+    return counts[True] / max(counts.total(), 1)
+
+
+def check_known(
+    rows: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, what: str
+) -> None:
+    """Check that a tokenizer knows the texts that a model is to learn from.
+
+    Args:
+        rows: Their ids.
+        tokenizer: The tokenizer.
+        what: What the texts are, for the message.
+
+    Raises:
+        InputError: More than a tenth of the ids are its <unk>.
+    """
+    share = unknown_share(rows, tokenizer)
+    if share > MOST_UNKNOWN:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path!r} does not know {share:.0%} of the tokens "
+            f"of {what}, which would all be one; take a model whose tokenizer knows them (in "
+            "rlhf: --env rlhf_gym/Text-v0 --env-kwargs reference MODEL prompts FILE)"
+        )
 
 
 def _chat_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

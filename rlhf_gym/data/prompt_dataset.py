@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.data.encoding import many_prompt_ids
+from rlhf_gym.data.encoding import many_prompt_ids, unknown_share
 from rlhf_gym.data.prompts import Prompt, is_held_out
 from rlhf_gym.errors import InputError
 
@@ -123,6 +123,10 @@ class PromptDataset:
             f"{self.dropped} of {len(self) + self.dropped} {which} prompts are dropped: "
             f"{', '.join(reasons)}{fix}"
         ).replace("  ", " ")
+
+    def unknown_share(self, tokenizer: PreTrainedTokenizerBase) -> float:
+        """Share of the prompts' tokens that the tokenizer does not know (its <unk>)."""
+        return unknown_share(self.ids, tokenizer)
 
     def draw(self, rng: np.random.Generator) -> tuple[int, ...]:
         """One prompt at random."""

@@ -11,7 +11,7 @@ Notation: N comparisons, K_n candidates in comparison n, B rows in all, L column
 unless the model is an ensemble of heads on one trunk).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -267,6 +267,15 @@ class RewardModel(nn.Module):
             chat: Whether the prompt is chat messages.
         """
         return closing_ids(self.tokenizer, chat=chat) if self.causal else []
+
+    @property
+    def prompt_forms(self) -> frozenset[str]:
+        """The forms of the prompts that it learned from, "chats" and "texts"; empty if unknown."""
+        return frozenset(getattr(self.model.config, "reward_prompts", None) or ())
+
+    @prompt_forms.setter
+    def prompt_forms(self, forms: Iterable[str]) -> None:
+        self.model.config.reward_prompts = sorted(forms)
 
     @property
     def end_ids(self) -> frozenset[int]:

@@ -1,6 +1,7 @@
 """`rlhf_gym/Text-v0`: any causal LM, any reward, any prompts."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -24,9 +25,13 @@ from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.rewards.shaping import Named, along_the_way, make
 from rlhf_gym.rewards.shared_reward_model import shared_reward_model
 from rlhf_gym.tasks.keywords import passes_on
+from rlhf_gym.tasks.prompt_form import form_problems, reward_models
 from rlhf_gym.tasks.prompt_source import read_prompts, warn_of_dropped
 from rlhf_gym.utils.devices import resolve_device
+from rlhf_gym.utils.once import warn_once
 from rlhf_gym.utils.type_hints import check_hints
+
+logger = logging.getLogger(__name__)
 
 
 class Parts(TypedDict):
@@ -203,6 +208,8 @@ def load_parts(
         if not same_tokens(reward.tokenizer, lm.tokenizer):
             raise InputError("dense=True needs a reward model with the reference's tokenizer")
         along.append(along_the_way(reward))
+    for problem, fix in form_problems(dataset, lm, reward_models(reward)):
+        warn_once(logger, f"{prompts}: {problem}; {fix}")
     return Parts(
         objective=Objective(
             lm,

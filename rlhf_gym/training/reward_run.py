@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from rlhf_gym.data.encoding import check_known
 from rlhf_gym.data.row_problems import RowReport
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.reward_models import evaluate_reward_model
@@ -182,6 +183,9 @@ def fit_reward_model(
             # Use held-out candidates: after overfitting, logits vary more on the training ones.
             model.normalise(candidate_rows(data.test, NORMALISED_ON).to(model.device))
             figures |= {"gain": model.scale.gain, "bias": model.scale.bias}
+            model.prompt_forms = {
+                "texts" if isinstance(c.prompt, str) else "chats" for c in comparisons
+            }
             figures |= _unfinished_figures(model, data.test)
             if run_dir is not None:
                 _save(model, figures, folder)
@@ -200,6 +204,7 @@ def _untrained(backbone: str | CausalLM | RewardModel, seed: int, device: str) -
         backbone.save_pretrained(folder)
         model = RewardModel.from_backbone(folder, device=backbone.device)
     model.model.name_or_path = backbone.model.name_or_path
+    model.tokenizer.name_or_path = backbone.tokenizer.name_or_path
     return model
 
 
@@ -240,6 +245,9 @@ def _encode(
         return rows
 
     sides = encoded(train, unfinished), encoded(validation), encoded(test)
+    texts = [row for row in sides[0] if row.comparison.ids is None]
+    known = (ids for row in texts for ids in row.candidates)
+    check_known(known, model.tokenizer, "the comparisons' answers")
     return RewardData(*sides, total, longest)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.data.bad_rows import BadRows, RowError
-from rlhf_gym.data.encoding import continued_ids
+from rlhf_gym.data.encoding import check_known, continued_ids
 from rlhf_gym.data.endings import closed, end_of_policy
 from rlhf_gym.data.example_rows import example_of
 from rlhf_gym.data.prompts import is_held_out
@@ -153,6 +153,7 @@ def prepare(
             f"max_tokens is {max_tokens}, but it must be at least 2 and at most the model's "
             f"{limit} positions"
         )
+    check_known((example.ids for example in examples), lm.tokenizer, "the examples")
     if eos_token_id is None:
         eos_token_id = own_end(lm, examples, max_tokens)
     if eos_token_id not in lm.eos_ids:
