@@ -15,7 +15,7 @@ from rlhf_gym.lm import attention
 from rlhf_gym.lm.architecture import recompute_activations
 from rlhf_gym.lm.attention import float32_attention, for_bfloat16, step_attention, without_cudnn
 from rlhf_gym.lm.decoding import kv_slots as slots
-from rlhf_gym.lm.decoding.decode_cache import supports_slots
+from rlhf_gym.lm.decoding.method import supports_slots
 from rlhf_gym.lm.decoding.sampling import sample_with_log_probs
 
 PROMPTS = torch.tensor([[2, 5, 6], [2, 9, 11], [2, 7, 4]])
@@ -26,7 +26,7 @@ PROMPTS = torch.tensor([[2, 5, 6], [2, 9, 11], [2, 7, 4]])
 def test_a_decoding_step_attends_by_matrix_products(load_lm, monkeypatch, family, precision):
     """On a CPU, where scaled_dot_product_attention is slow for one query."""
     lm = replace(load_lm(family), precision=precision)
-    assert supports_slots(lm)
+    assert supports_slots(lm, 64)
     short, left = [], []
     product = torch.baddbmm
 

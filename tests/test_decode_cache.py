@@ -27,7 +27,8 @@ from rlhf_gym.lm.causal_lm import CausalLM, continuation_log_probs
 from rlhf_gym.lm.decoding import active_rows as decoding_rows
 from rlhf_gym.lm.decoding import kv_slots as slots
 from rlhf_gym.lm.decoding import sampling
-from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden, supports_slots
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
+from rlhf_gym.lm.decoding.method import supports_slots
 from rlhf_gym.lm.decoding.sampling import draw, sample_responses, sample_with_log_probs
 from rlhf_gym.tokens import PAD, Sequences, continuations, pad_rows, row_lengths, unflatten
 
@@ -218,7 +219,7 @@ def test_families_that_slots_cannot_serve_get_full_forwards(load_lm, caplog, fam
 
 def test_served_families_are_served(load_lm, caplog):
     for family in SERVED:
-        assert supports_slots(load_lm(family)), family
+        assert supports_slots(load_lm(family), WIDTH), family
         DecodeCache(load_lm(family))
     assert not [r for r in caplog.records if r.name == "rlhf_gym.lm.decoding.decode_cache"]
 
@@ -231,7 +232,7 @@ def test_a_tiny_vocabulary_is_served(size):
     options = {"vocab_size": size, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     model = AutoModelForCausalLM.from_config(make_config("llama", **options)).eval()
     lm = CausalLM.wrap(model, tokenizer)
-    assert supports_slots(lm)
+    assert supports_slots(lm, WIDTH)
     cache, tokens = DecodeCache(lm), rows_of(3, 1, 7, 5) % size
     tokens[rows_of(3, 1, 7, 5) == PAD] = PAD
     assert_full_forward(cache, tokens)
@@ -305,7 +306,7 @@ def test_finished_rows_cost_no_compute(load_lm, monkeypatch):
     monkeypatch.setattr(decoding_rows, "DROP_SHARE", 0.0)
     lm = load_lm("llama")
     prompts = prompts_of(lm, 24)
-    assert supports_slots(lm)  # probed once a model
+    assert supports_slots(lm, WIDTH)  # probed once a model
     with count_forwards(lm) as shapes:
         responses = sample_responses(lm, prompts, 12, deterministic=True)
     alive = [int((row_lengths(responses) > t).sum()) for t in range(1, 12)]
@@ -320,7 +321,7 @@ def test_the_same_prompt_is_prefilled_once(load_lm, family):
     prompts = some[[0, 0, 1, 2, 0, 1, 3, 4, 5, 5]]
     rows = [[i for i in p if i != PAD] for p in prompts.tolist()]
     alone = pad_rows([greedy_loop(lm, row, 12, True) for row in rows], 12)
-    assert supports_slots(lm)
+    assert supports_slots(lm, WIDTH)
     with count_forwards(lm) as shapes:
         sampled = sample_with_log_probs(lm, prompts, 12, deterministic=True)
     assert shapes[0] == (6, prompts.shape[1])
@@ -449,4 +450,4 @@ def test_rotary_embeddings_that_turn_with_length_are_left_to_full_forwards(kind)
     rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 100.0}
     model = AutoModelForCausalLM.from_config(make_config("llama", rope_parameters=rope))
     assert has_dynamic_rope(model) == (kind == "dynamic")
-    assert has_full_attention(model) == (kind == "default")
+    assert has_full_attention(model, WIDTH) == (kind == "default")
