@@ -166,7 +166,7 @@ def make_config(family: str, **options: Any) -> Any:
         "pad_token_id": PAD_ID,
         "initializer_range": 0.3,
     }
-    return AutoConfig.for_model(family, **{**common, **FAMILIES[family], **options})
+    return AutoConfig.for_model(family, **{**common, **FAMILIES.get(family, {}), **options})
 
 
 @pytest.fixture(scope="session")
