@@ -57,9 +57,7 @@ def test_a_decoding_step_attends_by_matrix_products(load_lm, monkeypatch, family
     )
 
 
-@pytest.mark.parametrize(
-    "odd", ["softcap", "dropout", "queries", "mask", "gradient"]
-)
+@pytest.mark.parametrize("odd", ["softcap", "dropout", "queries", "mask", "gradient"])
 def test_what_is_not_plain_attention_is_left_to_sdpa(monkeypatch, odd):
     asked = []
     monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *a, **o: asked.append(o))

@@ -71,9 +71,7 @@ class DecodingRows:
             stepper.release()
 
 
-def _stepper(
-    lm: CausalLM, prompts: Tensor, max_new_tokens: int
-) -> "_Slotted | _OwnCache | _Full":
+def _stepper(lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> "_Slotted | _OwnCache | _Full":
     method = decoding_method(lm, prompts.shape[1] + max_new_tokens)
     if lm.model.training or method == "full forwards":
         return _Full(lm, prompts)

@@ -29,6 +29,7 @@ def _count_step(*_: Any) -> None:
 # compares the number of optimiser steps as well as the versions.
 register_optimizer_step_post_hook(_count_step)
 
+
 class DecodeCache:
     """The last hidden state of every row, remembering what earlier calls computed.
 

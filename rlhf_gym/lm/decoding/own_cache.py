@@ -4,7 +4,7 @@ Sliding windows that rows outgrow, recurrent states and position biases are kept
 cache of the family. All rows advance together, so prompts are padded on the left, as in `generate`.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class OwnCacheDecoder:
     def __init__(self, lm: CausalLM, tokens: Tensor, width: int) -> None:
         self._lm = lm
         self._cache = DynamicCache(config=lm.model.config)
+        self._cached = {cache_name(lm.model): self._cache}
         lengths = row_lengths(tokens)
         # Bamba keeps no state of a prefill of one column.
         longest = max(int(lengths.max()), 2)
@@ -42,9 +43,7 @@ class OwnCacheDecoder:
         # derives mask and positions itself, at less cost.
         self._mask: Tensor | None = None
         if bool((lengths < longest).any()):
-            seen = torch.ones(
-                len(tokens), longest + width, dtype=torch.int64, device=tokens.device
-            )
+            seen = torch.ones(len(tokens), longest + width, dtype=torch.int64, device=tokens.device)
             seen[:, :longest] = from_ >= 0
             self._mask = seen
         self._length = longest
@@ -66,12 +65,12 @@ class OwnCacheDecoder:
 
     def keep(self, rows: Tensor) -> None:
         """Continue with these rows only, in this order; a row may be named more than once."""
-        self._cache.reorder_cache(rows)
+        self._cache.reorder_cache(cast(torch.LongTensor, rows))
         self._positions = self._positions[rows]
         self._mask = None if self._mask is None else self._mask[rows]
 
     def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        inputs: dict[str, Any] = {cache_name(self._lm.model): self._cache}
+        inputs: dict[str, Any] = dict(self._cached)
         if self._mask is not None and self._attends:
             inputs["attention_mask"] = self._mask[:, : self._length]
         if self._mask is not None and self._takes_positions:
