@@ -131,7 +131,6 @@ def test_cost_is_one_step_for_grown_rows_and_one_prefill_for_new_ones(load_lm):
     lm = load_lm("llama")
     cache = DecodeCache(lm)
     tokens = rows_of(3, 1, 7, 5)
-    assert supports_slots(lm, WIDTH)  # probed once a model
     with count_forwards(lm) as shapes:
         cache.last_hidden(tokens)
         assert shapes == [(4, 7)], "four new rows: one prefill"

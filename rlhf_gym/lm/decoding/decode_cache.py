@@ -46,6 +46,9 @@ class DecodeCache:
 
     def __init__(self, lm: CausalLM) -> None:
         self.lm = lm
+        # Methods are tried now, so that the first step costs no more than the next. For rows that
+        # outgrow a window they are tried when such rows come.
+        decoding_method(lm, 1)
         self._decoder: SlotDecoder | OwnCacheDecoder | None = None
         self.clear()
 
