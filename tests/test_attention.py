@@ -15,7 +15,7 @@ from rlhf_gym.lm import attention
 from rlhf_gym.lm.architecture import recompute_activations
 from rlhf_gym.lm.attention import float32_attention, for_bfloat16, step_attention, without_cudnn
 from rlhf_gym.lm.decoding import kv_slots as slots
-from rlhf_gym.lm.decoding.decode_cache import supports_slots
+from rlhf_gym.lm.decoding.method import supports_slots
 from rlhf_gym.lm.decoding.sampling import sample_with_log_probs
 
 PROMPTS = torch.tensor([[2, 5, 6], [2, 9, 11], [2, 7, 4]])
@@ -26,7 +26,7 @@ PROMPTS = torch.tensor([[2, 5, 6], [2, 9, 11], [2, 7, 4]])
 def test_a_decoding_step_attends_by_matrix_products(load_lm, monkeypatch, family, precision):
     """On a CPU, where scaled_dot_product_attention is slow for one query."""
     lm = replace(load_lm(family), precision=precision)
-    assert supports_slots(lm)
+    assert supports_slots(lm, 64)
     short, left = [], []
     product = torch.baddbmm
 
@@ -57,22 +57,39 @@ def test_a_decoding_step_attends_by_matrix_products(load_lm, monkeypatch, family
     )
 
 
-@pytest.mark.parametrize(
-    "odd", ["sliding_window", "dropout", "queries", "mask", "boolean", "gradient"]
-)
+@pytest.mark.parametrize("odd", ["softcap", "dropout", "queries", "mask", "gradient"])
 def test_what_is_not_plain_attention_is_left_to_sdpa(monkeypatch, odd):
     asked = []
     monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *a, **o: asked.append(o))
     query = torch.zeros(2, 4, 2 if odd == "queries" else 1, 8)
     keys = torch.zeros(2, 2, 5, 8)
-    mask = None if odd == "mask" else torch.zeros(2, 1, 1, 5)
-    if odd == "boolean":
-        mask = torch.ones(2, 1, 1, 5, dtype=torch.bool)
-    options = {"sliding_window": 3} if odd == "sliding_window" else {"sliding_window": None}
+    mask = torch.zeros(2, 4 if odd == "mask" else 1, 1, 5)  # a mask for each head, as ALiBi's
+    options = {"softcap": 3.0} if odd == "softcap" else {"softcap": None}
     dropout = 0.1 if odd == "dropout" else 0.0
     with torch.set_grad_enabled(odd == "gradient"):
         step_attention(nn.Identity(), query, keys, keys, mask, dropout, **options)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("kind", ["none", "boolean", "additive", "shared"])
+def test_a_step_gives_the_numbers_of_sdpa(kind):
+    torch.manual_seed(0)
+    query, (keys, values) = torch.randn(2, 4, 1, 8), torch.randn(2, 2, 2, 5, 8)
+    seen = torch.tensor([[True] * 5, [False, False, True, True, False]])[:, None, None]
+    masks = {
+        "none": None,
+        "boolean": seen,
+        "additive": attention.additive_mask(~seen, torch.float32),
+        "shared": seen[1:],
+    }
+    layer = nn.Identity()
+    layer.num_key_value_groups, layer.is_causal = 2, True
+    for scaling in (None, 0.7):
+        arguments = (layer, query, keys, values, masks[kind], 0.0, scaling)
+        with torch.no_grad():
+            found = step_attention(*arguments, sliding_window=4)[0]
+            expected = sdpa_attention_forward(*arguments)[0]
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", SERVED)

@@ -1,6 +1,7 @@
 """What is cached never shows: any history of rows gives the full forward's answers."""
 
 import logging
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from conftest import (
     BUDGET,
     ENDS,
     EOS,
+    OWN_CACHE,
     SERVED,
     UNSERVED,
     V,
@@ -22,12 +24,19 @@ from conftest import (
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from rlhf_gym.lm.architecture import has_dynamic_rope, has_full_attention
+from rlhf_gym.lm.architecture import (
+    full_attention_width,
+    has_dynamic_rope,
+    has_full_attention,
+    shortest_window,
+)
 from rlhf_gym.lm.causal_lm import CausalLM, continuation_log_probs
 from rlhf_gym.lm.decoding import active_rows as decoding_rows
 from rlhf_gym.lm.decoding import kv_slots as slots
 from rlhf_gym.lm.decoding import sampling
-from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden, supports_slots
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
+from rlhf_gym.lm.decoding.method import decoding_method, supports_slots
+from rlhf_gym.lm.decoding.own_cache import OwnCacheDecoder
 from rlhf_gym.lm.decoding.sampling import draw, sample_responses, sample_with_log_probs
 from rlhf_gym.tokens import PAD, Sequences, continuations, pad_rows, row_lengths, unflatten
 
@@ -57,8 +66,10 @@ def assert_full_forward(cache: DecodeCache, tokens: torch.Tensor, tolerance: flo
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", [*SERVED, "mistral"])
+@pytest.mark.parametrize("family", [*SERVED, *OWN_CACHE])
 def test_any_history_gives_the_full_forward(save_lm, family, attention):
+    if attention == "sdpa" and family in ("gpt_neo", "bloom", "mamba", "mamba2"):
+        pytest.skip("transformers has no such attention for this family")
     cache = DecodeCache(CausalLM.load(save_lm(family), attn_implementation=attention))
     tokens = rows_of(3, 1, 7, 5)
     assert_full_forward(cache, tokens)
@@ -205,22 +216,107 @@ def test_in_training_mode_it_is_neither_read_nor_written(load_lm):
 @pytest.mark.parametrize("family", UNSERVED)
 def test_families_that_slots_cannot_serve_get_full_forwards(load_lm, caplog, family):
     lm = load_lm(family)
-    with caplog.at_level(logging.WARNING, logger="rlhf_gym.lm.decoding.decode_cache"):
+    with caplog.at_level(logging.WARNING, logger="rlhf_gym.lm.decoding.method"):
         cache = DecodeCache(lm)
         tokens = rows_of(9, 1, 7, 5)
         for _ in range(6):
             assert_full_forward(cache, tokens)
             tokens = grow(tokens)
-    warnings = [r for r in caplog.records if r.name == "rlhf_gym.lm.decoding.decode_cache"]
+    warnings = [r for r in caplog.records if r.name == "rlhf_gym.lm.decoding.method"]
     assert len(warnings) == 1, "one logged line"
     assert "full forwards" in warnings[0].message
 
 
 def test_served_families_are_served(load_lm, caplog):
     for family in SERVED:
-        assert supports_slots(load_lm(family)), family
+        assert supports_slots(load_lm(family), WIDTH), family
         DecodeCache(load_lm(family))
-    assert not [r for r in caplog.records if r.name == "rlhf_gym.lm.decoding.decode_cache"]
+    for family in OWN_CACHE:
+        assert decoding_method(load_lm(family), WIDTH) == "own cache", family
+    assert not [r for r in caplog.records if r.name == "rlhf_gym.lm.decoding.method"]
+
+
+@pytest.mark.parametrize("family", ["mistral", "gpt_neo", "gemma3_text"])
+def test_a_window_that_no_row_outgrows_costs_nothing(load_lm, family):
+    name = "window_size" if family == "gpt_neo" else "sliding_window"
+    lm = load_lm(family, **{name: WIDTH})
+    assert decoding_method(lm, WIDTH) == "slots"
+    assert decoding_method(lm, WIDTH + 1) == "own cache"
+    cache = DecodeCache(lm)
+    tokens = rows_of(3, 1, WIDTH - 6, 5)
+    for _ in range(7):
+        assert_full_forward(cache, tokens)
+        tokens = grow(tokens, 0, 1, *([2] if int(row_lengths(tokens[2])) < WIDTH else []), 3)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "window"),
+    [
+        ("llama", {}, None),
+        ("qwen2", {"sliding_window": 4}, None),  # use_sliding_window is False
+        ("qwen2", {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 1}, 4),
+        ("gemma3_text", {"sliding_window": 12}, 12),  # its sliding_window_pattern is 6
+        ("gpt_neo", {"window_size": 7}, 7),
+        ("llama", {"layer_types": ["chunked_attention", "full_attention"]}, 0),
+        ("llama", {"attention_chunk_size": 9}, 9),
+    ],
+)
+def test_windows_are_read_from_the_config(family, options, window):
+    model = AutoModelForCausalLM.from_config(make_config(family, **options))
+    assert shortest_window(model) == window
+    widest = math.inf if window is None else window
+    assert full_attention_width(model) == widest
+
+
+def test_layers_that_are_no_attention_have_no_full_attention():
+    model = AutoModelForCausalLM.from_config(make_config("qwen3_next"))
+    assert full_attention_width(model) == 0
+
+
+@pytest.mark.parametrize("family", OWN_CACHE)
+def test_own_cache_advances_all_rows_by_one_step(load_lm, family):
+    lm = load_lm(family)
+    cache = DecodeCache(lm)
+    tokens = rows_of(3, 1, 7, 5)
+    assert decoding_method(lm, WIDTH) == "own cache"
+    with count_forwards(lm) as shapes:
+        cache.last_hidden(tokens)
+        assert shapes == [(4, 7)], "one prefill"
+        shapes.clear()
+        tokens = grow(tokens)
+        cache.last_hidden(tokens)
+        assert shapes == [(4, 1)], "every row grew: one step"
+        shapes.clear()
+        cache.last_hidden(tokens)
+        assert shapes == [], "unchanged rows: nothing"
+        cache.last_hidden(grow(tokens, 0, 1, 3))
+        assert shapes == [(4, 8)], "one did not grow: all are prefilled"
+
+
+@pytest.mark.parametrize("family", OWN_CACHE)
+def test_with_an_own_cache_sampling_takes_one_step_per_token(load_lm, family):
+    lm = load_lm(family)
+    some = prompts_of(lm, 6)
+    prompts = some[[0, 0, 1, 2, 0, 1, 3, 4, 5, 5]]
+    assert decoding_method(lm, prompts.shape[1] + 12) == "own cache"
+    with count_forwards(lm) as shapes:
+        sampled = sample_with_log_probs(lm, prompts, 12, stop_at_eos=False)
+    assert shapes == [(6, prompts.shape[1]), *[(10, 1)] * 11]
+    expected = continuation_log_probs(lm, prompts, sampled.responses)
+    torch.testing.assert_close(sampled.log_probs, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_that_gives_other_numbers_is_not_used(load_lm, monkeypatch, caplog):
+    lm = load_lm("bloom")
+    whole = OwnCacheDecoder._forward
+
+    def slightly_off(self, ids, positions):
+        return whole(self, ids, positions) * (1.0 if ids.shape[1] > 1 else 1.0001)
+
+    monkeypatch.setattr(OwnCacheDecoder, "_forward", slightly_off)
+    with caplog.at_level(logging.WARNING, logger="rlhf_gym.lm.decoding.method"):
+        assert decoding_method(lm, WIDTH) == "full forwards"
+    assert "BloomForCausalLM" in caplog.text
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -231,7 +327,7 @@ def test_a_tiny_vocabulary_is_served(size):
     options = {"vocab_size": size, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     model = AutoModelForCausalLM.from_config(make_config("llama", **options)).eval()
     lm = CausalLM.wrap(model, tokenizer)
-    assert supports_slots(lm)
+    assert supports_slots(lm, WIDTH)
     cache, tokens = DecodeCache(lm), rows_of(3, 1, 7, 5) % size
     tokens[rows_of(3, 1, 7, 5) == PAD] = PAD
     assert_full_forward(cache, tokens)
@@ -240,6 +336,9 @@ def test_a_tiny_vocabulary_is_served(size):
 
 
 # Whole responses
+
+# The likeliest tokens of Gemma 3's random weights repeat, and its rows end together.
+ENDING = [family for family in OWN_CACHE if family != "gemma3_text"]
 
 
 def prompts_of(lm: CausalLM, n: int) -> torch.Tensor:
@@ -260,7 +359,7 @@ def greedy_loop(lm: CausalLM, prompt: list[int], budget: int, stop_at_eos: bool)
 
 
 @pytest.mark.parametrize("stop_at_eos", [True, False])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", *ENDING])
 def test_dropping_finished_rows_changes_no_response(load_lm, monkeypatch, family, stop_at_eos):
     lm = load_lm(family)
     prompts = prompts_of(lm, 24)
@@ -279,7 +378,7 @@ def test_dropping_finished_rows_changes_no_response(load_lm, monkeypatch, family
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("family", [*SERVED, "mistral"])
+@pytest.mark.parametrize("family", [*SERVED, *ENDING])
 def test_what_sampling_says_of_its_tokens_is_a_pass_over_whole_sequences(
     load_lm, family, deterministic
 ):
@@ -305,7 +404,7 @@ def test_finished_rows_cost_no_compute(load_lm, monkeypatch):
     monkeypatch.setattr(decoding_rows, "DROP_SHARE", 0.0)
     lm = load_lm("llama")
     prompts = prompts_of(lm, 24)
-    assert supports_slots(lm)  # probed once a model
+    assert supports_slots(lm, WIDTH)  # probed once a model
     with count_forwards(lm) as shapes:
         responses = sample_responses(lm, prompts, 12, deterministic=True)
     alive = [int((row_lengths(responses) > t).sum()) for t in range(1, 12)]
@@ -320,7 +419,7 @@ def test_the_same_prompt_is_prefilled_once(load_lm, family):
     prompts = some[[0, 0, 1, 2, 0, 1, 3, 4, 5, 5]]
     rows = [[i for i in p if i != PAD] for p in prompts.tolist()]
     alone = pad_rows([greedy_loop(lm, row, 12, True) for row in rows], 12)
-    assert supports_slots(lm)
+    assert supports_slots(lm, WIDTH)
     with count_forwards(lm) as shapes:
         sampled = sample_with_log_probs(lm, prompts, 12, deterministic=True)
     assert shapes[0] == (6, prompts.shape[1])
@@ -421,7 +520,7 @@ def test_last_hidden_of_rows_alone(load_lm):
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", [*SERVED, *UNSERVED])
+@pytest.mark.parametrize("family", [*SERVED, *OWN_CACHE, *UNSERVED])
 def test_states_of_one_response_are_computed_in_one_row(load_lm, family):
     lm = load_lm(family)
     rows = [[2, 5], [2, 5, 6], [2, 5, 6, 7, 8], [2, 9], [2, 5, 6], [2, 9, 4], [2, 5, 7]]
@@ -449,4 +548,4 @@ def test_rotary_embeddings_that_turn_with_length_are_left_to_full_forwards(kind)
     rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 100.0}
     model = AutoModelForCausalLM.from_config(make_config("llama", rope_parameters=rope))
     assert has_dynamic_rope(model) == (kind == "dynamic")
-    assert has_full_attention(model) == (kind == "default")
+    assert has_full_attention(model, WIDTH) == (kind == "default")

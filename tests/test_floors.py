@@ -42,8 +42,9 @@ FLOORS: dict[str, list[str]] = {
         "decoding",
     ],
     "rlhf_gym/lm/decoding": [
-        "cuda_graphs",
+        "cuda_graphs own_cache",
         "kv_slots",
+        "method",
         "decode_cache",
         "active_rows",
         "sampling",

@@ -43,7 +43,8 @@ from rlhf_gym.lm.decoding import (
     sampling,
 )
 from rlhf_gym.lm.decoding.cuda_graphs import Bfloat16Copy, columns_for, rows_for
-from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden, supports_slots, takes_graphs
+from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
+from rlhf_gym.lm.decoding.method import supports_slots, takes_graphs
 from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.lm.lora import add_adapters
 from rlhf_gym.tokens import PAD, Sequences, continuations, pad_rows, row_lengths
@@ -56,7 +57,7 @@ BUDGET = 12
 def device(request, monkeypatch) -> str:
     """Each device, with fixed shapes on all."""
     for module in (decode, decoding_rows):
-        monkeypatch.setattr(module, "takes_graphs", lambda lm: supports_slots(lm))
+        monkeypatch.setattr(module, "takes_graphs", supports_slots)
     monkeypatch.setattr(graphs, "FEWEST_ROWS", 2)
     monkeypatch.setattr(graphs, "FEWEST_COLUMNS", 4)
     monkeypatch.setattr(sampling, "look_every", lambda device: 2)
@@ -130,7 +131,7 @@ def test_the_likeliest_tokens_are_those_of_free_shapes(load, device, family, mon
     fixed = sampled(lm, prompts, deterministic=True)
     again = sampled(lm, prompts, deterministic=True)  # in the same slots
     for module in (decode, decoding_rows):
-        monkeypatch.setattr(module, "takes_graphs", lambda lm: False)
+        monkeypatch.setattr(module, "takes_graphs", lambda lm, width: False)
     free = sampled(lm, prompts, deterministic=True)
     for found in (fixed, again):
         assert torch.equal(found.responses, free.responses)
@@ -459,7 +460,7 @@ def test_a_policy_with_checkpointing_or_groups_learns_as_before(device, monkeypa
     for name, options in (("ppo", {"gradient_checkpointing": True}), ("groups", {})):
         weights = []
         for fixed in (True, False):
-            monkeypatch.setattr(update_graphs, "takes_graphs", lambda lm, fixed=fixed: fixed)
+            monkeypatch.setattr(update_graphs, "takes_graphs", lambda lm, width, fixed=fixed: fixed)
             rows = {"rows_per_prompt": 4} if name == "groups" else {}
             env = gymnasium.make_vec(
                 "rlhf_gym/Exact-v0", num_envs=32, device=device, **rows
@@ -490,7 +491,7 @@ def test_what_takes_long_is_computed_without(load, device, monkeypatch):
 def test_a_training_learns_the_same_with_and_without(device, monkeypatch, precision, critic):
     weights = []
     for fixed in (True, False):
-        monkeypatch.setattr(update_graphs, "takes_graphs", lambda lm, fixed=fixed: fixed)
+        monkeypatch.setattr(update_graphs, "takes_graphs", lambda lm, width, fixed=fixed: fixed)
         env = gymnasium.make_vec("rlhf_gym/Exact-v0", num_envs=32, device=device).unwrapped
         # Adam would make steps of full size of what is rounding alone.
         options = {"precision": precision, "optimizer_class": torch.optim.SGD}
@@ -516,7 +517,7 @@ class TestOnGPU:
         lm = load_lm(family)
         lm = replace(lm, model=copy.deepcopy(lm.model).to("cuda"), precision=precision)
         with caplog.at_level(logging.WARNING):
-            assert takes_graphs(lm)
+            assert takes_graphs(lm, 64)
             found = sampled(lm, prompts_of(24, "cuda"))
             assert slots._idle[lm.model][0].graphs._captured, "replayed"
             whole = replace(lm, precision="fp32")
@@ -572,8 +573,8 @@ class TestOnGPU:
         layer.forward = looks
         lm = replace(lm, model=model)
         with caplog.at_level(logging.WARNING):
-            assert supports_slots(lm)
-            assert not takes_graphs(lm)
+            assert supports_slots(lm, 64)
+            assert not takes_graphs(lm, 64)
             found = sampled(lm, prompts_of(8, "cuda"))
         assert len([r for r in caplog.records if "CUDA graph" in r.message]) == 1
         expected = continuation_log_probs(lm, prompts_of(8, "cuda"), found.responses)

@@ -231,9 +231,47 @@ def test_a_folder_without_weights_is_named(save_lm, tmp_path):
 
 def test_a_head_that_is_not_the_last_word_is_refused():
     torch.manual_seed(0)
-    config = make_config("cohere", logit_scale=0.1)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(make_config("llama")).eval()
+    whole = model.forward
+
+    def shifted(*arguments, **options):
+        out = whole(*arguments, **options)
+        out.logits = out.logits + 0.01 * out.logits**2
+        return out
+
+    model.forward = shifted
     with pytest.raises(InputError, match="after its head"):
+        CausalLM.wrap(model, make_tokenizer())
+
+
+RULES = [
+    ("cohere", {"logit_scale": 0.1}),
+    ("gemma2", {"final_logit_softcapping": 2.0}),
+    ("gemma3_text", {"final_logit_softcapping": 2.0}),
+    ("granite", {"logits_scaling": 4.0}),
+    ("granitemoe", {"logits_scaling": 4.0, "num_local_experts": 2, "num_experts_per_tok": 1}),
+    ("falcon_h1", {"lm_head_multiplier": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("family", "options"), RULES)
+def test_logits_that_a_family_scales_or_caps(save_lm, tmp_path, family, options):
+    lm = CausalLM.load(save_lm(family, **options), temperature=0.7)
+    prompts, responses = some_rows(lm)
+    sequences = continuations(prompts, responses)
+    expected = [log_probs_alone(lm, p, r) for p, r in zip(prompts, responses, strict=True)]
+    found = lm.log_probs(sequences)
+    torch.testing.assert_close(found, torch.cat(expected), atol=2e-5, rtol=1e-5)
+    lm.save_pretrained(tmp_path)
+    again = CausalLM.load(str(tmp_path), temperature=0.7)
+    torch.testing.assert_close(again.log_probs(sequences), found)
+
+
+def test_a_model_that_hides_its_states_is_refused():
+    """Llama 4 names no trunk apart from its head."""
+    options = {"num_local_experts": 2, "intermediate_size_mlp": 64, "head_dim": 8}
+    model = AutoModelForCausalLM.from_config(make_config("llama4_text", **options)).eval()
+    with pytest.raises(InputError, match="hidden states"):
         CausalLM.wrap(model, make_tokenizer())
 
 

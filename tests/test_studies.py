@@ -108,6 +108,23 @@ def test_the_environments_own_work_is_measured(tmp_path):
     assert [row["tokens"] for row in found["memory"]] == [96]
 
 
+def test_the_race_of_families_against_generate_is_counted_right(tmp_path):
+    file = tmp_path / "runs" / "families.json"
+    run(
+        "bench/architectures.py",
+        *("--families", "mistral", "mistral-short", "mamba2", "--rows", 4, "--prompt", 4, 8),
+        *("--response", 30, "--repeats", 1, "--output", file, "--device", "cpu"),
+    )
+    found = json.loads(file.read_text())
+    assert {"processor", "threads", "commit"} <= set(found["measured_on"])
+    rows = found["families"]
+    assert [row["method"] for row in rows] == ["slots", "own cache", "own cache"]
+    for row in rows:
+        assert len(row["generate"]["seconds"]) == 1
+        assert row["ratio"] == row["generate"]["median"] / row["rlhf_gym"]["median"]
+    run("bench/architectures.py", "--families", "no-such", code=2)
+
+
 def test_the_race_of_reward_trainers_is_counted_right(save_lm, tmp_path):
     # A stand-in for TRL's Python: it says what `bench/system_trl_reward.py` says at its end.
     other = tmp_path / "python"

@@ -198,7 +198,7 @@ def decoding(subject: Subject) -> Problem | None:
         f"the log-probs recorded while decoding differ from those of whole sequences by {gap:.2g} "
         "nats",
         "look for attention or positions that depend on a row's length: such a model must decode "
-        "with full forward passes (rlhf_gym.lm.architecture.has_full_attention)",
+        "with full forward passes (rlhf_gym.lm.decoding.method.decoding_method)",
     )
 
 

@@ -1,32 +1,65 @@
-"""What a model's config and modules say about it: attention, context, cache, causality."""
+"""What a model's config and modules say about it: attention, context, cache, logits, causality."""
 
 import inspect
+import math
+from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-def has_full_attention(model: PreTrainedModel) -> bool:
-    """Whether every layer attends to all earlier tokens, as far as the config says."""
+def has_full_attention(model: PreTrainedModel, width: int) -> bool:
+    """Whether every layer attends to all earlier tokens in rows of `width` tokens."""
+    return width <= full_attention_width(model)
+
+
+def full_attention_width(model: PreTrainedModel) -> float:
+    """The most tokens of a row in which every layer attends to all earlier ones; may be infinite.
+
+    As far as the config says. A window hides nothing until a row outgrows it. 0 for a model with
+    layers of another kind.
+    """
+    plain = (
+        not has_dynamic_rope(model)
+        and _layer_types(model) <= {"full_attention", *WINDOWED}
+        and model.config.get_text_config()._attn_implementation in ("eager", "sdpa")
+    )
+    window = shortest_window(model)
+    return 0 if not plain else math.inf if window is None else window
+
+
+WINDOWED = ("sliding_attention", "chunked_attention")
+"""transformers' names of layers that see only some of the earlier tokens."""
+
+
+def shortest_window(model: PreTrainedModel) -> int | None:
+    """The most tokens that every layer sees; None without a window, 0 if its length is unknown."""
     config = model.config.get_text_config()
     options = config.to_dict()
-    windows = [
-        name
-        for name, value in options.items()
-        if "window" in name and isinstance(value, int) and not isinstance(value, bool)
-    ]
     # Qwen's configs have a sliding_window that is only used if this flag says so.
     if options.get("use_sliding_window") is False:
-        windows = []
-    layer_types = options.get("layer_types") or ["full_attention"]
-    return (
-        not windows
-        and not has_dynamic_rope(model)
-        and all(kind == "full_attention" for kind in layer_types)
-        and config._attn_implementation in ("eager", "sdpa")
-    )
+        return None
+    windows = [
+        value
+        for name, value in options.items()
+        if ("window" in name or name == "attention_chunk_size")
+        # These count layers: every sixth is full (Gemma 3), the first 28 are (Qwen 2).
+        and not ("pattern" in name or "layers" in name)
+        and isinstance(value, int)
+        and not isinstance(value, bool)
+    ]
+    derived = getattr(config, "sliding_window", None)  # not an option in ModernBERT's decoder
+    if isinstance(derived, int):
+        windows.append(derived)
+    if not windows and _layer_types(model) & {*WINDOWED}:
+        return 0
+    return min(windows, default=None)
+
+
+def _layer_types(model: PreTrainedModel) -> set[str]:
+    return set(model.config.get_text_config().to_dict().get("layer_types") or ["full_attention"])
 
 
 def has_dynamic_rope(model: PreTrainedModel) -> bool:
@@ -63,6 +96,37 @@ def trunk(model: PreTrainedModel) -> nn.Module:
     return model.base_model
 
 
+@dataclass(frozen=True)
+class LogitRule:
+    """What a family does to the logits after its head.
+
+    Attributes:
+        scale: Multiplies them (Cohere, Falcon-H1); Granite divides.
+        soft_cap: They stay within ± this number (Gemma 2); None without a cap.
+    """
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Logits from the head's output."""
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return logits
+
+
+def logit_rule(model: PreTrainedModel) -> LogitRule:
+    """The rule for the logits that a config names; whether the model follows it is not checked."""
+    options = model.config.get_text_config().to_dict()
+    factors = [options.get(name) for name in ("logit_scale", "lm_head_multiplier")]
+    scale = math.prod(float(factor) for factor in factors if factor is not None)
+    scale /= float(options.get("logits_scaling") or 1.0)
+    soft_cap = options.get("final_logit_softcapping")
+    return LogitRule(scale, None if soft_cap is None else float(soft_cap))
+
+
 def recompute_activations(model: PreTrainedModel, on: bool) -> None:
     """Switch gradient checkpointing: in training mode the backward pass recomputes each layer."""
     # transformers is renaming these methods; both names are in use in the versions we support.
@@ -77,13 +141,22 @@ def recomputes_activations(model: PreTrainedModel) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
-def cache_name(model: PreTrainedModel) -> str:
-    """The trunk's name for its cache: `cache` since transformers 5.24, `past_key_values` before.
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
-    Inputs and outputs use the same name.
+
+def cache_name(model: PreTrainedModel) -> str:
+    """The trunk's name for its cache: `cache` since transformers 5.24.
+
+    Before, it was `past_key_values`, and `cache_params` for Mamba. Inputs and outputs use the same
+    name.
     """
     parameters = inspect.signature(trunk(model).forward).parameters
-    return "cache" if "cache" in parameters else "past_key_values"
+    return next((name for name in CACHE_NAMES if name in parameters), "past_key_values")
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether the trunk has an input for its tokens' positions."""
+    return "position_ids" in inspect.signature(trunk(model).forward).parameters
 
 
 @torch.no_grad()

@@ -21,8 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from rlhf_gym.lm.architecture import recomputes_activations
 
-HARMLESS = ("position_ids", "use_cache", "cache_position")
-"""Keywords that models pass to attention and that do not change it."""
+HARMLESS = ("position_ids", "use_cache", "cache_position", "sliding_window")
+"""Keywords that models pass to attention and that do not change "sdpa": its mask has the window."""
 
 
 def step_attention(
@@ -42,7 +42,7 @@ def step_attention(
         query: (N, heads, 1, head_dim); for any other number of queries "sdpa" is called.
         key: (N, key heads, columns, head_dim); key heads divide heads.
         value: The same.
-        attention_mask: (N, 1, 1, columns), additive.
+        attention_mask: (N, 1, 1, columns), additive or True at what is seen; all is seen if None.
         dropout: Must be 0.
         scaling: Factor of the scores; 1 / √head_dim if None.
         **options: Passed to "sdpa", which is called if one of them asks for more than plain
@@ -54,12 +54,8 @@ def step_attention(
     n, heads, queries, width = query.shape
     special = dropout or any(v is not None for k, v in options.items() if k not in HARMLESS)
     plain = queries == 1 and query.dtype in (torch.float32, torch.bfloat16) and not special
-    if (
-        not plain
-        or attention_mask is None
-        or not attention_mask.is_floating_point()
-        or torch.is_grad_enabled()
-    ):
+    per_head = attention_mask is not None and attention_mask.shape[1:3] != (1, 1)
+    if not plain or per_head or torch.is_grad_enabled():
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, **options
         )
@@ -67,13 +63,17 @@ def step_attention(
     groups = heads // key.shape[1]
     asked = query.reshape(-1, groups, width)
     keys, values = key.flatten(0, 1), value.flatten(0, 1)
-    mask = attention_mask.expand(n, key.shape[1], groups, -1).flatten(0, 1)
     scale = width**-0.5 if scaling is None else scaling
     # In float32 even for bfloat16 inputs, as sdpa's kernels accumulate their scores.
     with torch.autocast(query.device.type, enabled=False):
-        scores = torch.baddbmm(
-            mask.float(), asked.float(), keys.float().transpose(1, 2), alpha=scale
-        )
+        asked, keys = asked.float(), keys.float().transpose(1, 2)
+        if attention_mask is None:
+            scores = torch.bmm(asked * scale, keys)
+        else:
+            if attention_mask.dtype == torch.bool:
+                attention_mask = additive_mask(~attention_mask, torch.float32)
+            mask = attention_mask.expand(n, key.shape[1], groups, -1).flatten(0, 1)
+            scores = torch.baddbmm(mask.float(), asked, keys, alpha=scale)
         seen = torch.bmm(torch.softmax(scores, -1), values.float())
     return seen.view(n, 1, heads, -1).to(query.dtype), None
 

@@ -6,7 +6,7 @@ Notation: N rows, L columns, M chosen tokens, d the model's width, V the number 
 import copy
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import (
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.kl import exact_kl
-from rlhf_gym.lm.architecture import trunk
+from rlhf_gym.lm.architecture import LogitRule, logit_rule, trunk
 from rlhf_gym.lm.attention import for_bfloat16
 from rlhf_gym.lm.batching import in_chunks, passes, rows_per_chunk
 from rlhf_gym.lm.loading import (
@@ -43,7 +43,7 @@ class CausalLM:
 
     Attributes:
         model: Any `AutoModelForCausalLM` whose logits are its head applied to its trunk's last
-            hidden state.
+            hidden state, scaled or capped as `rlhf_gym.lm.architecture.LogitRule` says.
         tokenizer: The tokenizer that belongs to it.
         temperature: Divides the logits everywhere: in sampling, in log-probs, in the update.
         vocab_size: V; logits beyond it are dropped before the softmax.
@@ -77,7 +77,7 @@ class CausalLM:
 
         Raises:
             InputError: Its vocabulary does not fit, it has no EOS that is a token, the temperature
-                is not positive, or its logits are not simply head(trunk).
+                is not positive, or its logits are not those of its head and its `LogitRule`.
         """
         _check_head(model)
         eos_ids = eos_token_ids(model, tokenizer)
@@ -120,6 +120,10 @@ class CausalLM:
         model = copy.deepcopy(self.model).requires_grad_(True)
         guide = self if self.mask.follows_reference else None
         return replace(self, model=model, guide=guide)
+
+    @cached_property
+    def _rule(self) -> LogitRule:
+        return logit_rule(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -214,7 +218,7 @@ class CausalLM:
             logits: Tensor = self.model.get_output_embeddings()(hidden)
         # Float32 before the softmax: bfloat16 has 8 bits, so a logit near 20 is off by up to 0.06
         # and a PPO ratio by 6 %.
-        usable = at_least_float32(logits[..., : self.vocab_size])
+        usable = self._rule(at_least_float32(logits[..., : self.vocab_size]))
         return usable if self.temperature == 1.0 else usable / self.temperature
 
     def log_probs_of(self, hidden: Tensor, tokens: Tensor, limits: Limits | None = None) -> Tensor:
@@ -311,16 +315,20 @@ def continuation_log_probs(lm: CausalLM, prompts: Tensor, responses: Tensor) -> 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel) -> None:
     ids = torch.tensor([[0, 1]], device=model.device)
-    # Gemma 2 (soft cap) and Cohere (scale) change the logits after the head. We apply the head
-    # ourselves, to chosen states only, and would miss that.
+    # We apply the head ourselves, to chosen states only, and know what Gemma 2 (a soft cap), Cohere
+    # and Granite (a scale) do to the logits after it. We would miss anything else.
     whole = model(input_ids=ids, use_cache=False).logits
-    parts = model.get_output_embeddings()(
-        trunk(model)(input_ids=ids, use_cache=False).last_hidden_state
-    )
+    states = trunk(model)(input_ids=ids, use_cache=False)
+    if "last_hidden_state" not in states:
+        raise InputError(
+            f"the model {model.name_or_path!r} ({type(model).__name__}) does not give its hidden "
+            "states apart from its head, which is not supported; use another family"
+        )
+    parts = logit_rule(model)(model.get_output_embeddings()(states.last_hidden_state))
     if not torch.allclose(whole.float(), parts.float(), atol=1e-4, rtol=1e-4):
         raise InputError(
             f"the model {model.name_or_path!r} ({type(model).__name__}) changes its logits after "
-            "its head (a scale or a soft cap), which is not supported; use another family"
+            "its head in a way that is not supported; use another family"
         )
 
 

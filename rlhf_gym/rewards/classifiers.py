@@ -3,7 +3,11 @@
 import math
 
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.loading import load_config, load_pretrained
@@ -33,10 +37,18 @@ def new_classifier(backbone: str, revision: str | None, heads: int) -> PreTraine
     spread by about 1. Source: Stiennon et al. 2020 (arXiv 2009.01325).
 
     Raises:
-        InputError: There is not at least one head, or weights other than the head's do not fit.
+        InputError: There is not at least one head, weights other than the head's do not fit, or
+            transformers has no classifier of this family.
     """
     if heads < 1:
         raise InputError(f"a reward model needs at least one head, not {heads}")
+    config = load_config(backbone, revision=revision)
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        raise InputError(
+            f"transformers has no sequence classifier of the family {config.model_type!r}, so "
+            f"{backbone!r} cannot be the backbone of a reward model; use a backbone of another "
+            "family, or a function as the reward"
+        )
     model = load_pretrained(
         AutoModelForSequenceClassification,
         backbone,

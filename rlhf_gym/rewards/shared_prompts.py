@@ -90,23 +90,30 @@ def sharing_pays(model: PreTrainedModel, prompts: Tensor, candidates: Tensor) ->
     plain = layer_operations(model, b * (p + c), b * (p + c) ** 2 / 2)
     shared = layer_operations(model, n * p + b * c, n * p**2 / 2 + b * c * (p + c))
     empty = bool((row_lengths(prompts) == 0).any() or (row_lengths(candidates) == 0).any())
-    return shared <= MAX_SHARE * plain and not empty and can_share_prompts(model)
+    return shared <= MAX_SHARE * plain and not empty and can_share_prompts(model, p + c)
 
 
-_can_share: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+_can_share: WeakKeyDictionary[PreTrainedModel, dict[bool, bool]] = WeakKeyDictionary()
 
 
-def can_share_prompts(model: PreTrainedModel) -> bool:
-    """Whether `last_states_after` is exact for this model: full attention, and a probe agrees."""
-    if model not in _can_share:
-        _can_share[model] = has_full_attention(model) and _probe_agrees(model)
-        if not _can_share[model]:
+def can_share_prompts(model: PreTrainedModel, width: int) -> bool:
+    """Whether `last_states_after` is exact for this model: full attention, and a probe agrees.
+
+    Args:
+        model: A causal classifier.
+        width: Columns of prompt and candidate together; a window must not be shorter.
+    """
+    known = _can_share.setdefault(model, {})
+    plain = has_full_attention(model, width)
+    if plain not in known:
+        known[plain] = plain and _probe_agrees(model)
+        if not known[plain]:
             logger.warning(
                 "%s cannot continue one prompt by several candidates; prompts are repeated",
                 type(model).__name__,
             )
     # A layer that the backward pass recomputes would append to the cache a second time.
-    return _can_share[model] and not recomputes_activations(model)
+    return known[plain] and not recomputes_activations(model)
 
 
 def _probe_agrees(model: PreTrainedModel) -> bool:

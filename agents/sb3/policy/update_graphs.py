@@ -18,7 +18,7 @@ from rlhf_gym.lm.attention import additive_mask
 from rlhf_gym.lm.batching import layer_weights
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.cuda_graphs import Graph, captured, new_pool
-from rlhf_gym.lm.decoding.decode_cache import takes_graphs
+from rlhf_gym.lm.decoding.method import takes_graphs
 from rlhf_gym.tokens import Sequences, model_ids
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class UpdateGraphs:
     The backward pass of a call must come before the next call, which overwrites its activations.
 
     Args:
-        lm: Model and precision; it must pass `rlhf_gym.lm.decoding.decode_cache.takes_graphs`.
+        lm: Model and precision; it must pass `rlhf_gym.lm.decoding.method.takes_graphs`.
     """
 
     def __init__(self, lm: CausalLM) -> None:
@@ -221,7 +221,8 @@ class LearningStates:
     def __call__(self, sequences: Sequences, core: CausalLM) -> Tensor:
         """Last hidden states of `core`, the policy or the critic's trunk: (M, d)."""
         # Recomputed activations need a second forward pass, which no captured graph contains.
-        if not takes_graphs(core) or recomputes_activations(core.model):
+        fits = takes_graphs(core, sequences.tokens.shape[1])
+        if not fits or recomputes_activations(core.model):
             return core.states(sequences)
         if core.model not in self.graphs:
             self.graphs[core.model] = UpdateGraphs(core)

@@ -30,6 +30,7 @@ from agents.tracking.training_run import TrainingRun
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.envs.acts import announce, announce_exploration, will_announce
 from rlhf_gym.errors import InputError
+from rlhf_gym.lm.architecture import logit_rule
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.decode_cache import DecodeCache, last_hidden
 from rlhf_gym.utils.arrays import Ints
@@ -74,6 +75,12 @@ class TokenQNetwork(BasePolicy):
         self.core = CausalLM.load(
             model, revision=revision, tokenizer=tokenizer, temperature=temperature
         )
+        if n_quantiles and logit_rule(self.core.model).soft_cap is not None:
+            # `greedy` could not write the spread into the head.
+            raise InputError(
+                f"the model {model!r} caps its logits, which quantiles cannot be added to; use DQN "
+                "or another family"
+            )
         self.lm, self.scale, self.n_quantiles = self.core.model, scale, n_quantiles
         width = self.lm.get_output_embeddings().in_features
         self.value_head = nn.Linear(width, 1)
@@ -132,6 +139,10 @@ class TokenQNetwork(BasePolicy):
     def greedy(self) -> CausalLM:
         """Return a language model that almost surely samples the token with the highest value."""
         model: Any = copy.deepcopy(self.core.model)
+        rule = logit_rule(model)
+        if rule.soft_cap is not None:
+            # It keeps the order of the tokens, but would make large values equal.
+            model.config.get_text_config().final_logit_softcapping = None
         head: Any = model.get_output_embeddings()
         # The output weights change below. Tied input embeddings must not change with them.
         if head.weight is model.get_input_embeddings().weight:
@@ -145,7 +156,7 @@ class TokenQNetwork(BasePolicy):
                 spread = self.spread_head.weight.view(self.n_quantiles, self.core.vocab_size, -1)
                 # The model's logits are divided by the temperature, the spread is not.
                 head.weight[: self.core.vocab_size] += (
-                    SHARPNESS * self.core.temperature * spread.mean(0)
+                    SHARPNESS * self.core.temperature / rule.scale * spread.mean(0)
                 )
         return CausalLM.wrap(model, self.core.tokenizer, self.core.temperature)
 

@@ -1,11 +1,13 @@
-"""Rows that decode together and are dropped when they end, in slots or by full forwards."""
+"""Rows that decode together, by the model's method, and are dropped when they end."""
 
 import torch
 from torch import Tensor
 
 from rlhf_gym.lm.causal_lm import CausalLM
-from rlhf_gym.lm.decoding.decode_cache import last_hidden, supports_slots, takes_graphs
+from rlhf_gym.lm.decoding.decode_cache import last_hidden
 from rlhf_gym.lm.decoding.kv_slots import SlotDecoder
+from rlhf_gym.lm.decoding.method import decoding_method, takes_graphs
+from rlhf_gym.lm.decoding.own_cache import OwnCacheDecoder
 from rlhf_gym.tokens import PAD, row_lengths
 
 DROP_SHARE = 0.2
@@ -69,23 +71,35 @@ class DecodingRows:
             stepper.release()
 
 
-def _stepper(lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> "_Slotted | _Full":
-    if lm.model.training or not supports_slots(lm):
+def _stepper(lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> "_Slotted | _OwnCache | _Full":
+    method = decoding_method(lm, prompts.shape[1] + max_new_tokens)
+    if lm.model.training or method == "full forwards":
         return _Full(lm, prompts)
+    if method == "own cache":
+        return _OwnCache(lm, prompts, max_new_tokens)
     return _Slotted(lm, prompts, max_new_tokens)
+
+
+def _distinct(prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct prompts, and the place of each prompt among them.
+
+    Rows with the same prompt share its prefill: group baselines and best-of-n sample one prompt
+    many times, and a prefill costs as much as many steps.
+    """
+    distinct, places = torch.unique(prompts, dim=0, return_inverse=True)
+    if len(distinct) == len(prompts):
+        return prompts, torch.arange(len(prompts), device=prompts.device)
+    return distinct, places
 
 
 class _Slotted:
     """Decoding with keys and values in slots."""
 
     def __init__(self, lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> None:
-        # Rows with the same prompt share its prefill: group baselines and best-of-n sample one
-        # prompt many times, and a prefill costs as much as many steps.
-        distinct, places = torch.unique(prompts, dim=0, return_inverse=True)
-        if len(distinct) == len(prompts):
-            distinct, places = prompts, torch.arange(len(prompts), device=prompts.device)
-        fixed = takes_graphs(lm)
-        rows, width = len(prompts if fixed else distinct), prompts.shape[1] + max_new_tokens
+        distinct, places = _distinct(prompts)
+        width = prompts.shape[1] + max_new_tokens
+        fixed = takes_graphs(lm, width)
+        rows = len(prompts if fixed else distinct)
         self._decoder = SlotDecoder(lm, rows, width, fixed=fixed)
         self._positions = row_lengths(prompts)
         self._last = int(self._positions.max())
@@ -111,8 +125,32 @@ class _Slotted:
         self._positions, self._last = self._positions + 1, self._last + 1
 
 
+class _OwnCache:
+    """Decoding with the model's own cache."""
+
+    def __init__(self, lm: CausalLM, prompts: Tensor, max_new_tokens: int) -> None:
+        distinct, places = _distinct(prompts)
+        self._decoder = OwnCacheDecoder(lm, distinct, prompts.shape[1] + max_new_tokens)
+        self.hidden = self._decoder.hidden
+        if len(distinct) < len(prompts):
+            self._decoder.keep(places)
+            self.hidden = self.hidden[places]
+
+    def room(self, rows: int) -> int:
+        return rows
+
+    def release(self) -> None:
+        pass
+
+    def keep(self, rows: Tensor) -> None:
+        self._decoder.keep(rows)
+
+    def advance(self, tokens: Tensor) -> None:
+        self.hidden = self._decoder.step(tokens)
+
+
 class _Full:
-    """Decoding by full forwards, for families that slots cannot decode."""
+    """Decoding by full forwards, for families that have no exact cache."""
 
     def __init__(self, lm: CausalLM, prompts: Tensor) -> None:
         self._lm, self._tokens = lm, prompts

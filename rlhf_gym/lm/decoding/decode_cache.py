@@ -1,29 +1,21 @@
 """The last hidden states of growing rows, without computing a token twice.
 
-`SlotDecoder` decodes; `DecodeCache` is a memo on top of it, and its answers never depend on what it
-remembers. Models that slots cannot decode get full forwards.
+`SlotDecoder` or `OwnCacheDecoder` decodes; `DecodeCache` is a memo on top of them, and its answers
+never depend on what it remembers. Models that neither can decode get full forwards.
 """
 
-import logging
-from dataclasses import replace
-from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from transformers import PreTrainedModel
 
-from rlhf_gym.lm.architecture import has_full_attention
 from rlhf_gym.lm.causal_lm import CausalLM
-from rlhf_gym.lm.decoding.cuda_graphs import broken
 from rlhf_gym.lm.decoding.kv_slots import SlotDecoder
-from rlhf_gym.lm.precision import Precision
-from rlhf_gym.lm.probe import agrees
+from rlhf_gym.lm.decoding.method import decoding_method, takes_graphs
+from rlhf_gym.lm.decoding.own_cache import OwnCacheDecoder
 from rlhf_gym.tokens import PAD, Sequences, longest_extensions, model_ids, row_lengths
-
-logger = logging.getLogger(__name__)
 
 _optimizer_steps = 0
 
@@ -37,108 +29,45 @@ def _count_step(*_: Any) -> None:
 # compares the number of optimiser steps as well as the versions.
 register_optimizer_step_post_hook(_count_step)
 
-Method = Literal["graphs", "slots", "full forwards"]
-"""How a model is decoded, the fastest first."""
-
-_methods: WeakKeyDictionary[PreTrainedModel, dict[tuple[str, Precision], Method]] = (
-    WeakKeyDictionary()
-)
-
-
-def supports_slots(lm: CausalLM) -> bool:
-    """Whether slots are exact for this model: no window in its config, and a probe agrees."""
-    return _method(lm) != "full forwards"
-
-
-def takes_graphs(lm: CausalLM) -> bool:
-    """Whether a step can be replayed as a CUDA graph: on a GPU, if a probe agrees."""
-    return _method(lm) == "graphs" and not broken()
-
-
-def _method(lm: CausalLM) -> Method:
-    known = _methods.setdefault(lm.model, {})
-    # On a GPU the two precisions are captured separately; on a CPU slots work in either.
-    on = (lm.device.type, lm.precision if lm.device.type == "cuda" else "fp32")
-    if on not in known:
-        known[on] = _probe(lm)
-    return known[on]
-
-
-def _probe(lm: CausalLM) -> Method:
-    """The fastest method that gives this model's numbers; each fallback is logged once."""
-    on_gpu = lm.device.type == "cuda"
-    if has_full_attention(lm.model):
-        if on_gpu and _decodes(lm, fixed=True):
-            return "graphs"
-        if _decodes(lm, fixed=False):
-            if on_gpu:
-                logger.warning(
-                    "%s cannot be captured as a CUDA graph; decoding it without graphs",
-                    type(lm.model).__name__,
-                )
-            return "slots"
-    logger.warning(
-        "%s keeps more than plain attention state; decoding it by full forwards",
-        type(lm.model).__name__,
-    )
-    return "full forwards"
-
-
-def _decodes(lm: CausalLM, *, fixed: bool) -> bool:
-    """Decode two short rows of different lengths in slots and by a full forward."""
-    plain = replace(lm, precision="fp32")  # bfloat16's rounding would hide small errors
-    if not fixed:
-        lm = plain
-    width = 8
-    rows = torch.arange(2 * width, device=lm.device).reshape(2, width) % lm.vocab_size
-    rows[1, width - 2 :] = PAD
-
-    def in_slots() -> Tensor:
-        decoder = SlotDecoder(lm, 2, width, fixed=fixed)
-        short = torch.where(torch.arange(width, device=lm.device) < width - 4, rows, PAD)
-        short[1, width - 6 :] = PAD
-        positions = row_lengths(short)
-        hidden = decoder.prefill(torch.arange(2, device=lm.device), short)
-        for _ in range(4):
-            hidden = decoder.step(rows[[0, 1], positions], positions)
-            positions = positions + 1
-        return hidden
-
-    tolerance = 1e-3 if lm.precision == "fp32" else 0.05
-    return agrees(lm.model, in_slots, lambda: last_hidden(plain, rows), tolerance)
-
 
 class DecodeCache:
     """The last hidden state of every row, remembering what earlier calls computed.
 
     Rows that grew by one token cost one decode step, new rows one prefill, unchanged rows nothing.
+    A model that decodes with its own cache advances all rows together: if some rows did not grow by
+    one token, all are prefilled.
     The answer never depends on what is remembered: everything is dropped when a parameter of the
     model changes, and in training mode the memory is neither read nor written. Values written
     through ``parameter.data`` change no version counter: call `clear` after that.
 
     Args:
-        lm: The model. Families that `SlotDecoder` cannot decode get full forwards instead.
+        lm: The model. Families that no decoder serves get full forwards instead.
     """
 
     def __init__(self, lm: CausalLM) -> None:
         self.lm = lm
-        self._slotted = supports_slots(lm)
-        self._decoder: SlotDecoder | None = None
+        # Methods are tried now, so that the first step costs no more than the next. For rows that
+        # outgrow a window they are tried when such rows come.
+        decoding_method(lm, 1)
+        self._decoder: SlotDecoder | OwnCacheDecoder | None = None
         self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
-        if self._decoder is not None:
+        if isinstance(self._decoder, SlotDecoder):
             self._decoder.release()
         self._decoder = None
-        self._tokens: Tensor | None = None  # (N, L) rows in the slots
+        self._tokens: Tensor | None = None  # (N, L) rows in the decoder
         self._hidden: Tensor | None = None  # (N, d) their last hidden states
         self._versions: tuple[object, ...] = ()
 
     @torch.no_grad()
     def last_hidden(self, tokens: Tensor) -> Tensor:
         """Hidden state at each row's last real token: (N, L) -> (N, d); no gradient."""
-        if not self._slotted or self.lm.model.training:
+        if self.lm.model.training:
+            return last_hidden(self.lm, tokens)
+        method = decoding_method(self.lm, tokens.shape[1])
+        if method == "full forwards":
             return last_hidden(self.lm, tokens)
         # Version counters show in-place changes, such as `load_state_dict`; pointers show new
         # storage; the number of steps shows fused optimisers, which raise no version.
@@ -149,10 +78,20 @@ class DecodeCache:
         if self._tokens is None or versions != self._versions or self._tokens.shape != tokens.shape:
             self.clear()
             self._versions = versions
-            self._decoder = SlotDecoder(self.lm, *tokens.shape, fixed=takes_graphs(self.lm))
             self._tokens = torch.full_like(tokens, PAD)
-        assert self._decoder is not None
         new, grown, last = self._compare(tokens)
+        if method == "own cache":
+            self._advance_together(tokens, new, grown, last)
+        else:
+            self._advance_each(tokens, new, grown, last)
+        self._tokens = tokens.clone()
+        assert self._hidden is not None
+        return self._hidden.clone()
+
+    def _advance_each(self, tokens: Tensor, new: Tensor, grown: Tensor, last: Tensor) -> None:
+        if not isinstance(self._decoder, SlotDecoder):
+            fixed = takes_graphs(self.lm, tokens.shape[1])
+            self._decoder = SlotDecoder(self.lm, *tokens.shape, fixed=fixed)
         if new.any():
             self._store(new, self._decoder.prefill(new.nonzero()[:, 0], tokens[new]))
         if grown.any():
@@ -161,9 +100,14 @@ class DecodeCache:
             every = torch.arange(len(tokens), device=tokens.device)
             step = self._decoder.step(model_ids(tokens[every, last]), last)
             self._store(grown, step[grown])
-        self._tokens = tokens.clone()
-        assert self._hidden is not None
-        return self._hidden.clone()
+
+    def _advance_together(self, tokens: Tensor, new: Tensor, grown: Tensor, last: Tensor) -> None:
+        if isinstance(self._decoder, OwnCacheDecoder) and bool(grown.all()):
+            every = torch.arange(len(tokens), device=tokens.device)
+            self._hidden = self._decoder.step(tokens[every, last])
+        elif bool((new | grown).any()):
+            self._decoder = OwnCacheDecoder(self.lm, tokens, tokens.shape[1])
+            self._hidden = self._decoder.hidden
 
     def _compare(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """New rows, rows that grew by one token, both (N,) bool, and each last column (N,)."""
