@@ -143,7 +143,7 @@ def load_parts(
         top_k=top_k,
         top_p=top_p,
     )
-    lm = dataclasses.replace(lm, mask=mask)
+    lm = dataclasses.replace(lm, mask=mask, stop_at_eos=stop_at_eos)
     longest = max_prompt_tokens + max_new_tokens
     _check_context(lm.model, repr(reference), longest)
     texts: list[Prompt | tuple[int, ...]]

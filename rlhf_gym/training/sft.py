@@ -251,5 +251,4 @@ def _check_saveable(lm: CausalLM) -> None:
 def save(lm: CausalLM, folder: Path) -> None:
     """Save model and tokenizer. `folder` appears only when it is complete."""
     with whole_folder(folder) as partial:
-        lm.model.save_pretrained(partial)
-        lm.tokenizer.save_pretrained(partial)
+        lm.save_pretrained(partial)
