@@ -1,4 +1,4 @@
-"""A saved policy is the one that acted: plain `generate` draws from the environment's distribution."""
+"""A saved policy is the one that acted: `generate` draws from the environment's distribution."""
 
 import logging
 from dataclasses import replace
