@@ -128,9 +128,7 @@ def test_a_fine_tuned_policy_has_no_rules_of_its_own(load_lm, tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", [ppo, sb3_a2c, ppo_single_file, sb3_dqn])
-def test_every_agent_saves_the_policy_that_acts(
-    load_lm, save_lm, prompt_file, tmp_path, algorithm
-):
+def test_every_agent_saves_the_policy_that_acts(load_lm, save_lm, prompt_file, tmp_path, algorithm):
     path = tmp_path / "reference"
     wide_lm(load_lm).save_pretrained(path)
     config = GenerationConfig(**OWN_RULES, eos_token_id=[3, 20, 21])

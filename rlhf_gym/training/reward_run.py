@@ -97,8 +97,8 @@ def fit_reward_model(
         backbone: Causal LM or classifier to start from, by hub name or local path; or a `CausalLM`,
             which is copied; or `RewardModel.from_backbone(…)`, which is trained in place.
         options: Options of the training; None takes `RewardTraining()`.
-        max_tokens: Most tokens of a prompt with one candidate, at least 2; None takes the model's
-            context.
+        max_tokens: Most tokens of a prompt with one candidate: at least 2, at most the model's
+            context; None takes that.
         too_long: What to do with a longer comparison: drop it, or cut whole turns off the start of
             the dialogue.
         soft_temperature: Read `scores` as soft labels, softmax(scores / soft_temperature). None
@@ -121,8 +121,8 @@ def fit_reward_model(
         The model and its figures.
 
     Raises:
-        InputError: The comparisons cannot be split or are all too long, or the backbone cannot be
-            used.
+        InputError: The comparisons cannot be split or are all too long, the backbone cannot be
+            used, or its context is shorter than `max_tokens`.
     """
     options = options or RewardTraining()
     if max_tokens is not None and max_tokens < 2:
