@@ -1,7 +1,7 @@
 """Reward functions: their types, and how they are called."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -110,27 +110,24 @@ def _arguments(
     known = {"prompts": prompts, "responses": responses, "completions": responses}
     named = [p for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     needed = [p.name for p in named if p.default is p.empty]
-    if not {"completions", "responses"} & {p.name for p in named}:
-        if len(needed) <= 2 and _binds(parameters, prompts, responses):
+    names = {p.name for p in named if p.kind is not p.POSITIONAL_ONLY}
+    if {*needed} <= names & known.keys() and names & {"completions", "responses"}:
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            names.add("prompts")
+        return (), {name: known[name] for name in names & known.keys()}
+    # Other names, as in (_, responses), say nothing unless they contradict the order.
+    if "completions" not in names and needed[:1] != ["responses"]:
+        try:
+            inspect.signature(scorer).bind(prompts, responses)
             return (prompts, responses), {}
-    elif {*needed} <= known.keys() and not any(p.kind is p.POSITIONAL_ONLY for p in named):
-        return (), {p.name: known[p.name] for p in named if p.name in known}
-    elif needed == ["prompts", "responses"]:
-        return (prompts, responses), {}
+        except TypeError:
+            pass
     others = [name for name in needed if name not in known]
     raise InputError(
         f"the reward {reward_name(scorer)} takes ({', '.join(needed)}), but it is called with "
         "(prompts, responses), or by name with prompts and completions; give "
         f"{', '.join(others) or 'the others'} a default, or take them from the prompt"
     )
-
-
-def _binds(parameters: Mapping[str, inspect.Parameter], *arguments: object) -> bool:
-    try:
-        inspect.Signature(list(parameters.values())).bind(*arguments)
-    except TypeError:
-        return False
-    return True
 
 
 def _numbers(found: Any, n: int) -> npt.NDArray[np.float64]:
@@ -143,7 +140,11 @@ def _numbers(found: Any, n: int) -> npt.NDArray[np.float64]:
         raise ValueError("None (has it a `return`?)")
     if isinstance(found, Tensor):
         found = found.detach().cpu().double().numpy()
-    kept = np.asarray(found, dtype=object if isinstance(found, list | tuple) else None)
+    if isinstance(found, list | tuple):
+        parts = [x.detach().cpu().double().numpy() if isinstance(x, Tensor) else x for x in found]
+        kept = np.asarray(parts, dtype=object)
+    else:
+        kept = np.asarray(found)
     if kept.ndim != 1:
         kind = f"a {type(found).__name__}: {str(found)[:40]}"
         raise ValueError(f"shape {kept.shape}" if kept.ndim else kind)
