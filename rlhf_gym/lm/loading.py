@@ -183,11 +183,11 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
         UnreachableError: There is none.
         InputError: The path is not a folder, or the tokenizer needs code of its own.
     """
-    check_source(name, what="tokenizer")
+    check_source(name, what="a tokenizer from")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **source_options(name, revision))
     except UNLOADABLE as error:
-        raise refusal(name, error, what="tokenizer") from error
+        raise refusal(name, error, what="a tokenizer from") from error
     # Without its files some classes load with their special tokens only, and raise nothing.
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
         raise UnreachableError(

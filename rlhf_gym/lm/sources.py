@@ -19,7 +19,7 @@ UNLOADABLE = (
 """What transformers raises if a config, a tokenizer or weights are missing or broken."""
 
 
-def check_source(name: str, *, what: str = "model") -> None:
+def check_source(name: str, *, what: str = "the model") -> None:
     """Check that a name is not a path to something else than a model.
 
     Args:
@@ -34,9 +34,9 @@ def check_source(name: str, *, what: str = "model") -> None:
         raise InputError(f"{name!r} is a file; give the folder that `save_pretrained` wrote")
     if not path.exists():
         if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise InputError(f"cannot load the {what} {name!r}: there is no such folder")
+            raise InputError(f"cannot load {what} {name!r}: there is no such folder")
         return
-    if (path / ADAPTER).is_file() and not (path / "config.json").is_file() and what == "model":
+    if (path / ADAPTER).is_file() and not (path / "config.json").is_file() and what == "the model":
         base = read_json(path / ADAPTER).get("base_model_name_or_path")
         raise InputError(
             f"{name!r} has the adapters of a model alone (peft, base model {base!r}). Merge them "
@@ -58,7 +58,7 @@ def source_options(name: str, revision: str | None) -> dict[str, Any]:
     }
 
 
-def refusal(name: str, error: Exception, *, what: str = "model") -> InputError:
+def refusal(name: str, error: Exception, *, what: str = "the model") -> InputError:
     """The error for a name that transformers cannot load.
 
     Args:
@@ -68,7 +68,7 @@ def refusal(name: str, error: Exception, *, what: str = "model") -> InputError:
     """
     if "trust_remote_code" in str(error):
         return InputError(
-            f"the {what} {name!r} needs code of its own (auto_map in its config), and code that "
+            f"{name!r} needs code of its own (auto_map in its config), and code that "
             "comes with a model is never run here (trust_remote_code is always False); take a "
             "model of a family that transformers has, or convert it to one"
         )
@@ -77,7 +77,7 @@ def refusal(name: str, error: Exception, *, what: str = "model") -> InputError:
         why = no_hub()
         reason = reason if why is None else f"it is not on this machine, and {why}"
     return UnreachableError(
-        f"cannot load the {what} {name!r}: {reason}\n"
+        f"cannot load {what} {name!r}: {reason}\n"
         "Give the path of a folder written by `save_pretrained` (with safetensors), or a hub name "
         "that this machine can reach."
     )

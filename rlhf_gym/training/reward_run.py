@@ -1,5 +1,6 @@
 """From comparisons to a reward model: split, encode, train, measure on held-out data, save."""
 
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -234,8 +235,10 @@ def _save(model: RewardModel, figures: dict[str, Any], folder: Path) -> None:
 def accuracy_line(figures: Mapping[str, Any]) -> str:
     """Format the held-out accuracy and its baselines in one line."""
     accuracy, longest = figures["accuracy"], figures["accuracy_longest"]
+    low, high = accuracy["low"], accuracy["high"]
+    between = "unknown" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
     return (
-        f"held-out accuracy {accuracy['value']:.3f} ± {accuracy['se']:.3f} "
-        f"({accuracy['n']} comparisons); always the longest {longest['value']:.3f}, chance "
+        f"held-out accuracy {accuracy['value']:.3f} (95 % interval {between}, "
+        f"{accuracy['n']} comparisons); always the longest {longest['value']:.3f}, chance "
         f"{figures['accuracy_chance']['value']:.3f}; NLL {figures['nll']['value']:.3f} nats"
     )
