@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class UnreachableError(InputError):
     """A model, tokenizer or dataset that is neither on this machine nor on a reachable hub."""
+
+
+class RewardError(InputError):
+    """A reward function fails, or returns something else than one finite number per response."""

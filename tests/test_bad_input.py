@@ -15,7 +15,7 @@ from rlhf_gym.data.prompt_rows import load_texts
 from rlhf_gym.data.prompts import is_held_out
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.collect import collect_comparisons
-from rlhf_gym.rewards.functions import load_callable
+from rlhf_gym.rewards.callables import load_callable
 from rlhf_gym.tasks.text import text_env, text_vector_env
 from rlhf_gym.utils.type_hints import misfit
 

@@ -23,7 +23,7 @@ FLOORS: dict[str, list[str]] = {
         "training reports",
     ],
     "rlhf_gym/utils": [
-        "arrays devices files nearest once optional process progress type_hints",
+        "arrays devices files hub nearest once optional process progress type_hints",
         "statistics",
     ],
     "rlhf_gym/data": [
@@ -36,8 +36,8 @@ FLOORS: dict[str, list[str]] = {
         "prompt_dataset",
     ],
     "rlhf_gym/lm": [
-        "architecture loading lora masks precision probe",
-        "attention batching",
+        "architecture lora masks precision probe sources",
+        "attention batching loading",
         "causal_lm",
         "decoding",
     ],
@@ -50,7 +50,7 @@ FLOORS: dict[str, list[str]] = {
         "sampling",
     ],
     "rlhf_gym/rewards": [
-        "human responses score_scale shared_prompts",
+        "callables human responses score_scale shared_prompts",
         "classifiers",
         "reward_model",
         "ensemble shared_reward_model",

@@ -16,7 +16,7 @@ from conftest import (
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.objective.objective import Objective
-from rlhf_gym.rewards.functions import load_callable
+from rlhf_gym.rewards.callables import load_callable
 from rlhf_gym.rewards.responses import Responses, observation_sequences
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tokens import PAD, Sequences, continuations, join, pad_rows, row_sums

@@ -22,7 +22,7 @@ from agents.runs.labelling import SIMULATED_HUMAN
 from agents.runs.setup import env_keywords, make_env
 from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.envs import TokenVectorEnv
-from rlhf_gym.errors import InputError
+from rlhf_gym.errors import InputError, RewardError
 from rlhf_gym.evaluation.record import check_prompts, evaluate_policy
 from rlhf_gym.reports.terminal import table
 from rlhf_gym.tasks.keywords import check_keywords, chosen_keywords, keywords_of, passes_on
@@ -235,11 +235,11 @@ def test_a_registration_that_cannot_work_is_named(register):
 def test_a_reward_that_raises_is_named(register):
     env = make_env(register(reward_model="test_own_task:failing", split="all"), 1, {})
     env.reset(seed=0)
-    with pytest.raises(KeyError, match="no such word") as raised:
+    with pytest.raises(RewardError, match="no such word") as raised:
         for _ in range(3):
             env.step(env.action_space.sample())
-    (note,) = raised.value.__notes__
-    assert "The reward 'failing' failed on 1 responses" in note
+    assert isinstance(raised.value.__cause__, KeyError)
+    assert "the reward 'failing' failed on 1 responses" in str(raised.value)
 
 
 @pytest.mark.parametrize(

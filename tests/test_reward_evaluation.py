@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import EOS, LETTERS, make_config, make_tokenizer
+from scipy import stats
 from test_report import Page
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -36,6 +37,7 @@ from rlhf_gym.evaluation.reward_models import (
     predictions,
     probabilities,
     prompt_numbers,
+    proportion,
     uniform,
 )
 from rlhf_gym.preferences.comparison import Comparison
@@ -146,6 +148,42 @@ def test_intervals_are_over_prompts():
         assert figure["high"] == pytest.approx(figure["value"] + 1.96 * figure["se"], abs=0.01)
     assert clustered(values, prompts) == found
     assert clustered(values, prompts, seed=1) != found
+
+
+@pytest.mark.parametrize(("right", "n"), [(3, 3), (0, 5), (7, 10), (61, 80)])
+def test_shares_have_the_score_interval_of_scipy(right, n):
+    values = np.array([1.0] * right + [0.0] * (n - right))
+    found = proportion(values, np.arange(n))
+    expected = stats.binomtest(right, n).proportion_ci(method="wilson")
+    # The bootstrap's standard error may be a little above √(p (1 − p) / n), and n then below n.
+    assert (found["low"], found["high"]) == pytest.approx(tuple(expected), abs=0.01)
+    assert found["se"] == clustered(values, np.arange(n))["se"]
+
+
+def test_a_share_over_prompts_has_a_wider_interval():
+    values = np.repeat([1.0, 0.0, 1.0, 1.0, 0.0, 1.0], 20)
+    apart = proportion(values, np.arange(120))
+    together = proportion(values, np.repeat(np.arange(6), 20))
+    alone = stats.binomtest(4, 6).proportion_ci(method="wilson")
+    assert (together["low"], together["high"]) == pytest.approx(tuple(alone), abs=0.04)
+    assert together["high"] - together["low"] > 2 * (apart["high"] - apart["low"])
+    all_right = proportion(np.ones(120), np.repeat(np.arange(6), 20))
+    assert all_right["low"] == pytest.approx(
+        stats.binomtest(6, 6).proportion_ci(0.95, "wilson").low
+    )
+    assert (all_right["high"], all_right["se"]) == (1.0, 0.0)
+    assert math.isnan(proportion(np.ones(4), np.zeros(4, dtype=np.int64))["low"])
+
+
+@pytest.mark.parametrize(("share", "each"), [(0.9, 1), (0.7, 3)])
+def test_the_interval_of_a_share_covers_it(share, each):
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(150):
+        values = np.repeat((rng.random(40) < share).astype(float), each)
+        found = proportion(values, np.repeat(np.arange(40), each))
+        covered += found["low"] <= share <= found["high"]
+    assert 0.91 <= covered / 150 <= 0.99
 
 
 def test_what_says_nothing_is_left_out():
@@ -286,7 +324,7 @@ def test_slices_cover_what_has_a_preference():
     two, four = accuracy_by_size(said, chance, prompts)
     assert (two["k"], two["accuracy"]["value"], two["chance"]) == (2, 0.5, 0.5)
     assert (four["k"], four["accuracy"]["value"], four["chance"]) == (4, 1.0, 0.25)
-    assert two["accuracy"] == clustered(said.top1[:8], prompts[:8])
+    assert two["accuracy"] == proportion(said.top1[:8], prompts[:8])
     assert four["accuracy"]["n"] == 1
     values = np.array([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, math.nan, 0.0])
     rows = accuracy_by_quartile(values, said, chance, prompts)

@@ -152,6 +152,13 @@ def trained(path: str, folder: Path, comparisons, **options) -> RewardModel:
     return model
 
 
+def test_a_training_of_one_update_learns(save_lm, tmp_path):
+    comparisons = make_comparisons(6)
+    path = save_lm()
+    model = trained(path, tmp_path / "one", comparisons, epochs=1.0, batch_size=8)
+    assert distance(model, fresh(path)) > 1e-3
+
+
 def distance(a: RewardModel, b: RewardModel) -> float:
     pairs = zip(a.parameters(), b.parameters(), strict=True)
     return max(float((x - y).detach().abs().max()) for x, y in pairs)

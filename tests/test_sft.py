@@ -273,8 +273,22 @@ def test_training_lowers_the_held_out_loss_and_saves_what_it_measured(tmp_path):
     assert response_nll(loaded, data.held_out) == pytest.approx(after, abs=1e-6)
     assert loaded.eos_ids == lm.eos_ids
     assert loaded.model.config.use_cache
-    assert loaded.model.generation_config.temperature == 0.7
+    # At the temperature of the training, and so of the measured loss, not at the model's own.
+    assert loaded.model.generation_config.temperature == 1.0
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"policy", "checkpoints_sft"}
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_training_of_few_updates_learns(tmp_path, updates):
+    lm = tiny_lm()
+    data = alphabet(lm, tmp_path)
+    tokens = sum(len(example.ids) for example in data.train)
+    figures = train_sft(
+        lm, data, None, epochs=updates, learning_rate=1e-2, batch_tokens=2 * tokens, progress=False
+    )
+    assert figures["updates"] == updates
+    before, after = figures["held_out_loss_before"], figures["held_out_loss_after"]
+    assert after["value"] < before["value"] - 0.05
 
 
 def weights(lm: CausalLM) -> Tensor:

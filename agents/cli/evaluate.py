@@ -19,12 +19,18 @@ from rich.console import Console
 
 from agents.cli.command import run
 from agents.cli.run_folder import environment_of, saved_policy
-from agents.runs.setup import env_keywords, listed, make_env, other_options
+from agents.runs.setup import (
+    env_keywords,
+    listed,
+    make_env,
+    other_options,
+    with_absolute_files,
+)
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.record import check_sizes, evaluate_policy
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.reports.terminal import table
-from rlhf_gym.utils.files import write_json
+from rlhf_gym.utils.files import check_folder, write_json
 
 OPTIONS = "evaluation_config.json"
 """File in the run folder with the options that produced evaluation.json."""
@@ -65,6 +71,7 @@ class Config:
 def main(config: Config) -> dict[str, Any]:
     """Make the environment, measure the policy, print the figures and return them."""
     check_sizes(config.episodes, config.prompts, config.reference_samples)
+    config = replace(config, env_kwargs=with_absolute_files(config.env_kwargs))
     config = with_environment(config)
     assert config.env is not None
     check_same_evaluation(config)
@@ -105,6 +112,7 @@ def with_environment(config: Config) -> Config:
 
 def check_same_evaluation(config: Config) -> None:
     """Raise an InputError if the folder contains another evaluation."""
+    check_folder(config.run_dir)
     figures, options = config.run_dir / "evaluation.json", config.run_dir / OPTIONS
     if not figures.exists():
         return

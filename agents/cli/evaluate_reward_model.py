@@ -25,7 +25,7 @@ from rlhf_gym.preferences.encoded import TooLong
 from rlhf_gym.preferences.splits import split_comparisons
 from rlhf_gym.reports.reward_model_page import page, summary, terminal_table
 from rlhf_gym.rewards.reward_model import RewardModel
-from rlhf_gym.utils.files import write_json, write_text
+from rlhf_gym.utils.files import check_folder, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Config:
     """What to do with a row that is not a comparison: stop (error), or print the problem and leave
     out the row, or only its bad candidate (skip)."""
     max_tokens: int | None = None
-    """Most tokens of a prompt with one candidate. None takes the model's context."""
+    """Most tokens of a prompt with one candidate, at most the model's context. None takes the
+    model's context."""
     too_long: TooLong = "drop"
     """What to do with a comparison longer than that: drop it, or cut whole turns off the start of
     the dialogue until it fits (cut_turns)."""
@@ -85,6 +86,7 @@ def main(config: Config) -> dict[str, Any]:
             "--held-out and --train-data both choose what the bag of words is fitted to; give only "
             "one of them"
         )
+    check_folder(config.run_dir)
     comparisons, learnt, skipped, rows = read(config)
     found = analyse_reward_model(
         load(config),

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from agents.cli.command import command_line, results_and_next, run
-from agents.runs.setup import begin_run, check_same_run, env_keywords, make_env
+from agents.runs.setup import (
+    begin_run,
+    check_same_run,
+    env_keywords,
+    make_env,
+    with_absolute_files,
+)
 from agents.runs.training import DEFAULT_ALGORITHM, check_counts, train
 from agents.tracking.wandb import require_wandb
 
@@ -58,6 +64,7 @@ def main(config: Config) -> None:
     """Make the environment and the learner, train, and save the policy."""
     if config.wandb:
         require_wandb()
+    config = dataclasses.replace(config, env_kwargs=with_absolute_files(config.env_kwargs))
     algorithm_config = config.algorithm_options  # type: ignore[attr-defined]
     check_counts(algorithm_config, total_tokens=config.total_tokens)
     done = (config.run_dir / "policy.json").exists()

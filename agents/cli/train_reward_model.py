@@ -66,7 +66,8 @@ class Config:
     heads: int = 1
     """Reward heads on one trunk, at least 1. More than one make an ensemble."""
     max_tokens: int | None = None
-    """Most tokens of a prompt with one candidate, at least 2. None takes the model's context."""
+    """Most tokens of a prompt with one candidate: at least 2, at most the model's context. None
+    takes the model's context."""
     too_long: TooLong = "drop"
     """What to do with a comparison longer than that: drop it, or cut whole turns off the start of
     the dialogue until it fits (cut_turns)."""

@@ -17,6 +17,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.training.sft_data import load_examples
 from rlhf_gym.training.sft_run import check_positive, fine_tune, loss_line
+from rlhf_gym.utils.files import check_folder
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Config:
 
 def main(config: Config) -> None:
     """Load model and data, train, and print the held-out loss."""
+    check_folder(config.run_dir)
     figures_file = config.run_dir / "sft.json"
     if figures_file.exists():
         check_same_run(config.run_dir, asdict(config), resume=True)

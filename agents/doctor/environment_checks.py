@@ -6,6 +6,8 @@ import torch
 
 from agents.doctor.subject import TOLERANCE, Problem, Subject
 from rlhf_gym.envs import TokenVectorEnv
+from rlhf_gym.envs.checked_actions import whole_responses
+from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import trunk
 from rlhf_gym.lm.loading import same_tokens
 from rlhf_gym.rewards.reward_model import RewardModel
@@ -13,18 +15,26 @@ from rlhf_gym.tokens import PAD, row_lengths
 
 
 def ends(subject: Subject) -> Problem | None:
-    """Check that each response ends at its first EOS or at the token budget."""
+    """Check that each response ends at its first EOS or at the token budget.
+
+    Raises:
+        InputError: The environment cannot score the responses.
+    """
+    env, actions = subject.env, subject.responses.cpu().numpy()
+    reference = subject.objective.reference
+    eos = np.array(reference.eos_ids if env.stop_at_eos else [], dtype=np.int64)
     try:
-        subject.env.reset(seed=0)
-        actions = subject.responses.cpu().numpy()
-        subject.env.play(actions, np.zeros(actions.shape, dtype=np.float32))
-    except ValueError as error:
+        whole_responses(actions, env.num_envs, env.max_new_tokens, reference.vocab_size, eos)
+    except InputError as error:
         return Problem(
             "ends",
             f"the environment rejects the policy's responses: {error}",
             "stop sampling at the first token in the reference's eos_ids, keep that token in the "
             "response, and pad with -1 after it",
         )
+    # Whatever else is refused, such as a reward function that fails, has its own message.
+    env.reset(seed=0)
+    env.play(actions, np.zeros(actions.shape, dtype=np.float32))
     return None
 
 

@@ -18,7 +18,14 @@ from agents.runs.comparison_options import (
     own_options,
 )
 from agents.runs.experiments import read_rows, run_jobs, train_and_measure
-from agents.runs.setup import apart, begin_run, check_same_run, listed, make_env
+from agents.runs.setup import (
+    apart,
+    begin_run,
+    check_same_run,
+    listed,
+    make_env,
+    with_absolute_files,
+)
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.yardstick import Row, Yardstick
 from rlhf_gym.reports.comparison_page import write_report
@@ -80,6 +87,7 @@ def compare(options: ComparisonOptions) -> None:
     Raises:
         InputError: An option is bad, or the folder contains a comparison with other options.
     """
+    options = dataclasses.replace(options, env_kwargs=with_absolute_files(options.env_kwargs))
     check_options(options)
     plain = dataclasses.asdict(options)
     # These may grow from call to call. `check_same_terms` checks them per environment and

@@ -12,6 +12,7 @@ from rlhf_gym.lm.loading import load_tokenizer
 from rlhf_gym.preferences.comparison import Comparison, write_comparisons
 from rlhf_gym.preferences.formats import Columns, read_comparisons
 from rlhf_gym.preferences.survey import survey
+from rlhf_gym.utils.files import check_folder
 
 OnBadRow = Literal["error", "skip"]
 
@@ -103,6 +104,7 @@ def convert_comparisons(
     # A file with another ending would be read back as plain text, one text per line.
     if output.suffix != ".jsonl":
         raise InputError(f"--output must end in .jsonl, unlike {output}")
+    check_folder(output.parent)
     if output.exists():
         raise InputError(f"{output} already exists; give another file, or move this one away")
     comparisons, report = load_comparisons(

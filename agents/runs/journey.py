@@ -12,12 +12,19 @@ from rich.console import Console
 from agents.runs.algorithm import load_algorithm
 from agents.runs.journey_options import JourneyOptions, check_options, simulated_human
 from agents.runs.labelling import SIMULATED_HUMAN
-from agents.runs.setup import begin_run, check_same_run, env_keywords, make_env
+from agents.runs.setup import (
+    begin_run,
+    check_same_run,
+    env_keywords,
+    make_env,
+    with_absolute_files,
+)
 from agents.runs.stages import Journey, collect, evaluate, fit_reward, learn, summarise
 from agents.tracking.wandb import require_wandb
 from rlhf_gym.evaluation.record import check_prompts
 from rlhf_gym.reports.run_page import write_report
 from rlhf_gym.reports.terminal import print_samples, table
+from rlhf_gym.rewards.callables import absolute_name
 from rlhf_gym.tasks.registered import find_spec
 from rlhf_gym.utils.files import write_json
 from rlhf_gym.utils.progress import transformers_quiet
@@ -50,12 +57,16 @@ def run_journey(
 
 def _run(options: JourneyOptions, algorithm_options: Any, console: Console) -> dict[str, Any]:
     begun = time.monotonic()
-    keywords = env_keywords(options.env_kwargs, options.device)
-    check_options(options, algorithm_options, keywords)
     # From here on the options name the function itself, so that the run folder records it. Where
     # people chose, nobody knows the utility that they chose by, unless the user names one.
-    if options.data is None:
-        options = dataclasses.replace(options, human=simulated_human(options))
+    human = options.human if options.data is not None else simulated_human(options)
+    options = dataclasses.replace(
+        options,
+        human=None if human is None else absolute_name(human),
+        env_kwargs=with_absolute_files(options.env_kwargs),
+    )
+    keywords = env_keywords(options.env_kwargs, options.device)
+    check_options(options, algorithm_options, keywords)
     chosen_by = options.human if options.data is None else options.data
     replaced = find_spec(options.env).kwargs.get("reward_model")
     if replaced is not None:

@@ -8,8 +8,8 @@ from agents.runs.labelling import SIMULATED_HUMAN
 from agents.runs.training import DEFAULT_ALGORITHM, check_counts
 from rlhf_gym.errors import InputError
 from rlhf_gym.evaluation.record import check_sizes
+from rlhf_gym.rewards.callables import is_callable_name
 from rlhf_gym.tasks.registered import find_spec
-from rlhf_gym.tasks.text import is_callable_name
 
 
 @dataclass(frozen=True)

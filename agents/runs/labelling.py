@@ -1,9 +1,7 @@
 """Label a model's samples with a simulated human, and check a reward model against the labels."""
 
 from collections.abc import Sequence
-from typing import Any, cast
-
-import numpy as np
+from typing import Any
 
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.evaluation.reward_models import (
@@ -15,7 +13,7 @@ from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.preferences.collect import collect_comparisons
 from rlhf_gym.preferences.comparison import Comparison
 from rlhf_gym.preferences.encoded import candidate_rows, encode_comparisons
-from rlhf_gym.rewards.functions import TextReward, load_callable
+from rlhf_gym.rewards.functions import TextReward, load_reward, scores_of
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.utils.progress import progress_bar
 
@@ -90,7 +88,7 @@ def hindsight(
         if c.ids
     ]
     said = [prompt for prompt, c in zip(asked, comparisons, strict=True) for _ in c.candidates]
-    gold = np.asarray(utility(human)(said, texts), dtype=np.float64)
+    gold = scores_of(utility(human), said, texts)
     scores = model.scores(candidate_rows(encoded).to(model.device)).double().cpu().numpy()
     prompts = prompt_numbers([c for c in comparisons for _ in c.candidates])
     return {
@@ -102,4 +100,4 @@ def hindsight(
 
 def utility(human: TextReward | str) -> TextReward:
     """Return the simulated human as a function; a name is imported."""
-    return cast(TextReward, load_callable(human)) if isinstance(human, str) else human
+    return load_reward(human) if isinstance(human, str) else human

@@ -11,11 +11,11 @@ import gymnasium
 import rlhf_gym  # noqa: F401 (registers the environments)
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
-from rlhf_gym.rewards.functions import current_name
+from rlhf_gym.rewards.callables import absolute_names, current_name
 from rlhf_gym.tasks.keywords import check_keywords, chosen_keywords
 from rlhf_gym.tasks.registered import find_spec
 from rlhf_gym.utils.devices import resolve_device
-from rlhf_gym.utils.files import read_json, write_json
+from rlhf_gym.utils.files import check_folder, read_json, write_json
 
 PLACES = ("resume", "run_dir", "device", "wandb")
 """Options that do not affect the result, so a continued run may change them."""
@@ -30,9 +30,10 @@ def check_same_run(run_dir: Path, config: dict[str, Any], *, resume: bool) -> No
         resume: Whether a stopped run may be continued.
 
     Raises:
-        InputError: The folder contains a run with other options, or a stopped run and `resume` is
-            False.
+        InputError: It is a file, or the folder contains a run with other options, or a stopped run
+            and `resume` is False.
     """
+    check_folder(run_dir)
     file = run_dir / "config.json"
     if not file.exists():
         return
@@ -112,10 +113,23 @@ def parse_values(texts: dict[str, str]) -> dict[str, Any]:
     def value(text: str) -> Any:
         try:
             return json.loads(constants.get(text, text))
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
 
     return {key: value(text) for key, text in texts.items()}
+
+
+def with_absolute_files(env_kwargs: dict[str, str]) -> dict[str, str]:
+    """Return the keywords with each "file.py:function" by its whole path.
+
+    A run folder records them so, because another command may start in another folder.
+    """
+    out = {}
+    for name, value in parse_values(env_kwargs).items():
+        absolute = absolute_names(value)
+        changed = absolute if isinstance(absolute, str) else json.dumps(absolute)
+        out[name] = env_kwargs[name] if absolute == value else changed
+    return out
 
 
 def env_keywords(env_kwargs: dict[str, str], device: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from rlhf_gym.evaluation.reward_models import (
     predictions,
     probabilities,
     prompt_numbers,
+    proportion,
     uniform,
 )
 from rlhf_gym.lm.architecture import context_length
@@ -133,7 +134,7 @@ def _slice(
     inside: npt.NDArray[np.bool_], said: Predictions, chance: Predictions, prompts: Ints, seed: int
 ) -> dict[str, Any]:
     return {
-        "accuracy": clustered(said.top1[inside], prompts[inside], seed),
+        "accuracy": proportion(said.top1[inside], prompts[inside], seed),
         "chance": float(chance.top1[inside].mean()),
     }
 

@@ -19,7 +19,7 @@ from rlhf_gym.preferences.likelihood import Choice, ChoiceSets, choice_loss
 from rlhf_gym.preferences.splits import prompt_groups
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.utils.arrays import Floats
-from rlhf_gym.utils.statistics import Figure
+from rlhf_gym.utils.statistics import Figure, wilson
 
 Scorer = Callable[[Comparison], Sequence[float]]
 """A baseline: returns a number for each candidate of a comparison."""
@@ -232,11 +232,25 @@ def clustered(values: Floats, prompts: npt.NDArray[np.int64], seed: int = 0) -> 
     }
 
 
+def proportion(values: Floats, prompts: npt.NDArray[np.int64], seed: int = 0) -> Figure:
+    """Compute a share as `clustered` does, but with Wilson's interval (see `wilson`).
+
+    Args:
+        values: (N,) values in 0 … 1; NaN leaves a comparison out.
+        prompts: (N,) number of each comparison's prompt.
+        seed: Seed of the bootstrap behind the standard error.
+    """
+    found = clustered(values, prompts, seed)
+    groups = len(np.unique(prompts[~np.isnan(values)]))
+    low, high = wilson(found["value"], found["se"], int(found["n"]), groups)
+    return {**found, "low": low, "high": high}
+
+
 def figures(said: Predictions, prompts: npt.NDArray[np.int64]) -> dict[str, Figure]:
     """Return the top-1 accuracy (`accuracy`) and the pairwise accuracy, with intervals."""
     return {
-        "accuracy": clustered(said.top1, prompts),
-        "accuracy_pairwise": clustered(said.pairwise, prompts),
+        "accuracy": proportion(said.top1, prompts),
+        "accuracy_pairwise": proportion(said.pairwise, prompts),
     }
 
 
@@ -297,8 +311,8 @@ def evaluate_reward_model(
 
     Returns:
         `accuracy`, `accuracy_pairwise`, `nll` (nats), `accuracy_longest` (the longest answer is
-        best), `accuracy_chance`, each a figure with its interval over prompts, and the number
-        `ece`.
+        best), `accuracy_chance`, each a figure with its interval over prompts (of accuracies
+        Wilson's, see `proportion`), and the number `ece`.
     """
     said = predictions(model, comparisons)
     plain = said.comparisons
@@ -307,6 +321,6 @@ def evaluate_reward_model(
         **figures(said, prompts),
         "nll": clustered(said.nll, prompts),
         "ece": calibration(*said.claims)[0],
-        "accuracy_longest": clustered(baseline(longest, plain).top1, prompts),
+        "accuracy_longest": proportion(baseline(longest, plain).top1, prompts),
         "accuracy_chance": clustered(baseline(uniform, plain).top1, prompts),
     }

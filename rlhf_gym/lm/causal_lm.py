@@ -4,6 +4,7 @@ Notation: N rows, L columns, M chosen tokens, d the model's width, V the number 
 """
 
 import copy
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -36,6 +37,8 @@ from rlhf_gym.lm.masks import NO_MASK, Limits, Mask
 from rlhf_gym.lm.precision import Precision, at_least_float32, autocast
 from rlhf_gym.tokens import Sequences, continuations, model_ids, unflatten
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False)
 class CausalLM:
@@ -48,6 +51,7 @@ class CausalLM:
         temperature: Divides the logits everywhere: in sampling, in log-probs, in the update.
         vocab_size: V; logits beyond it are dropped before the softmax.
         eos_ids: The ids that end a response.
+        stop_at_eos: Whether they do so in its environment. Only what is saved depends on it.
         mask: Which tokens may be chosen.
         guide: The reference, whose likeliest tokens a top-k or top-p mask allows; None if this
             model is the reference.
@@ -60,6 +64,7 @@ class CausalLM:
     temperature: float
     vocab_size: int
     eos_ids: tuple[int, ...]
+    stop_at_eos: bool = True
     mask: Mask = NO_MASK
     guide: "CausalLM | None" = None
     precision: Precision = "fp32"
@@ -111,6 +116,7 @@ class CausalLM:
             self,
             temperature=reference.temperature,
             eos_ids=reference.eos_ids,
+            stop_at_eos=reference.stop_at_eos,
             mask=reference.mask,
             guide=reference if reference.mask.follows_reference else None,
         )
@@ -256,29 +262,50 @@ class CausalLM:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model (safetensors) and tokenizer, so that plain `generate` samples as we do.
 
-        A top-k or top-p mask is left out: it follows the reference, and `generate` only knows the
-        model's own.
+        A policy's top-k or top-p mask is left out, with a warning: it follows the reference, and
+        `generate` only knows the model's own likeliest tokens.
         """
-        kept = self.model.generation_config
-        # The model's own rules, such as a repetition penalty, are not used in training either.
-        generation = GenerationConfig(
+        model = self.model
+        kept, kept_ends = model.generation_config, model.config.eos_token_id
+        model.generation_config = self._generation_config()
+        if not self.stop_at_eos:
+            # The generation config names no end then; whoever loads the model finds it here.
+            model.config.eos_token_id = list(self.eos_ids)
+        try:
+            model.save_pretrained(folder)
+        finally:
+            model.generation_config, model.config.eos_token_id = kept, kept_ends
+        self.tokenizer.save_pretrained(folder)
+
+    def _generation_config(self) -> GenerationConfig:
+        """The options with which `generate` samples from this distribution.
+
+        The model's own, such as a repetition penalty or beams, are not used in training either.
+        """
+        kept, mask = self.model.generation_config, self.mask
+        top_k, top_p = mask.top_k or 0, mask.top_p or 1.0
+        if self.guide is not None:
+            top_k, top_p = 0, 1.0
+            if mask.follows_reference:
+                logger.warning(
+                    "`generate` of the saved model draws from all tokens: the environment's top_k "
+                    "and top_p follow its reference, which `generate` does not know"
+                )
+        # Embeddings are often padded to a round size. Nothing trains those rows, but `generate`
+        # would draw from them.
+        unnamed = range(self.vocab_size, self.model.get_output_embeddings().weight.shape[0])
+        return GenerationConfig(
             do_sample=True,
             temperature=self.temperature,
-            top_k=0,
-            top_p=1.0,
+            top_k=top_k,
+            top_p=top_p,
             bos_token_id=kept.bos_token_id,
             pad_token_id=kept.pad_token_id,
             decoder_start_token_id=kept.decoder_start_token_id,
-            eos_token_id=list(self.eos_ids),
-            suppress_tokens=list(self.mask.never) or None,
-            min_new_tokens=self.mask.min_new_tokens or None,
+            eos_token_id=list(self.eos_ids) if self.stop_at_eos else None,
+            suppress_tokens=[*mask.never, *unnamed] or None,
+            min_new_tokens=mask.min_new_tokens or None,
         )
-        self.model.generation_config = generation
-        try:
-            self.model.save_pretrained(folder)
-        finally:
-            self.model.generation_config = kept
-        self.tokenizer.save_pretrained(folder)
 
     def texts(self, rows: list[list[int]]) -> list[str]:
         """Token ids as text, special tokens left out."""

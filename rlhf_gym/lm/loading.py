@@ -17,10 +17,7 @@ from transformers import (
 from transformers.activations import FastGELUActivation, NewGELUActivation
 
 from rlhf_gym.errors import InputError, UnreachableError
-from rlhf_gym.utils.files import read_json
-
-ADAPTER = "adapter_config.json"
-"""What peft writes in place of a model's config.json."""
+from rlhf_gym.lm.sources import UNLOADABLE, check_source, refusal, source_options
 
 HEADS = (
     *("score", "classifier", "pre_classifier", "classification_head", "qa_outputs", "lm_head"),
@@ -71,21 +68,21 @@ def load_pretrained(
     try:
         model, loaded = auto_class.from_pretrained(
             name,
-            revision=revision,
             config=config,
             # Whatever was saved: PPO's ratios and small updates need float32 weights.
             dtype=torch.float32,
             use_safetensors=True,  # the other format is a pickle, which runs a stranger's code
-            ignore_mismatched_sizes=new_head,
+            ignore_mismatched_sizes=True,  # `_check_whole` refuses those, by name
             output_loading_info=True,
+            **source_options(name, revision),
             **options,
         )
     except SafetensorError as error:
         raise InputError(
             f"the weights of {name!r} are damaged: {error}; copy or download the folder again"
         ) from error
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(name, error) from error
+    except UNLOADABLE as error:
+        raise refusal(name, error) from error
     _check_whole(name, model, loaded, new_head)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -104,49 +101,25 @@ def load_config(name: str, *, revision: str | None = None, **options: Any) -> Pr
 
     Raises:
         UnreachableError: There is none.
-        InputError: The path is not a model's folder, or the model is an encoder-decoder.
+        InputError: The path is not a model's folder, or the model is an encoder-decoder, is
+            quantized or needs code of its own.
     """
     check_source(name)
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise _unreachable(name, error) from error
+        config = AutoConfig.from_pretrained(name, **source_options(name, revision), **options)
+    except UNLOADABLE as error:
+        raise refusal(name, error) from error
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
             f"{name!r} is an encoder-decoder ({config.model_type}); take a model of one stack, "
             "such as a causal language model"
         )
-    return config  # type: ignore[no-any-return]
-
-
-def _unreachable(name: str, error: Exception) -> UnreachableError:
-    return UnreachableError(
-        f"cannot load the model {name!r}: {error}\n"
-        "Give the path of a folder written by `save_pretrained` (with safetensors), or a hub name "
-        "that this machine can reach."
-    )
-
-
-def check_source(name: str) -> None:
-    """Check that a model's name is not a path to something else than a model.
-
-    Raises:
-        InputError: It is a path that does not exist, a file, or a folder with adapters alone.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        raise InputError(f"{name!r} is a file; give the folder that `save_pretrained` wrote")
-    if not path.exists():
-        if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-            raise InputError(f"cannot load the model {name!r}: there is no such folder")
-        return
-    if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
-        base = read_json(path / ADAPTER).get("base_model_name_or_path")
+    if getattr(config, "quantization_config", None) is not None:
         raise InputError(
-            f"{name!r} has the adapters of a model alone (peft, base model {base!r}). Merge them "
-            "and save the whole model: peft's AutoPeftModel…from_pretrained(folder)"
-            ".merge_and_unload().save_pretrained(new folder)"
+            f"the weights of {name!r} are quantized, and training needs them in full precision; "
+            "take the model that it was made from"
         )
+    return config  # type: ignore[no-any-return]
 
 
 def _check_whole(name: str, model: PreTrainedModel, loaded: dict[str, Any], new_head: bool) -> None:
@@ -208,11 +181,13 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
 
     Raises:
         UnreachableError: There is none.
+        InputError: The path is not a folder, or the tokenizer needs code of its own.
     """
+    check_source(name, what="a tokenizer from")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise UnreachableError(f"cannot load a tokenizer from {name!r}: {error}") from error
+        tokenizer = AutoTokenizer.from_pretrained(name, **source_options(name, revision))
+    except UNLOADABLE as error:
+        raise refusal(name, error, what="a tokenizer from") from error
     # Without its files some classes load with their special tokens only, and raise nothing.
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):
         raise UnreachableError(

@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf_gym.data.encoding import Encoded, decodes_to
 from rlhf_gym.data.prompts import is_held_out
 from rlhf_gym.errors import InputError
-from rlhf_gym.lm.architecture import embedded
+from rlhf_gym.lm.architecture import context_length, embedded
 from rlhf_gym.preferences.comparison import Comparison
 from rlhf_gym.preferences.likelihood import Choice
 from rlhf_gym.rewards.reward_model import RewardModel
@@ -89,7 +89,7 @@ def encode_comparisons(
     Args:
         comparisons: N comparisons.
         model: The reward model.
-        max_tokens: Longest prompt + candidate; None for no limit.
+        max_tokens: Longest prompt + candidate, at most the model's context; None for no limit.
         too_long: "drop", or "cut_turns": remove whole turns from the front of the dialogue until
             the longest candidate fits. All candidates keep the same prompt. A dialogue of one turn
             is dropped.
@@ -102,8 +102,15 @@ def encode_comparisons(
         The encoded comparisons, and the counts.
 
     Raises:
-        InputError: None is left, or the tokenizer has ids that the model cannot embed.
+        InputError: None is left, `max_tokens` is above the model's context, or the tokenizer has
+            ids that the model cannot embed.
     """
+    context = context_length(model.model)
+    if max_tokens and context and max_tokens > context:
+        raise InputError(
+            f"max_tokens is {max_tokens}, but the model {model.model.name_or_path!r} has a context "
+            f"of {context} tokens; give at most that"
+        )
     encoded: list[EncodedComparison] = []
     fit = Fit()
     vocab = embedded(model.model)

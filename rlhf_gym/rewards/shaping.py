@@ -16,7 +16,8 @@ from torch import Tensor
 
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
-from rlhf_gym.rewards.functions import Cut, Shaping, TokenReward, load_callable
+from rlhf_gym.rewards.callables import load_callable
+from rlhf_gym.rewards.functions import Cut, Shaping, TokenReward
 from rlhf_gym.rewards.responses import Responses
 from rlhf_gym.rewards.reward_model import RewardModel
 

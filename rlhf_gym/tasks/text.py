@@ -3,8 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from transformers import PreTrainedModel
 
@@ -19,8 +18,9 @@ from rlhf_gym.lm.causal_lm import shared_causal_lm
 from rlhf_gym.lm.loading import same_tokens
 from rlhf_gym.lm.masks import make_mask
 from rlhf_gym.objective.objective import Objective
+from rlhf_gym.rewards.callables import check_model_name, is_callable_name
 from rlhf_gym.rewards.ensemble import Pooling, RewardEnsemble, check_pooling
-from rlhf_gym.rewards.functions import Reward, TextReward, load_callable
+from rlhf_gym.rewards.functions import Reward, TextReward, load_reward
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.rewards.shaping import Named, along_the_way, make
 from rlhf_gym.rewards.shared_reward_model import shared_reward_model
@@ -89,8 +89,9 @@ def load_parts(
     Args:
         reference: Causal LM, by hub name or local path; policies start from it too.
         reward_model: Sequence classifier, by hub name or local path (a list of them is an
-            ensemble), or a function of (prompts, responses) as "package.module:function". A model
-            with the reference's tokenizer scores the sampled ids; with another tokenizer, the text.
+            ensemble), or a function of (prompts, responses) as "package.module:function" or
+            "path/to/file.py:function". A model with the reference's tokenizer scores the sampled
+            ids; with another tokenizer, the text.
         prompts: A file, a pattern of files or a folder (text, JSON, JSON Lines, CSV, TSV,
             Parquet), or a dataset of the `datasets` library; docs/data.md lists all forms.
         max_prompt_tokens: Longer prompts are dropped and counted (see `prompt_keep`).
@@ -155,7 +156,7 @@ def load_parts(
         top_k=top_k,
         top_p=top_p,
     )
-    lm = dataclasses.replace(lm, mask=mask)
+    lm = dataclasses.replace(lm, mask=mask, stop_at_eos=stop_at_eos)
     longest = max_prompt_tokens + max_new_tokens
     _check_context(lm.model, repr(reference), longest)
     texts, bad_rows = read_prompts(
@@ -187,8 +188,10 @@ def load_parts(
         raise InputError("reward_model is an empty list; give at least one")
     check_pooling(pooling)
     if len(names) == 1 and is_callable_name(names[0]):
-        reward = cast(TextReward, load_callable(names[0]))
+        reward = load_reward(names[0])
     else:
+        for name in names:
+            check_model_name(name)
         members = [
             shared_reward_model(
                 name, reward_model_revision, device, reward_label, reward_probability
@@ -224,7 +227,7 @@ def load_parts(
         prompts=dataset,
         max_new_tokens=max_new_tokens,
         stop_at_eos=stop_at_eos,
-        gold=None if gold is None else cast(TextReward, load_callable(gold)),
+        gold=None if gold is None else load_reward(gold),
     )
 
 
@@ -235,11 +238,6 @@ def _check_context(model: PreTrainedModel, who: str, longest: int) -> None:
             f"max_prompt_tokens + max_new_tokens = {longest}, but {who} has a context of {reach} "
             "tokens; lower one of them, or use another model"
         )
-
-
-def is_callable_name(name: str) -> bool:
-    """Whether a reward is named as "package.module:function" rather than as a model."""
-    return ":" in name and not Path(name).exists()
 
 
 @entry_point

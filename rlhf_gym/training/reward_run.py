@@ -1,5 +1,6 @@
 """From comparisons to a reward model: split, encode, train, measure on held-out data, save."""
 
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -103,8 +104,8 @@ def fit_reward_model(
         backbone: Causal LM or classifier to start from, by hub name or local path; or a `CausalLM`,
             which is copied; or `RewardModel.from_backbone(…)`, which is trained in place.
         options: Options of the training; None takes `RewardTraining()`.
-        max_tokens: Most tokens of a prompt with one candidate, at least 2; None takes the model's
-            context.
+        max_tokens: Most tokens of a prompt with one candidate: at least 2, at most the model's
+            context; None takes that.
         too_long: What to do with a longer comparison: drop it, or cut whole turns off the start of
             the dialogue.
         soft_temperature: Read `scores` as soft labels, softmax(scores / soft_temperature). None
@@ -130,8 +131,8 @@ def fit_reward_model(
         The model and its figures.
 
     Raises:
-        InputError: The comparisons cannot be split or are all too long, or the backbone cannot be
-            used.
+        InputError: The comparisons cannot be split or are all too long, the backbone cannot be
+            used, or its context is shorter than `max_tokens`.
     """
     options = options or RewardTraining()
     if not 0 <= unfinished <= 1:
@@ -284,8 +285,10 @@ def _save(model: RewardModel, figures: dict[str, Any], folder: Path) -> None:
 def accuracy_line(figures: Mapping[str, Any]) -> str:
     """Format the held-out accuracy and its baselines in one line."""
     accuracy, longest = figures["accuracy"], figures["accuracy_longest"]
+    low, high = accuracy["low"], accuracy["high"]
+    between = "unknown" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
     return (
-        f"held-out accuracy {accuracy['value']:.3f} ± {accuracy['se']:.3f} "
-        f"({accuracy['n']} comparisons); always the longest {longest['value']:.3f}, chance "
+        f"held-out accuracy {accuracy['value']:.3f} (95 % interval {between}, "
+        f"{accuracy['n']} comparisons); always the longest {longest['value']:.3f}, chance "
         f"{figures['accuracy_chance']['value']:.3f}; NLL {figures['nll']['value']:.3f} nats"
     )

@@ -108,8 +108,8 @@ def train_sft(
     """Fine-tune `lm.model` in place and save it with its tokenizer in ``run_dir/policy``.
 
     The optimiser is AdamW without weight decay, and gradients are clipped to norm 1. The learning
-    rate rises over the first 5 % of the updates and then falls to 0 along a cosine. Checkpoints go
-    to ``run_dir/checkpoints_sft``.
+    rate rises over the first 5 % of the updates (not at all with fewer than 20) and then falls to 0
+    along a cosine. Checkpoints go to ``run_dir/checkpoints_sft``.
 
     Args:
         lm: The model, on the device to train on.
@@ -143,9 +143,9 @@ def train_sft(
             lm,
             rows,
             batch_tokens,
+            epochs,
             output_dir=str(checkpoints),
             save_strategy="no" if run_dir is None else "steps",
-            num_train_epochs=epochs,
             learning_rate=learning_rate,
             seed=seed,
         )
@@ -176,18 +176,26 @@ def train_sft(
 
 
 def _arguments(
-    lm: CausalLM, rows: Sequence[Sequence[SFTExample]], batch_tokens: int, **options: Any
+    lm: CausalLM,
+    rows: Sequence[Sequence[SFTExample]],
+    batch_tokens: int,
+    epochs: float,
+    **options: Any,
 ) -> TrainingArguments:
     lengths = [sum(len(example.ids) for example in row) for row in rows]
     wanted = min(max(round(batch_tokens * len(rows) / sum(lengths)), 1), len(rows))
     fitting = max(min(MAX_TOKENS, MAX_LOGITS // lm.vocab_size) // max(lengths), 1)
     accumulate = math.ceil(wanted / fitting)
+    batch = math.ceil(wanted / accumulate)
+    per_epoch = math.ceil(math.ceil(len(rows) / batch) / accumulate)
     on_cpu = lm.device.type == "cpu"
     arguments = TrainingArguments(
-        per_device_train_batch_size=math.ceil(wanted / accumulate),
+        per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulate,
         lr_scheduler_type="cosine",
-        warmup_steps=0.05,
+        # Rounded down: the first update of a warm-up has the rate 0, and it may be the only one.
+        warmup_steps=math.ceil(epochs * per_epoch) // 20,
+        num_train_epochs=epochs,
         max_grad_norm=1.0,
         logging_steps=0.01,
         save_steps=0.1,
@@ -251,5 +259,4 @@ def _check_saveable(lm: CausalLM) -> None:
 def save(lm: CausalLM, folder: Path) -> None:
     """Save model and tokenizer. `folder` appears only when it is complete."""
     with whole_folder(folder) as partial:
-        lm.model.save_pretrained(partial)
-        lm.tokenizer.save_pretrained(partial)
+        lm.save_pretrained(partial)

@@ -60,6 +60,17 @@ def folder_or_temporary(folder: str | Path | None) -> Iterator[Path]:
         yield Path(temporary)
 
 
+def check_folder(folder: Path) -> None:
+    """Check that a folder is there or can be made.
+
+    Raises:
+        InputError: It, or a folder that it would be in, is a file.
+    """
+    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        raise InputError(f"{there} is a file, but a folder is needed; give another name")
+
+
 def _sync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
     if path.is_dir() and os.name == "nt":
@@ -93,7 +104,7 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {file}: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{file} is not valid JSON ({error}); delete it to create it again"
         ) from error

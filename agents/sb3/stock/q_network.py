@@ -158,7 +158,7 @@ class TokenQNetwork(BasePolicy):
                 head.weight[: self.core.vocab_size] += (
                     SHARPNESS * self.core.temperature / rule.scale * spread.mean(0)
                 )
-        return CausalLM.wrap(model, self.core.tokenizer, self.core.temperature)
+        return CausalLM.wrap(model, self.core.tokenizer).following(self.core)
 
 
 class CausalLMDQNPolicy(DQNPolicy):
@@ -262,5 +262,6 @@ def build_q_learner(
     )
     net = learner.policy.quantile_net if n_quantiles else learner.policy.q_net
     assert isinstance(net, TokenQNetwork)
+    net.core = net.core.following(reference)
     env.bind_actor(net, named=False)
     return QLearner(learner, net)
