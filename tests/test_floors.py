@@ -24,7 +24,7 @@ FLOORS: dict[str, list[str]] = {
     ],
     "rlhf_gym/utils": [
         "arrays devices files hub nearest once optional process progress type_hints",
-        "statistics",
+        "same_data statistics",
     ],
     "rlhf_gym/data": [
         "bad_rows compressed endings prompts row_columns row_problems",
@@ -78,7 +78,7 @@ FLOORS: dict[str, list[str]] = {
         "reward_run sft_run",
     ],
     "rlhf_gym/tasks": [
-        "grammar prompt_source registered",
+        "grammar prompt_form prompt_source registered",
         "keywords",
         "text",
         "exact published reviews",

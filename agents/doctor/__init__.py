@@ -54,7 +54,7 @@ CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (
     score,
     rewards,
 )
-DATA_CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (prompts, weights, form, endings)
+DATA_CHECKS: tuple[Callable[[Subject], Problem | None], ...] = (prompts, form, weights, endings)
 """Checks of the data. A problem is no reason to refuse a training, so only the doctor runs them."""
 
 FATAL = (vocabulary, mask, ends)
@@ -76,4 +76,11 @@ def examine(subject: Subject) -> list[Problem]:
 
 def examine_data(subject: Subject) -> list[Problem]:
     """Run the checks of the data and return the problems found."""
-    return [problem for check in DATA_CHECKS if (problem := check(subject)) is not None]
+    found = []
+    for check in DATA_CHECKS:
+        problem = check(subject)
+        if problem is not None:
+            found.append(problem)
+            if check is weights:  # the checks after it need scores that are numbers
+                break
+    return found

@@ -11,9 +11,8 @@ from agents.doctor.subject import Problem, Subject
 from rlhf_gym.data.endings import turn_end
 from rlhf_gym.objective.objective import Objective
 from rlhf_gym.rewards.responses import Responses
-from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.tasks.prompt_form import form_problems, reward_models
-from rlhf_gym.tokens import Sequences, continuations, pad_rows
+from rlhf_gym.tokens import continuations, pad_rows
 
 GAP = 1.0
 """Most standard deviations of the score by which a response may score higher for having no end."""
@@ -130,6 +129,8 @@ def _pays_for_no_end(subject: Subject) -> Problem | None:
     if not models or not all(model.causal for model in models):
         return None
     finished, cut = _scores_with_and_without_end(subject, objective)
+    if len(finished) < 2:
+        return None
     gap = float((cut - finished).mean() / finished.std().clamp(min=1e-6))
     if gap <= GAP:
         return None
@@ -145,24 +146,17 @@ def _pays_for_no_end(subject: Subject) -> Problem | None:
 def _scores_with_and_without_end(subject: Subject, objective: Objective) -> tuple[Tensor, Tensor]:
     """Scores by the reward model alone of the batch's responses, closed and open: two (N,)."""
     reward = objective.reward
-    assert not callable(reward) or isinstance(reward, RewardModel)
-    eos = objective.reference.eos_ids
+    reference = objective.reference
     rows = [row[row >= 0].tolist() for row in subject.responses]
-    bare = [row[:-1] if len(row) > 1 and row[-1] in eos else row for row in rows]
-    end = next(i for i in eos if i < objective.reference.vocab_size)
-    plain = Objective(objective.reference, reward, kl_coef=0.0, chats=objective.chats)
-    return tuple(  # type: ignore[return-value]
-        plain.final_scores(
-            Responses(
-                objective.reference,
-                _sequences(subject, answers),
-                chats=objective.chats,
-            )
-        ).double()
-        for answers in ([[*row, end] for row in bare], bare)
-    )
+    bare = [row[:-1] if row[-1] in reference.eos_ids else row for row in rows]
+    # A response that is nothing but its end cannot be scored without it.
+    kept = [i for i, row in enumerate(bare) if row]
+    end = next(i for i in reference.eos_ids if i < reference.vocab_size)
+    plain = Objective(reference, reward, kl_coef=0.0, chats=objective.chats)
 
+    def scores(closing: list[int]) -> Tensor:
+        answers = torch.from_numpy(pad_rows([[*bare[i], *closing] for i in kept]))
+        sequences = continuations(subject.prompts[kept], answers.to(subject.prompts.device))
+        return plain.final_scores(Responses(reference, sequences, chats=objective.chats)).double()
 
-def _sequences(subject: Subject, answers: list[list[int]]) -> Sequences:
-    tokens = torch.from_numpy(pad_rows(answers)).to(subject.prompts.device)
-    return continuations(subject.prompts, tokens)
+    return scores([end]), scores([])

@@ -18,6 +18,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.utils.files import folder_or_temporary, whole_folder, write_json
 from rlhf_gym.utils.progress import transformers_quiet
+from rlhf_gym.utils.same_data import check_same_data, digest
 
 DEFAULT_ALGORITHM = "ppo"
 
@@ -136,6 +137,8 @@ def train(
         if isinstance(learner.policy, CausalLMPolicy):
             check(env, learner.policy, fresh=start is None)
         if run_dir is not None:
+            goes_on_here = any(folder.glob("checkpoints/tokens_*"))
+            check_same_data(folder, goes_on=goes_on_here, prompts=digest(env.prompts.ids))
             with whole_folder(folder / "reference") as partial:
                 env.objective.reference.save_pretrained(partial)
         label = f"{algorithm} on {len(env.prompts)} prompts"

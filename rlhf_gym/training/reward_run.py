@@ -28,8 +28,9 @@ from rlhf_gym.preferences.splits import split_comparisons
 from rlhf_gym.rewards.reward_model import RewardModel
 from rlhf_gym.training.reward_training import RewardTraining, train_reward_model
 from rlhf_gym.utils.devices import resolve_device
-from rlhf_gym.utils.files import folder_or_temporary, whole_folder, write_json
+from rlhf_gym.utils.files import folder_or_temporary, last_checkpoint, whole_folder, write_json
 from rlhf_gym.utils.progress import transformers_quiet
+from rlhf_gym.utils.same_data import check_same_data, digest
 
 NORMALISED_ON = 1024
 """Approximate number of candidates on which gain and bias are measured."""
@@ -159,6 +160,10 @@ def fit_reward_model(
             checkpoints = folder / "checkpoints_reward"
             if not resume:
                 shutil.rmtree(checkpoints, ignore_errors=True)
+            if run_dir is not None:
+                goes_on = last_checkpoint(checkpoints) is not None
+                rows_of = digest([row.rows, row.choices] for row in (*data.train, *data.test))
+                check_same_data(folder, goes_on=goes_on, comparisons=rows_of)
             # Scale the initial logits to variance 1, so that one learning rate suits all backbones.
             model.start_at(candidate_rows(data.train, NORMALISED_ON).to(model.device))
             before = evaluate_reward_model(model, data.test)

@@ -11,8 +11,9 @@ from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.training.sft import train_sft
 from rlhf_gym.training.sft_counts import losses_line
 from rlhf_gym.training.sft_data import SFTExample, prepare
-from rlhf_gym.utils.files import write_json
+from rlhf_gym.utils.files import last_checkpoint, write_json
 from rlhf_gym.utils.progress import transformers_quiet
+from rlhf_gym.utils.same_data import check_same_data, digest
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,10 @@ def fine_tune(
         if line := losses_line(data):
             logger.warning("%s", line)
         folder = None if run_dir is None else Path(run_dir)
+        if folder is not None:
+            checkpoint = last_checkpoint(folder / "checkpoints_sft") if resume else None
+            ids = digest(example.ids for example in (*data.train, *data.held_out))
+            check_same_data(folder, goes_on=checkpoint is not None, examples=ids)
         if folder is not None and config is not None:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", config)
