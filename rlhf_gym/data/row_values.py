@@ -124,6 +124,8 @@ def _chat_of(where: str, text: str) -> Any:
 
 def _message(where: str, message: dict[str, Any]) -> dict[str, str]:
     """A chat message as ``{"role": …, "content": …}``, its other entries included."""
+    # Tables give every message the keys of all, empty where it has none.
+    message = {key: value for key, value in message.items() if value is not None}
     if isinstance(message.get("role"), str) and isinstance(message.get("content"), str):
         return message
     role, content = message.get("from"), message.get("value")
