@@ -22,6 +22,7 @@ from agents.sb3.rollout.buffer import SequenceRolloutBuffer
 from agents.sb3.rollout.collection import Wave
 from rlhf_gym.envs import TokenVectorEnv
 from rlhf_gym.errors import InputError
+from rlhf_gym.lm.architecture import context_length, embedded
 from rlhf_gym.lm.causal_lm import CausalLM
 from rlhf_gym.lm.decoding.sampling import Sampled, sample_with_log_probs
 from rlhf_gym.lm.masks import NEVER
@@ -143,7 +144,10 @@ def load_pairs(source: str, env: TokenVectorEnv) -> list[Pair]:
     reference = env.objective.reference
     tokenizer = reference.tokenizer
     pairs, seen = [], 0
-    comparisons = read_comparisons(source, tokenizer=tokenizer)
+    vocab = embedded(reference.model)
+    comparisons = [
+        c.with_own_ids(tokenizer, vocab) for c in read_comparisons(source, tokenizer=tokenizer)
+    ]
     closing = [_end(comparisons, reference)] if env.stop_at_eos else []
     for comparison in comparisons:
         prompt, candidates = comparison.encode(tokenizer, closing)
@@ -175,8 +179,8 @@ def _end(comparisons: Sequence[Comparison], reference: CausalLM) -> int:
         for (prompt, candidates), asked in some
         for ids in candidates
     ]
-    longest = max(len(example.ids) for example in examples)
-    return own_end(reference, examples, longest + 1)
+    longest = max(len(example.ids) for example in examples) + 1
+    return own_end(reference, examples, min(longest, context_length(reference.model) or longest))
 
 
 def check_allowed(pairs: Sequence[Pair], reference: CausalLM, source: str) -> None:

@@ -1,6 +1,7 @@
 """One end of a response: what a reward model learns as the end is what it meets."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from rlhf_gym.data.encoding import continued_ids, prompt_ids, prompt_text
 from rlhf_gym.data.endings import closing_ids, end_of_policy
+from rlhf_gym.data.prompt_dataset import PromptDataset
 from rlhf_gym.data.prompts import PLAIN_TEMPLATE
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.causal_lm import CausalLM
@@ -140,7 +142,8 @@ def test_fine_tuning_ends_an_answer_once(tmp_path):
     lm = CausalLM(model, tokenizer, 1.0, size, (3, end))
     file = tmp_path / "sft.jsonl"
     lines = [
-        [*ASKED, {"role": "assistant", "content": text}] for text in ("c", "c <|im_end|>", "c </s>")
+        [*ASKED, {"role": "assistant", "content": text}]
+        for text in ("c", "c <|im_end|>", "c </s>", "c <|im_end|> b")
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
     data = prepare(lm, load_examples(str(file), tokenizer, lm.eos_ids, held_out=0.0), 16)
@@ -222,3 +225,96 @@ def test_a_model_whose_end_is_no_token_is_refused():
     lm = CausalLM.wrap(model, tokenizer)
     _, candidates = Comparison("a", (" b", " c"), best=0).encode(lm.tokenizer)
     assert candidates == [[6, 3], [7, 3]]
+
+
+def scored_rows(lm, reward, sequences, chats):
+    read = []
+    reward.member_scores = lambda tokens: read.append(tokens) or torch.zeros(len(tokens), 1)
+    responses = Responses(lm, sequences, chats=chats)
+    Objective(lm, reward, kl_coef=0.1, chats=chats).final_scores(responses)
+    return rows(read[0])
+
+
+def chat_lm():
+    words = chat_tokenizer()
+    config = make_config("llama", vocab_size=len(words))
+    model = AutoModelForCausalLM.from_config(config)
+    end = closing_ids(words, chat=True)[0]
+    return CausalLM(model, words, 1.0, len(words), (3, end))
+
+
+def test_a_reward_model_reads_chats_by_its_own_template_with_the_same_tokens():
+    lm = chat_lm()
+    asked = prompt_ids(ASKED, lm.tokenizer, lm.eos_ids)
+    reward = reward_model("plain", causal=True)
+    reward.tokenizer = chat_tokenizer()
+    reward.tokenizer.chat_template = "<s> {% for m in messages %}{{ m['content'] }} {% endfor %}b"
+    own = prompt_ids(ASKED, reward.tokenizer, ())
+    assert own != asked
+    sequences = continuations(torch.tensor([asked] * 2), torch.tensor([[7, 3], [7, 8]]))
+    # Its template writes " b" after an answer, which is the end that it learned.
+    end = reward.closing(chat=True)
+    found = scored_rows(lm, reward, sequences, {tuple(asked): ASKED})
+    assert found == [[*own, 7, *end], [*own, 7, 8]]
+    learned, _ = encode_comparisons(
+        [Comparison(ASKED, ("c", "c d"), best=0, finish_reasons=("stop", "length"))], reward, None
+    )
+    assert learned[0].rows == found
+    ids = (tuple(asked), ((7, 3), (7, 8)))
+    sampled = Comparison(ASKED, ("c", "c d"), 0, ids=ids, finish_reasons=("stop", "length"))
+    learned, _ = encode_comparisons([sampled], reward, None)
+    assert learned[0].rows == found
+
+
+def test_an_end_that_does_not_fit_into_the_context_is_refused():
+    lm = chat_lm()
+    asked = prompt_ids(ASKED, lm.tokenizer, lm.eos_ids)
+    reward = reward_model("plain", causal=True)
+    reward.tokenizer = chat_tokenizer()
+    sequences = continuations(torch.tensor([asked]), torch.tensor([[7, 3]]))
+    reward.model.config.max_position_embeddings = len(asked) + 3
+    assert len(scored_rows(lm, reward, sequences, {tuple(asked): ASKED})[0]) == len(asked) + 3
+    reward.model.config.max_position_embeddings = len(asked) + 2
+    with pytest.raises(InputError, match=f"are {len(asked) + 3} tokens to the reward model"):
+        scored_rows(lm, reward, sequences, {tuple(asked): ASKED})
+
+
+def test_an_answer_that_stopped_loses_no_token_of_its_text():
+    reward = reward_model("plain", causal=True)
+    ids = ((5, 6), ((8, 5), (5, 8)))  # recorded without their EOS
+    sampled = Comparison("a b", ("d a", "a d"), 0, ids=ids, finish_reasons=("stop", "stop"))
+    learned, fit = encode_comparisons([sampled], reward, None)
+    assert fit.retokenised == 0
+    assert learned[0].candidates == [[8, 5, 3], [5, 8, 3]]
+
+
+def test_ids_of_another_tokenizer_are_no_policys_either():
+    tokenizer = make("plain")
+    for ids in (
+        ((5, 6), ((90, 3), (7, 3))),
+        ((5, 6), ((8, 3), (8, 3))),
+        ((7, 7), ((7, 3), (8, 3))),
+    ):
+        stranger = Comparison("a b", ("c", "d"), best=0, ids=ids)
+        own = stranger.with_own_ids(tokenizer, V)
+        assert own.ids is None
+        assert own.encode(tokenizer) == ([5, 6], [[7, 3], [8, 3]])
+    sampled = Comparison("a b", ("c", "d"), best=0, ids=((5, 6), ((7, 3), (8,))))
+    assert sampled.with_own_ids(tokenizer, V) is sampled
+    cut = Comparison("a b", ("c", "d"), best=0, finish_reasons=("length", "stop"))
+    assert cut.encode(tokenizer).responses == [[7], [8, 3]]
+
+
+def test_prompts_of_the_same_ids_are_one_prompt():
+    tokenizer = make("plain")
+    texts = ["a b", "a b ", " a b", "b", "a  b"]
+    whole = PromptDataset.from_texts(texts, tokenizer, (3,), 9)
+    assert whole.ids == ((5, 6), (6,))
+    # Whichever way a prompt is written, it is on one side.
+    many = [f"{' ' * (i % 3)}{' '.join(t)}" for i in range(3) for t in product("abcd", repeat=3)]
+    train, held_out = (
+        set(PromptDataset.from_texts(many, tokenizer, (3,), 9, split=side, held_out=0.5).ids)
+        for side in ("train", "held_out")
+    )
+    assert len(train | held_out) == 64
+    assert not train & held_out

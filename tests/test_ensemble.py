@@ -135,6 +135,10 @@ def test_members_must_share_a_tokenizer(save_reward_model, save_lm, tmp_path):
     other.tokenizer.add_tokens(["extra"])
     with pytest.raises(InputError, match="must share a tokenizer"):
         RewardEnsemble([one, other])
+    other = RewardModel.load(save_reward_model())
+    other.tokenizer.chat_template = "{{ messages[0]['content'] }}"
+    with pytest.raises(InputError, match="differ in their chat template"):
+        RewardEnsemble([one, other])
     with pytest.raises(InputError, match="pooling must be one of"):
         RewardEnsemble([one], "median")
 

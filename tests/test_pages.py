@@ -148,7 +148,7 @@ def test_the_commands_of_a_task_of_ones_own(recipes, rlhf_gym_command):
         )
         assert done.returncode == 0, done.stdout + done.stderr
         said["help" if asks else name] = done.stdout
-    assert "18 of 18 checks pass" in said["doctor"]
+    assert "21 of 21 checks pass" in said["doctor"]
     assert "all prompts, ± standard error" in said["evaluate"]
     assert json.loads((recipes / "runs/personal/evaluation.json").read_text())["split"] == "all"
     files = {file.name for file in (recipes / "runs/compared").iterdir()}

@@ -256,6 +256,7 @@ def test_cut_prompts_keep_their_bos_and_their_side(tokenizer):
         """A tokenizer that opens each text with id 7."""
 
         bos_token_id = 7
+        all_special_ids = (7,)
 
         def __call__(self, text: Any, **_: Any) -> dict[str, Any]:
             if isinstance(text, str):

@@ -348,7 +348,12 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     assert done.returncode == 0, done.stderr
     assert "held-out loss" in done.stdout
     assert "fine-tuning: " in done.stderr
-    assert {path.name for path in run_dir.iterdir()} == {"config.json", "policy", "sft.json"}
+    assert {path.name for path in run_dir.iterdir()} == {
+        "config.json",
+        "data.json",
+        "policy",
+        "sft.json",
+    }
     assert json.loads((run_dir / "config.json").read_text())["max_tokens"] == 32
     assert json.loads((run_dir / "sft.json").read_text())["cut"] == 0
 

@@ -65,7 +65,8 @@ def test_its_updates_are_the_flagships(make_vector_env, save_reward_model, by_mo
     ours = weights(single.policy.model, single.critic, single.value_head)
     for a, b in zip(ours, weights(theirs.lm, theirs.critic.trunk, theirs.critic.head), strict=True):
         # Adam makes much of a gradient that is all rounding; a whole step is 1e-3.
-        torch.testing.assert_close(a, b, atol=3e-6, rtol=1e-5)
+        # Adam's first steps divide small gradients by their own size, rounding included.
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     moved = any(not torch.equal(a, b) for a, b in zip(before, ours[: len(before)], strict=True))
     assert moved == (updates > 1), "the first update is the critic's alone"
 

@@ -53,7 +53,7 @@ def weights(subject: Subject) -> Problem | None:
                     "the training that saved it diverged; take an earlier checkpoint",
                 )
     for reward in reward_models(subject.objective.reward):
-        if any(module.training for module in reward.modules()):
+        if any(module.training for module in reward.model.modules()):
             return Problem(
                 "weights",
                 f"the reward model {reward.model.name_or_path!r} is in training mode, in which "

@@ -80,14 +80,7 @@ def hindsight(
     """
     encoded, _ = encode_comparisons(comparisons, model, None)
     texts = [text for c in comparisons for text in c.candidates]
-    # Decode the prompts from their ids: the human chose with this text, but `c.prompt` of a chat is
-    # a list of messages.
-    asked = [
-        str(model.tokenizer.decode(list(c.ids[0]), skip_special_tokens=True))
-        for c in comparisons
-        if c.ids
-    ]
-    said = [prompt for prompt, c in zip(asked, comparisons, strict=True) for _ in c.candidates]
+    said = [c.prompt for c in comparisons for _ in c.candidates]
     gold = scores_of(utility(human), said, texts)
     scores = model.scores(candidate_rows(encoded).to(model.device)).double().cpu().numpy()
     prompts = prompt_numbers([c for c in comparisons for _ in c.candidates])

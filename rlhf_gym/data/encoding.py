@@ -105,7 +105,7 @@ def prompt_ids(
     before, bare, after = _parts(prompt, tokenizer)
     # Some tokenizers close every text with an EOS (T5's do); here the response is still to come.
     # An EOS that the text itself names is in `bare`, and stays.
-    if after and after[-1] in eos_ids and (before or bare):
+    if after and after[-1] in eos_ids and (before or bare or len(after) > 1):
         after = after[:-1]
     return [*before, *bare, *after]
 

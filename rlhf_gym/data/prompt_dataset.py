@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -85,10 +86,15 @@ class PromptDataset:
                 for p, row in zip(prompts, rows, strict=True)
             ]
         unique = list({json.dumps(p): p for p in prompts}.values())
+        rows = many_prompt_ids(unique, tokenizer, eos_ids)
+        # Two texts may have the same ids ("a" and "a " often do). They are one prompt, on one side.
+        firsts = {tuple(row) or -i: i for i, row in reversed(list(enumerate(rows)))}
+        places = sorted(firsts.values())
+        unique, rows = [unique[i] for i in places], [rows[i] for i in places]
         there = len(unique)
         if split != "all":
-            unique = [p for p in unique if is_held_out(p, held_out) == (split == "held_out")]
-        rows = many_prompt_ids(unique, tokenizer, eos_ids)
+            side = [is_held_out(p, held_out) == (split == "held_out") for p in unique]
+            unique, rows = list(compress(unique, side)), list(compress(rows, side))
         kept = tuple(tuple(row) for row in rows if 0 < len(row) <= max_tokens)
         if not kept:
             why = _why_none(there, rows, max_tokens, split, held_out, cut=keep is not None)

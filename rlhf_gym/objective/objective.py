@@ -30,7 +30,7 @@ from rlhf_gym.rewards.functions import (
 )
 from rlhf_gym.rewards.responses import Responses
 from rlhf_gym.rewards.reward_model import RewardModel
-from rlhf_gym.tokens import PAD, Sequences, pad_rows, row_sums
+from rlhf_gym.tokens import Sequences, pad_rows, row_sums
 
 
 class Settlement(NamedTuple):
@@ -100,6 +100,7 @@ class Objective:
         self._shares_ids = isinstance(reward, RewardModel | RewardEnsemble) and same_tokens(
             reward.tokenizer, reference.tokenizer
         )
+        self._chat_rows: dict[tuple[int, ...], Sequence[int]] = {}  # by the policy's ids
         self._decode = DecodeCache(reference)
 
     @property
@@ -216,52 +217,60 @@ class Objective:
 
     def _reward_ids(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
         """The rows that a reward model reads: sampled ids if it shares the tokenizer, else text."""
-        if self._shares_ids:
-            return self._with_one_end(responses, reward)
+        rows = (self._sampled_rows if self._shares_ids else self._text_rows)(responses, reward)
+        # Its own end and its own chat template may need more tokens than the policy was given, so
+        # the check is here and not where the environment is made.
+        if reward.context is not None and rows.shape[1] > reward.context:
+            raise InputError(
+                f"a prompt and its response are {rows.shape[1]} tokens to the reward model "
+                f"{reward_name(reward)}, whose context is {reward.context}; lower max_new_tokens "
+                "or max_prompt_tokens"
+            )
+        return rows
+
+    def _text_rows(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
+        """Prompts and responses as the reward model's own tokenizer reads their texts."""
         # A prompt's text has the roles of the policy's template, which mean nothing to another
         # model: it reads the messages by its own template.
         by_template = bool(reward.tokenizer.chat_template)
         prompts: list[Prompt] = responses.asked if by_template else list(responses.prompts)
-        rows = [
-            reward.encode(prompt, text, finished=closed)
-            for prompt, text, closed in zip(
-                prompts, responses.texts, responses.closed.tolist(), strict=True
-            )
-        ]
-        longest = max(map(len, rows))
-        # Another tokenizer may need more tokens than the policy was given, so the check is here and
-        # not where the environment is made.
-        if reward.context is not None and longest > reward.context:
-            raise InputError(
-                f"a prompt and its response are {longest} tokens to the reward model "
-                f"{reward_name(reward)}, whose context is {reward.context}; lower max_new_tokens "
-                "or max_prompt_tokens"
-            )
+        ended = responses.closed.tolist()
+        texts = zip(prompts, responses.texts, ended, strict=True)
+        rows = [reward.encode(prompt, text, finished=closed) for prompt, text, closed in texts]
         return torch.from_numpy(pad_rows(rows))
 
-    def _with_one_end(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
-        """The sampled rows, in which each finished response has the end that the model reads.
+    def _sampled_rows(self, responses: Responses, reward: RewardModel | RewardEnsemble) -> Tensor:
+        """The sampled ids, with the end and after the chat prompt that the reward model reads.
 
         A policy may stop at any of its EOS ids; to the reward model they are one end, the one that
-        closed the answers it learned from.
+        closed the answers it learned from. And it may have another chat template than the policy.
         """
         tokens, starts, lengths = responses.sequences
-        text, chat = (reward.closing(chat=kind) for kind in (False, True))
-        closed = responses.closed.nonzero()[:, 0]
-        if not len(closed) or not text:
-            return tokens
-        ends = (starts + lengths - 1)[closed]
-        if self.chats and chat != text:
-            was_chat = [not isinstance(prompt, str) for prompt in responses.asked]
-            closings = [chat if was_chat[i] else text for i in closed.tolist()]
-        elif len(text) == 1:
+        chats = [not isinstance(prompt, str) for prompt in responses.asked] if self.chats else []
+        text = reward.closing(chat=False)
+        if not any(chats) and len(text) <= 1:
+            closed = responses.closed.nonzero()[:, 0]
+            if not len(closed) or not text:
+                return tokens
             out = tokens.clone()
-            out[closed, ends] = text[0]
+            out[closed, (starts + lengths - 1)[closed]] = text[0]
             return out
-        else:
-            closings = [text] * len(closed)
-        more = max(map(len, closings)) - 1
-        out = torch.nn.functional.pad(tokens, (0, more), value=PAD)
-        for row, end, closing in zip(closed.tolist(), ends.tolist(), closings, strict=True):
-            out[row, end : end + len(closing)] = torch.tensor(closing, device=out.device)
-        return out
+        rows = []
+        cells = zip(tokens.tolist(), starts.tolist(), lengths.tolist(), strict=True)
+        ends = responses.closed.tolist()
+        for i, (row, start, n) in enumerate(cells):
+            was_chat = bool(chats) and chats[i]
+            prompt, answer = row[:start], row[start : start + n]
+            if was_chat:
+                prompt = self._chat_ids(tuple(prompt), responses.asked[i], reward)
+            closing = reward.closing(chat=was_chat)
+            rows.append([*prompt, *(answer[:-1] + closing if ends[i] and closing else answer)])
+        return torch.from_numpy(pad_rows(rows)).to(tokens.device)
+
+    def _chat_ids(
+        self, ids: tuple[int, ...], prompt: Prompt, reward: RewardModel | RewardEnsemble
+    ) -> Sequence[int]:
+        """A chat prompt as the reward model's own template writes it, if it has one."""
+        if ids not in self._chat_rows:
+            self._chat_rows[ids] = reward.chat_ids(prompt) or ids
+        return self._chat_rows[ids]

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_gym.data.encoding import Encoded, continued_ids
-from rlhf_gym.data.endings import closed, closing_ids
+from rlhf_gym.data.encoding import Encoded, continued_ids, decodes_to
+from rlhf_gym.data.endings import closed, closing_ids, opened
 from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.likelihood import Choice, ranking_choices
@@ -123,7 +123,8 @@ class Comparison:
     ) -> Encoded:
         """Token ids of the prompt and of each candidate, as a causal model reads them.
 
-        Sampled ids are kept as they are, so one that the budget cut has no EOS.
+        Sampled ids are kept as they are, so one that the budget cut has no EOS. Text is closed
+        unless `finish_reasons` say that a budget cut it.
 
         Args:
             tokenizer: The model's tokenizer.
@@ -136,7 +137,35 @@ class Comparison:
             closing = closing_ids(tokenizer, chat=not isinstance(self.prompt, str))
         ends = closing_ids(tokenizer, chat=False)
         start, rest = continued_ids(self.prompt, self.candidates, tokenizer, ends)
-        return Encoded(start, [closed(ids, closing, ends) for ids in rest])
+        reasons = self.finish_reasons or ["stop"] * len(rest)
+        return Encoded(
+            start,
+            [
+                (closed if reason == "stop" else opened)(ids, closing, ends)
+                for ids, reason in zip(rest, reasons, strict=True)
+            ],
+        )
+
+    def with_own_ids(self, tokenizer: PreTrainedTokenizerBase, vocab: int) -> "Comparison":
+        """This comparison; without its token ids if they are not this tokenizer's.
+
+        They are if they decode to its texts. Comparing names of tokenizers would not do: files of
+        comparisons do not record one.
+
+        Args:
+            tokenizer: The tokenizer of the model that reads it.
+            vocab: Number of ids that the model embeds.
+        """
+        if self.ids is None:
+            return self
+        prompt, candidates = self.ids
+        pairs = list(zip(candidates, self.candidates, strict=True))
+        if isinstance(self.prompt, str):  # a chat's roles may be special tokens, without a text
+            pairs.append((prompt, self.prompt))
+        own = max(prompt, default=0) < vocab and all(
+            max(ids, default=0) < vocab and decodes_to(ids, text, tokenizer) for ids, text in pairs
+        )
+        return self if own else replace(self, ids=None)
 
     def shortened(self) -> "Comparison | None":
         """This comparison without the dialogue's first turns, up to the next human turn.

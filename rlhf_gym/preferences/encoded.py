@@ -1,13 +1,14 @@
 """Comparisons as token ids, and how many of them fit a model's context."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from rlhf_gym.data.encoding import Encoded, decodes_to
+from rlhf_gym.data.encoding import Encoded
+from rlhf_gym.data.endings import closed
 from rlhf_gym.data.prompts import is_held_out
 from rlhf_gym.errors import InputError
 from rlhf_gym.lm.architecture import context_length, embedded
@@ -116,8 +117,9 @@ def encode_comparisons(
     vocab = embedded(model.model)
     for i, comparison in enumerate(comparisons, 1):
         one: Comparison | None = comparison
-        if comparison.ids is not None and not _has_ids_of(model, comparison):
-            one = comparison = replace(comparison, ids=None)
+        own = comparison.with_own_ids(model.tokenizer, vocab)
+        if own is not comparison:
+            one = comparison = own
             fit.retokenised += 1
         while one is not None:
             prompt, candidates = _ids(one, model, unfinished)
@@ -160,39 +162,25 @@ def _ids(comparison: Comparison, model: RewardModel, unfinished: float) -> Encod
         return model.encode_all(comparison.prompt, comparison.candidates, finished)
     # Sampled ids are kept, so the model is trained on the very tokens that it will score. A model
     # that is not causal takes prompt and response as one row.
-    start, rest = list(comparison.ids[0]), [list(ids) for ids in comparison.ids[1]]
+    start = model.chat_ids(comparison.prompt) or list(comparison.ids[0])
+    rest = [list(ids) for ids in comparison.ids[1]]
     if not model.causal:
-        return Encoded([], [[*start, *ids] for ids in rest])
+        return Encoded([], [[*comparison.ids[0], *ids] for ids in rest])
     # The policy may have several EOS ids; the model reads them as one end, as `Objective` gives it.
     closing = model.closing(chat=not isinstance(comparison.prompt, str))
-    stopped = comparison.finish_reasons or [
-        "stop" if ids[-1] in model.end_ids else "length" for ids in rest
+    said = comparison.finish_reasons
+    stopped = [
+        ids[-1] in model.end_ids if said is None else said[i] == "stop"
+        for i, ids in enumerate(rest)
     ]
     if closing:
+        # A policy's EOS that is none of the model's ends is a special token at least.
+        ends = model.end_ids.union(model.tokenizer.all_special_ids)
         rest = [
-            [*ids[:-1], *closing] if reason == "stop" else ids
-            for ids, reason in zip(rest, stopped, strict=True)
+            closed(ids, closing, ends) if ended else ids
+            for ids, ended in zip(rest, stopped, strict=True)
         ]
     return Encoded(start, rest)
-
-
-def _has_ids_of(model: RewardModel, comparison: Comparison) -> bool:
-    """Whether a comparison's token ids belong to the model's tokenizer: they decode to its texts.
-
-    Comparing names of tokenizers would not do: comparison files do not record one.
-    """
-    assert comparison.ids is not None
-    prompt, candidates = comparison.ids
-    pairs = list(zip(candidates, comparison.candidates, strict=True))
-    if isinstance(
-        comparison.prompt, str
-    ):  # a chat's roles may be special tokens, which have no text
-        pairs.append((prompt, comparison.prompt))
-    vocab = embedded(model.model)
-    return all(
-        max(ids, default=0) < vocab and decodes_to(ids, text, model.tokenizer)
-        for ids, text in pairs
-    )
 
 
 def candidate_rows(comparisons: Sequence[EncodedComparison], at_most: int | None = None) -> Tensor:

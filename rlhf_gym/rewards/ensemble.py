@@ -69,6 +69,13 @@ class RewardEnsemble:
                 + " and ".join(repr(m.model.name_or_path) for m in members)
                 + " do not"
             )
+        reading = [(m.causal, m.tokenizer.chat_template, m.closing(chat=False)) for m in members]
+        if any(one != reading[0] for one in reading):
+            raise InputError(
+                "the members of an ensemble must read one row: "
+                + " and ".join(repr(m.model.name_or_path) for m in members)
+                + " differ in their chat template, their EOS, or one of them is no causal model"
+            )
         self.members = tuple(members)
         self.pooling, self.uncertainty_weight = pooling, uncertainty_weight
 
@@ -103,6 +110,10 @@ class RewardEnsemble:
     def encode(self, prompt: Prompt, response: str, *, finished: bool = False) -> list[int]:
         """Ids of a prompt and a response (see `RewardModel.encode`)."""
         return self.members[0].encode(prompt, response, finished=finished)
+
+    def chat_ids(self, prompt: Prompt) -> list[int] | None:
+        """A chat prompt's ids by the members' template (see `RewardModel.chat_ids`)."""
+        return self.members[0].chat_ids(prompt)
 
     def closing(self, *, chat: bool) -> list[int]:
         """The end with which the members read a finished response (see `RewardModel.closing`)."""

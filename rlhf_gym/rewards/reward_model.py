@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_gym.data.encoding import Encoded, joined_ids, read_ids
+from rlhf_gym.data.encoding import Encoded, joined_ids, prompt_ids, read_ids
 from rlhf_gym.data.endings import closing_ids
 from rlhf_gym.data.prompts import Prompt
 from rlhf_gym.errors import InputError
@@ -92,7 +92,8 @@ class RewardModel(nn.Module):
         """
         model = load_classifier(name, revision)
         tokenizer = load_tokenizer(name, revision=revision)
-        return cls(model, tokenizer, label=label, probability=probability).to(device)
+        loaded = cls(model, tokenizer, label=label, probability=probability)
+        return loaded.to(device).eval()
 
     @classmethod
     def from_backbone(
@@ -259,6 +260,12 @@ class RewardModel(nn.Module):
     def encode(self, prompt: Prompt, response: str, *, finished: bool = False) -> list[int]:
         """Ids of a prompt and one response as one row (see `encode_all`)."""
         return self.encode_all(prompt, [response], [finished]).rows[0]
+
+    def chat_ids(self, prompt: Prompt) -> list[int] | None:
+        """A chat prompt's ids by its own template; None if it has none, or the prompt is text."""
+        if isinstance(prompt, str) or not self.tokenizer.chat_template:
+            return None
+        return prompt_ids(prompt, self.tokenizer, closing_ids(self.tokenizer, chat=False))
 
     def closing(self, *, chat: bool) -> list[int]:
         """The end with which it reads a finished response; empty if it reads none.

@@ -86,5 +86,10 @@ def _compared(
     )
     for line in (*(f"left out: {problem}" for problem in report.skipped[:3]), *report.lines()):
         warn_once(logger, f"{source}: {line}")
-    prompts = [row.prompt if row.ids is None else tuple(row.ids[0]) for row in rows]
+    prompts: list[Prompt | tuple[int, ...]] = []
+    for row in rows:
+        ids = row.with_own_ids(tokenizer, len(tokenizer)).ids
+        # The messages of a chat say more than the ids that a template made of them.
+        as_ids = isinstance(row.prompt, str) and ids is not None
+        prompts.append(tuple(ids[0]) if as_ids and ids is not None else row.prompt)
     return prompts, by_reason(report.skipped)

@@ -210,6 +210,14 @@ def load_parts(
             )
         if not same_tokens(reward.tokenizer, lm.tokenizer):
             raise InputError("dense=True needs a reward model with the reference's tokenizer")
+        if dataset.chats and reward.tokenizer.chat_template not in (
+            None,
+            lm.tokenizer.chat_template,
+        ):
+            raise InputError(
+                "dense=True needs a reward model with the reference's chat template: it scores the "
+                "policy's own rows"
+            )
         along.append(along_the_way(reward))
     for problem, fix in form_problems(dataset, lm, reward_models(reward)):
         warn_once(logger, f"{prompts}: {problem}; {fix}")

@@ -69,6 +69,11 @@ class RewardData(NamedTuple):
     fit: Fit
     max_tokens: int | None
 
+    @property
+    def rows(self) -> list[EncodedComparison]:
+        """All of them."""
+        return [*self.train, *self.validation, *self.test]
+
     def __str__(self) -> str:
         return (
             f"{len(self.train)} comparisons to train on, {len(self.validation)} for early "
@@ -162,7 +167,7 @@ def fit_reward_model(
                 shutil.rmtree(checkpoints, ignore_errors=True)
             if run_dir is not None:
                 goes_on = last_checkpoint(checkpoints) is not None
-                rows_of = digest([row.rows, row.choices] for row in (*data.train, *data.test))
+                rows_of = digest([row.rows, row.choices] for row in data.rows)
                 check_same_data(folder, goes_on=goes_on, comparisons=rows_of)
             # Scale the initial logits to variance 1, so that one learning rate suits all backbones.
             model.start_at(candidate_rows(data.train, NORMALISED_ON).to(model.device))

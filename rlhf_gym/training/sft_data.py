@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.data.bad_rows import BadRows, RowError
 from rlhf_gym.data.encoding import check_known, continued_ids
-from rlhf_gym.data.endings import closed, end_of_policy
+from rlhf_gym.data.endings import end_of_policy, opened, turn_end
 from rlhf_gym.data.example_rows import example_of
 from rlhf_gym.data.prompts import is_held_out
 from rlhf_gym.data.row_reader import convert_rows
@@ -153,19 +153,22 @@ def prepare(
             f"max_tokens is {max_tokens}, but it must be at least 2 and at most the model's "
             f"{limit} positions"
         )
-    check_known((example.ids for example in examples), lm.tokenizer, "the examples")
+    # A text may end with an EOS of its own, which need not be one at which generation stops, or
+    # with all that the chat template writes after an answer.
+    ends = {*lm.eos_ids, lm.tokenizer.eos_token_id}
+    closing = turn_end(lm.tokenizer)
+    bare = [e._replace(response_ids=tuple(opened(e.response_ids, closing, ends))) for e in examples]
+    check_known((example.response_ids for example in examples), lm.tokenizer, "the examples")
     if eos_token_id is None:
-        eos_token_id = own_end(lm, examples, max_tokens)
+        eos_token_id = own_end(lm, bare, max_tokens)
     if eos_token_id not in lm.eos_ids:
         raise InputError(
             f"eos_token_id is {eos_token_id}, but generation with this model ends at {lm.eos_ids}; "
             "choose one of these, or add it to the model's generation_config.json"
         )
     fitted, cut = [], 0
-    # A text may end with an EOS of its own, which need not be one at which generation stops.
-    ends = {*lm.eos_ids, lm.tokenizer.eos_token_id}
-    for example in examples:
-        response = tuple(closed(example.response_ids, [eos_token_id], ends))
+    for example in bare:
+        response = (*example.response_ids, eos_token_id)
         room = max(max_tokens - len(example.prompt_ids), 0)
         short = example._replace(response_ids=response[:room])
         if len(short.ids) > short.start:

@@ -23,6 +23,7 @@ ROUNDING = 1e-5
 
 A return is a score and a sum of log-ratios in float32. Divided by its own spread, the rounding of
 equal returns would become advantages of 1; and Adam turns any gradient into steps of full length.
+A reward whose differences are that small must be scaled up to be learned.
 """
 
 
