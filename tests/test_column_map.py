@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +194,15 @@ def test_the_command_converts_with_a_map_and_says_what_it_did(tmp_path, capsys):
 
 def test_the_next_steps_carry_the_map():
     from agents.cli.train_reward_model import Config, next_steps
+    from agents.runs.setup import parse_values
 
     words = ("prompt=q", "candidates=[x,y]", "winner=w", "winner_first=1")
     said = next_steps(Config(data="d.csv", backbone="m", columns=words))
     assert "--columns prompt=q 'candidates=[x,y]' winner=w winner_first=1" in said
+    keywords = said.splitlines()[-1].split("--env-kwargs ")[1]
+    given = iter(shlex.split(keywords))
+    found = parse_values(dict(zip(given, given, strict=True)))["prompt_columns"]
+    assert ColumnMap.parse(found) == ColumnMap.parse(words), "--env-kwargs reads it back"
     assert (
         'prompt_columns \'{"prompt": "q", "candidates": ["x", "y"], "winner": "w", '
         '"winner_first": "1"}\''

@@ -29,15 +29,21 @@ class RowReport:
         repaired: A problem for each part of a row that was left out or merged, so that the rest of
             the row could be kept.
         unused: Columns that were not used.
+        format: The format of the rows; None if they have several, or were read with a map.
     """
 
     skipped: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    format: str | None = None
 
     def figures(self) -> dict[str, Any]:
-        """The counts by reason, for the files of a run."""
-        return {"left_out": by_reason(self.skipped), "repaired": by_reason(self.repaired)}
+        """The format and the counts by reason, for the files of a run."""
+        return {
+            "format": self.format,
+            "left_out": by_reason(self.skipped),
+            "repaired": by_reason(self.repaired),
+        }
 
     def lines(self) -> list[str]:
         """The counts by reason, for the terminal: one line for each kind that occurred."""
