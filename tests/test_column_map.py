@@ -96,6 +96,37 @@ def test_a_winner_is_named_by_letter_column_or_number(tmp_path, winners, more, e
 
 
 @pytest.mark.parametrize(
+    ("columns", "winners", "more", "expected"),
+    [
+        (["answer_b", "answer_a"], ["a", "model_B", "tie"], "", [1, 0, None]),
+        (["answerB", "answerA"], ["a", "B"], "", [1, 0]),
+        (["answer_b", "answer_a"], ["answer_b", "answer_a"], "", [0, 1]),
+        (["answer_b", "answer_a"], ["1", "2"], "", [0, 1]),
+        (["response_2", "response_1"], [1, 2.0], "", [1, 0]),
+        (["response2", "response1"], ["1", "1"], "", [1, 1]),
+        (["text_0", "text_1"], ["1", "1"], "", [1, 1]),
+        (["response_2", "response_1"], [0, 1], "", [0, 1]),
+        (["response_2", "response_1"], [1, 2], "winner_first=1", [0, 1]),
+        (["response_2", "response_1"], ["a", "b"], "", [0, 1]),
+        (["answer_b", "answer_c"], ["a", "b"], "", [0, 1]),
+        (["answer_b", "answer_c"], ["b", "c"], "", [0, 1]),
+        (["b_text", "a_text"], ["a", "b"], "", [0, 1]),
+    ],
+)
+def test_the_end_of_a_column_names_a_winner_before_the_order(
+    tmp_path, columns, winners, more, expected
+):
+    first, second = columns
+    rows = [{"q": str(i), first: "a", second: "b", "w": w} for i, w in enumerate(winners)]
+    words = ["prompt=q", f"candidates=[{first},{second}]", "winner=w", *more.split()]
+    wanted = [
+        Comparison(str(i), AB, **(TIE if best is None else {"best": best}))
+        for i, best in enumerate(expected)
+    ]
+    assert read_comparisons(write_rows(tmp_path, *rows), columns=words) == wanted
+
+
+@pytest.mark.parametrize(
     ("winners", "problem"),
     [
         ([1, 1], "the winners 1 can be counted from 0 as well as from 1; add winner_first=0"),
