@@ -113,6 +113,42 @@ def parted(names: str, sides: Sequence[Messages]) -> tuple[Messages, list[Any]]:
     return shared[0], [message["content"] for message in last]
 
 
+def joined(prompt: Messages, shared: Messages) -> Messages:
+    """A prompt and the messages that all dialogues share, which may repeat the prompt.
+
+    They repeat it if they begin with its messages; system messages and white space around texts do
+    not count. If they do not, they come after it.
+
+    Raises:
+        InputError: The two have different system messages, or the user would speak twice in a row.
+    """
+    spoken, said = _spoken(prompt), _spoken(shared)
+    if said[: len(spoken)] != spoken:
+        if spoken and said and spoken[-1][0] == said[0][0] == "user":
+            raise InputError(
+                "the prompt ends with the user, and the dialogues begin with another message of "
+                f"the user: {str(spoken[-1][1])[:40]!r} and {str(said[0][1])[:40]!r}"
+            )
+        if spoken and said and any(one["role"] == "system" for one in shared):
+            raise InputError("the dialogues come after the prompt, but have a system message")
+        return [*prompt, *shared]
+    systems = [[m["content"] for m in side if m["role"] == "system"] for side in (prompt, shared)]
+    if all(systems) and systems[0] != systems[1]:
+        raise InputError("the prompt has a system message, and the dialogues have another one")
+    if systems[1]:
+        return shared
+    return [*(one for one in prompt if one["role"] == "system"), *shared]
+
+
+def _spoken(messages: Messages) -> list[tuple[str, Any]]:
+    """Role and text of each message but the system's, without white space around the texts."""
+    return [
+        (one["role"], text.strip() if isinstance(text := one["content"], str) else text)
+        for one in messages
+        if one["role"] != "system"
+    ]
+
+
 def answer_text(value: Any) -> Any:
     """The text of an answer that may be one message, or a list of one; else the value itself."""
     if isinstance(value, list) and len(value) == 1:

@@ -42,7 +42,7 @@ def repaired(row: Any) -> tuple[Row, list[str]] | None:
     if name == "scores" and isinstance(label, list | tuple):
         unscored = [i for i, value in enumerate(label) if not is_finite(value)]
     whole = [0 if i in unscored else v for i, v in enumerate(label)] if unscored else label
-    if label_problem(name, whole, len(candidates), row.get("ties", 0)):
+    if label_problem(name, whole, len(candidates), row.get("ties") or 0):
         return None
     kept, done = _kept(candidates, name, label, unscored)
     if not done or len(kept) < 2:
