@@ -627,17 +627,16 @@ def test_dialogues_that_do_not_fit_their_prompt_are_named(tmp_path, prompt, shar
     ("given", "read"),
     [
         ({"votes": [2.0, 1], "ties": 1.0}, {"votes": (2, 1), "ties": 1}),
-        ({"best": 1.0}, {"best": 1}),
-        ({"ranking": [[1.0], [0]]}, {"ranking": ((1,), (0,))}),
+        ({"votes": [2.0, 1.0]}, {"votes": (2, 1)}),
         ({"scores": [2.0, 1]}, {"scores": (2.0, 1)}),
     ],
 )
-def test_whole_numbers_may_be_written_as_floats(tmp_path, given, read):
-    # A column of whole numbers becomes one of floats where a row has none.
+def test_counts_may_be_written_as_floats(tmp_path, given, read):
+    # A column of counts becomes one of floats where a row has none.
     (found,) = read_comparisons(write_rows(tmp_path, {"prompt": "p", "candidates": AB, **given}))
     assert found == Comparison("p", ("a", "b"), **read)
     label = next(iter(given))
-    assert json.dumps(getattr(found, label)) == json.dumps(read[label]), "and become whole"
+    assert json.dumps(getattr(found, label)) == json.dumps(read[label])
 
 
 def test_no_advice_to_skip_rows_where_no_row_is_left(tmp_path):
@@ -646,7 +645,9 @@ def test_no_advice_to_skip_rows_where_no_row_is_left(tmp_path):
         with pytest.raises(InputError) as raised:
             read_comparisons(write_rows(tmp_path, *rows))
         assert "best is 2" in str(raised.value)
-        assert "skip" not in str(raised.value)
+        assert "--on-bad-row" not in str(raised.value)
+    with pytest.raises(InputError, match="--on-bad-row skip"):  # which leaves out the candidate
+        read_comparisons(write_rows(tmp_path, {**bad, "candidates": ["a", "", "c"]}))
     with pytest.raises(InputError, match="--on-bad-row skip"):
         read_comparisons(write_rows(tmp_path, bad, {**bad, "best": 1}))
     (tmp_path / "broken.jsonl").write_text("{")

@@ -185,6 +185,8 @@ def refused(tmp_path: Path, *rows: Any, **options: Any) -> str:
 def test_what_fits_no_format_is_told_what_it_lacks(tmp_path, row, problem):
     said = refused(tmp_path, row)
     assert problem in said
+    assert "--on-bad-row" not in said, "no row would be left"
+    said = refused(tmp_path, row, {**ABC, "best": 0})
     assert said.endswith("--on-bad-row skip (in Python: skipped=[]) leaves such rows out")
 
 

@@ -73,18 +73,19 @@ def summary(problems: Sequence[str], one: str, many: str) -> str:
     return f"{len(problems)} {one if len(problems) == 1 else many}: {counts}"
 
 
-def refusal(problems: Sequence[str], hint: str = SKIP_HINT) -> InputError:
+def refusal(problems: Sequence[str], hint: str | None = SKIP_HINT) -> InputError:
     """The error for a source with bad rows: its first problems and the number of all.
 
     Args:
         problems: At least one problem.
-        hint: How to read the source without these rows.
+        hint: How to read the source without these rows; None if no row would be left.
     """
     if len(problems) == 1:
-        return InputError(f"{problems[0]}; {hint}")
-    shown = "\n".join(f"  {line}" for line in _without_repeats(problems[:MOST_SHOWN]))
+        return InputError(f"{problems[0]}; {hint}" if hint else problems[0])
+    lines = [f"  {line}" for line in _without_repeats(problems[:MOST_SHOWN])]
+    shown = "\n".join([*lines, hint] if hint else lines)
     first = f", the first {MOST_SHOWN} are" if len(problems) > MOST_SHOWN else ""
-    return InputError(f"{len(problems)} rows cannot be used{first}:\n{shown}\n{hint}")
+    return InputError(f"{len(problems)} rows cannot be used{first}:\n{shown}")
 
 
 def _without_repeats(problems: Sequence[str]) -> Iterator[str]:

@@ -3,24 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_gym.data.row_values import ROLES
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.cells import listed
 
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
-
-SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-}
-"""Roles of chat messages, by the names that ShareGPT's `from` uses."""
 
 CONTEXT = ("system", "history")
 """Columns that `with_context` reads."""
@@ -49,9 +37,9 @@ def _message(one: Any) -> dict[str, Any]:
         return one
     if not isinstance(one, dict) or not {"from", "value"} <= one.keys():
         raise InputError(f"a chat message has role and content, unlike {str(one)[:60]!r}")
-    role = SPEAKERS.get(str(one["from"]).lower())
+    role = ROLES.get(str(one["from"]).lower())
     if role is None:
-        raise InputError(f"a message is from {one['from']!r}, not {', '.join(SPEAKERS)}")
+        raise InputError(f"a message is from {one['from']!r}, not {', '.join(ROLES)}")
     return {"role": role, "content": one["value"]}
 
 
@@ -63,10 +51,16 @@ def with_context(prompt: Any, row: Row) -> Any:
         row: May have `system`, a text, and `history`, a list of [user, assistant] or of messages.
 
     Raises:
-        InputError: `system` or `history` is something else, or there are two system messages.
+        InputError: `system` or `history` is something else, there are two system messages, or
+            there is no prompt.
     """
     if all(row.get(name) is None for name in CONTEXT):
         return prompt
+    if prompt is None:
+        raise InputError(
+            "system and history come before a prompt, and there is none; name its column: "
+            "--columns prompt=COLUMN"
+        )
     chat: Messages = user_message(prompt) if isinstance(prompt, str) else messages_of(prompt)
     system = row.get("system") or ""
     if not isinstance(system, str):

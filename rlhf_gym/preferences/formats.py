@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.data.row_columns import unused_columns_line
-from rlhf_gym.data.row_problems import RowReport, refusal, summary
+from rlhf_gym.data.row_problems import SKIP_HINT, RowReport, refusal, summary
 from rlhf_gym.data.rows import load_rows
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.column_map import ColumnMap
@@ -72,16 +72,18 @@ def read_comparisons(
     except InputError:
         # A file without a single good line has no rows, but that is not the reason.
         if skipped is None and problems:
-            raise refusal(problems) from None
+            raise refusal(problems, None) from None
         raise
     if mapped is not None:
         mapped = mapped.settled(str(source), [row for _, row in rows if isinstance(row, dict)])
     reader = _Reader(format, mapped, tokenizer)
-    found = [*_checked(reader.slots(rows, problems), problems, own.repaired, skipped is not None)]
+    slots = reader.slots(rows, problems)
+    found = [*_checked(slots, problems, own.repaired, skipped is not None)]
     own.unused = list(reader.unused)
     own.format = next(iter(reader.formats)) if len(reader.formats) == 1 else None
     if skipped is None and problems:
-        raise refusal(problems)
+        is_any_left = bool(found) or any(_checked(slots, [], [], True))
+        raise refusal(problems, SKIP_HINT if is_any_left else None)
     if not found:
         reasons = summary(problems, "row left out", "rows left out")
         raise InputError(f"{source} has no comparisons{f': {reasons}' if reasons else ''}")
