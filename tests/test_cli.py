@@ -454,6 +454,34 @@ def test_the_next_commands_of_other_trainings_parse(tmp_path):
     assert f"open {tmp_path / 'report.html'}" in rlhf.next_steps(rlhf.Config(run_dir=tmp_path))
 
 
+def test_the_next_policy_of_a_reward_model_reads_the_same_prompts(tmp_path, save_lm, command):
+    rows = [{"mr": c, "ref1": "a b", "quality1": 2, "ref2": "b", "quality2": 1} for c in "abcdefgh"]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, {"mr": 7}]))
+    said = command(
+        *("reward-model", "--data", data, "--backbone", save_lm(), "--held-out", 0.3),
+        *("--run-dir", tmp_path / "rm", "--on-bad-row", "skip", "--device", "cpu"),
+    )
+    _, policy = next_commands(said)
+    config = parse(train_policy.Config, None, policy[2:], with_algorithm=True)
+    assert config.env_kwargs["prompt_format"] == "e2e"
+    assert "on_bad_row" not in config.env_kwargs, "a format leaves such rows out by itself"
+    keywords = {"max_prompt_tokens": 4, "max_new_tokens": 2, "split": "all", "device": "cpu"}
+    env = gymnasium.make_vec(config.env, num_envs=1, **config.env_kwargs, **keywords)
+    assert len(env.prompts) == 8
+
+
+def test_the_next_policy_of_a_reward_model_gets_the_split_and_skips_rows(tmp_path):
+    from agents.cli.train_reward_model import Config, next_steps
+
+    config = Config("owner/data", "m", tmp_path, data_split="test", on_bad_row="skip")
+    policy = next_commands(next_steps(config))[1]
+    words = iter(policy[policy.index("--env-kwargs") + 1 :])
+    given = dict(zip(words, words, strict=True))
+    assert (given["prompt_split"], given["on_bad_row"]) == ("test", "skip")
+    assert "prompt_format" not in given, "nothing has said yet what the rows are"
+
+
 # ------------------------------------------------------------------ evaluation from a run folder
 
 

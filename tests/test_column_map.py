@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,37 @@ def test_a_winner_is_named_by_letter_column_or_number(tmp_path, winners, more, e
     ]
     assert read_comparisons(write_rows(tmp_path, *rows), columns=words) == wanted
     assert read_comparisons(table(tmp_path, *rows), columns=words) == wanted
+
+
+@pytest.mark.parametrize(
+    ("columns", "winners", "more", "expected"),
+    [
+        (["answer_b", "answer_a"], ["a", "model_B", "tie"], "", [1, 0, None]),
+        (["answerB", "answerA"], ["a", "B"], "", [1, 0]),
+        (["answer_b", "answer_a"], ["answer_b", "answer_a"], "", [0, 1]),
+        (["answer_b", "answer_a"], ["1", "2"], "", [0, 1]),
+        (["response_2", "response_1"], [1, 2.0], "", [1, 0]),
+        (["response2", "response1"], ["1", "1"], "", [1, 1]),
+        (["text_0", "text_1"], ["1", "1"], "", [1, 1]),
+        (["response_2", "response_1"], [0, 1], "", [0, 1]),
+        (["response_2", "response_1"], [1, 2], "winner_first=1", [0, 1]),
+        (["response_2", "response_1"], ["a", "b"], "", [0, 1]),
+        (["answer_b", "answer_c"], ["a", "b"], "", [0, 1]),
+        (["answer_b", "answer_c"], ["b", "c"], "", [0, 1]),
+        (["b_text", "a_text"], ["a", "b"], "", [0, 1]),
+    ],
+)
+def test_the_end_of_a_column_names_a_winner_before_the_order(
+    tmp_path, columns, winners, more, expected
+):
+    first, second = columns
+    rows = [{"q": str(i), first: "a", second: "b", "w": w} for i, w in enumerate(winners)]
+    words = ["prompt=q", f"candidates=[{first},{second}]", "winner=w", *more.split()]
+    wanted = [
+        Comparison(str(i), AB, **(TIE if best is None else {"best": best}))
+        for i, best in enumerate(expected)
+    ]
+    assert read_comparisons(write_rows(tmp_path, *rows), columns=words) == wanted
 
 
 @pytest.mark.parametrize(
@@ -193,10 +225,15 @@ def test_the_command_converts_with_a_map_and_says_what_it_did(tmp_path, capsys):
 
 def test_the_next_steps_carry_the_map():
     from agents.cli.train_reward_model import Config, next_steps
+    from agents.runs.setup import parse_values
 
     words = ("prompt=q", "candidates=[x,y]", "winner=w", "winner_first=1")
     said = next_steps(Config(data="d.csv", backbone="m", columns=words))
     assert "--columns prompt=q 'candidates=[x,y]' winner=w winner_first=1" in said
+    keywords = said.splitlines()[-1].split("--env-kwargs ")[1]
+    given = iter(shlex.split(keywords))
+    found = parse_values(dict(zip(given, given, strict=True)))["prompt_columns"]
+    assert ColumnMap.parse(found) == ColumnMap.parse(words), "--env-kwargs reads it back"
     assert (
         'prompt_columns \'{"prompt": "q", "candidates": ["x", "y"], "winner": "w", '
         '"winner_first": "1"}\''

@@ -583,6 +583,85 @@ def test_nothing_to_read_is_an_error_even_where_rows_may_be_skipped(tmp_path):
         read_comparisons(tmp_path / "none.jsonl", skipped=[])
 
 
+AB = ["a", "b"]
+SYSTEM = message("system", "be kind")
+ASKED = [message("user", "why"), message("assistant", "so"), message("user", "hi")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shared", "expected"),
+    [
+        ([SYSTEM, ASKED[-1]], ASKED[-1:], [SYSTEM, ASKED[-1]]),
+        ([message("user", "hi ")], ASKED[-1:], ASKED[-1:]),
+        ([SYSTEM, *ASKED[:1]], ASKED, [SYSTEM, *ASKED]),
+        (ASKED[:1], [SYSTEM, *ASKED], [SYSTEM, *ASKED]),
+        ([SYSTEM, *ASKED], [SYSTEM, *ASKED], [SYSTEM, *ASKED]),
+        (ASKED[:2], ASKED[2:], ASKED),
+        ([SYSTEM], ASKED, [SYSTEM, *ASKED]),
+    ],
+)
+@pytest.mark.parametrize("columns", [None, "prompt=prompt candidates=[chosen,rejected] winner=w"])
+def test_dialogues_may_repeat_their_prompt(tmp_path, prompt, shared, expected, columns):
+    sides = {side: [*shared, message("assistant", side)] for side in ("chosen", "rejected")}
+    file = write_rows(tmp_path, {"prompt": prompt, **sides, "w": "chosen"})
+    found = read_comparisons(file, columns=columns and columns.split())
+    assert found == [Comparison(expected, ("chosen", "rejected"), best=0)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shared", "problem"),
+    [
+        (ASKED, ASKED[-1:], "begin with another message of the user: 'hi' and 'hi'"),
+        (ASKED[:1], ASKED[-1:], "begin with another message of the user: 'why' and 'hi'"),
+        ([SYSTEM, ASKED[0]], [message("system", "no"), ASKED[0]], "have another one"),
+        (ASKED[:2], [SYSTEM, *ASKED[2:]], "have a system message"),
+    ],
+)
+def test_dialogues_that_do_not_fit_their_prompt_are_named(tmp_path, prompt, shared, problem):
+    sides = {side: [*shared, message("assistant", side)] for side in ("chosen", "rejected")}
+    with pytest.raises(InputError, match=f"line 1: .*{problem}"):
+        read_comparisons(write_rows(tmp_path, {"prompt": prompt, **sides}))
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({"votes": [2.0, 1], "ties": 1.0}, {"votes": (2, 1), "ties": 1}),
+        ({"votes": [2.0, 1.0]}, {"votes": (2, 1)}),
+        ({"scores": [2.0, 1]}, {"scores": (2.0, 1)}),
+    ],
+)
+def test_counts_may_be_written_as_floats(tmp_path, given, read):
+    # A column of counts becomes one of floats where a row has none.
+    (found,) = read_comparisons(write_rows(tmp_path, {"prompt": "p", "candidates": AB, **given}))
+    assert found == Comparison("p", ("a", "b"), **read)
+    label = next(iter(given))
+    assert json.dumps(getattr(found, label)) == json.dumps(read[label])
+
+
+def test_no_advice_to_skip_rows_where_no_row_is_left(tmp_path):
+    bad = {"prompt": "p", "candidates": AB, "best": 2}
+    for rows in ([bad], [bad, bad]):
+        with pytest.raises(InputError) as raised:
+            read_comparisons(write_rows(tmp_path, *rows))
+        assert "best is 2" in str(raised.value)
+        assert "--on-bad-row" not in str(raised.value)
+    with pytest.raises(InputError, match="--on-bad-row skip"):  # which leaves out the candidate
+        read_comparisons(write_rows(tmp_path, {**bad, "candidates": ["a", "", "c"]}))
+    with pytest.raises(InputError, match="--on-bad-row skip"):
+        read_comparisons(write_rows(tmp_path, bad, {**bad, "best": 1}))
+    (tmp_path / "broken.jsonl").write_text("{")
+    with pytest.raises(InputError, match=r"not valid JSON[^;]*$"):
+        read_comparisons(tmp_path / "broken.jsonl")
+
+
+def test_a_system_message_needs_a_prompt(tmp_path):
+    file = write_rows(tmp_path, {"x": "a", "y": "b", "s": "rhyme"})
+    for words in ("chosen=x rejected=y system=s", "candidates=[x,y] winner=x system=s"):
+        with pytest.raises(InputError, match="prompt=COLUMN"):
+            read_comparisons(file, columns=words.split())
+
+
 def test_a_format_that_is_named_is_the_one_that_is_read(tmp_path):
     file = write_rows(tmp_path, GOOD)
     with pytest.raises(InputError, match=r"format must be one of native, pair, .* not 'nonsense'"):

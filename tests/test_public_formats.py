@@ -185,6 +185,8 @@ def refused(tmp_path: Path, *rows: Any, **options: Any) -> str:
 def test_what_fits_no_format_is_told_what_it_lacks(tmp_path, row, problem):
     said = refused(tmp_path, row)
     assert problem in said
+    assert "--on-bad-row" not in said, "no row would be left"
+    said = refused(tmp_path, row, {**ABC, "best": 0})
     assert said.endswith("--on-bad-row skip (in Python: skipped=[]) leaves such rows out")
 
 
@@ -259,6 +261,10 @@ ABC = {"prompt": "q", "candidates": ["a", "b", "c"]}
         ({**ABC, "scores": [10**400, 2, 1]}, "3 finite numbers",
          Comparison("q", ("b", "c"), scores=(2, 1))),
         ({**ABC, "candidates": ["a", " ", "c"], "votes": [1, 2, 0], "ties": 1}, "is empty",
+         Comparison("q", ("a", "c"), votes=(1, 0), ties=1)),
+        ({**ABC, "candidates": ["a", " ", "c"], "votes": [1, 2, 0], "ties": None}, "is empty",
+         Comparison("q", ("a", "c"), votes=(1, 0))),
+        ({**ABC, "candidates": ["a", " ", "c"], "votes": [1.0, 2.0, 0.0], "ties": 1.0}, "is empty",
          Comparison("q", ("a", "c"), votes=(1, 0), ties=1)),
         ({**ABC, "candidates": ["a", " ", "c"], "votes": [0, 2, 0]}, "is empty", None),
         ({**ABC, "candidates": ["a", " ", "c"], "ranking": [[1], [2], [0]]}, "is empty",

@@ -201,6 +201,30 @@ def test_a_file_may_be_named(own_file, monkeypatch, save_lm, prompt_file):
     assert copied(PROMPTS, RESPONSES) == [9.0, 3.0]
 
 
+def test_a_callable_object_of_a_file_may_have_any_attributes(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    file = tmp_path / "object_of_mine.py"
+    file.write_text(
+        "class Length:\n"
+        "    def __init__(self):\n"
+        "        self.name, self.function = 'length', len\n"
+        "    def __call__(self, prompts, responses):\n"
+        "        return [float(self.function(text)) for text in responses]\n"
+        "length = Length()\n"
+    )
+    loaded = pickle.loads(pickle.dumps(load_callable(f"{file}:length")))
+    assert loaded(PROMPTS[:2], ["ab", "abc"]) == [2.0, 3.0]
+    assert loaded.name == f"{file}:length", "a pickle finds the file by it"
+
+
+def test_a_file_may_be_called_as_the_running_program_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    file = tmp_path / "__main__.py"
+    file.write_text("def ones(prompts, responses):\n    return [1.0 for _ in responses]\n")
+    assert load_callable(f"{file}:ones")(["a"], ["b"]) == [1.0]
+
+
 def test_another_process_finds_the_file(own_file, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     packed = pickle.dumps(load_reward(f"{own_file}:exact"))

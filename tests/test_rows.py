@@ -269,6 +269,17 @@ def test_answers_at_the_end_of_a_prompt_are_left_out_and_said(tmp_path, caplog):
         load_texts(str(tmp_path / "a.json"))
 
 
+def test_prompts_and_comparisons_know_the_same_speakers(tmp_path):
+    names = ("human", "ChatGPT", "observation", "model", "User")
+    roles = ("user", "assistant", "tool", "assistant", "user")
+    turns = [{"from": name, "value": name} for name in names]
+    expected = [{"role": r, "content": name} for r, name in zip(roles, names, strict=True)]
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps({"conversations": turns, "chosen": "a", "rejected": "b"}))
+    assert load_texts(str(file)) == [expected]
+    assert [row.prompt for row in read_comparisons(file)] == [expected]
+
+
 def test_two_system_messages_are_refused_unless_they_are_one(tmp_path):
     chat = [{"role": "system", "content": "x"}, {"role": "user", "content": "a"}]
     file = tmp_path / "a.json"

@@ -182,6 +182,7 @@ def next_steps(config: Config) -> str:
             *(value if isinstance(value, tuple) else [value]),
         )
     ]
+    format = config.format or recognised_format(config)
     keywords = {
         "reference": config.backbone,
         "reference_revision": config.revision,
@@ -189,10 +190,15 @@ def next_steps(config: Config) -> str:
         "reward_model": str(model),
         "prompts": config.data,
         "prompts_revision": config.data_revision,
-        "prompt_format": config.format,
+        "prompt_split": None if config.data_split == default["data_split"] else config.data_split,
+        "prompt_format": format,
         "prompt_columns": json.dumps(ColumnMap.parse(config.columns).as_dict())
         if config.columns
         else None,
+        # With a format or a map, an environment leaves out all rows that are no comparisons.
+        "on_bad_row": None
+        if format or config.columns or config.on_bad_row == default["on_bad_row"]
+        else config.on_bad_row,
     }
     words = [word for k, v in keywords.items() if v is not None for word in (k, v)]
     return results_and_next(
@@ -204,6 +210,15 @@ def next_steps(config: Config) -> str:
         ),
         command_line("policy", "--env", "rlhf_gym/Text-v0", "--env-kwargs", *words),
     )
+
+
+def recognised_format(config: Config) -> str | None:
+    """The format that all rows were found to have; None if there is no such one."""
+    file = config.run_dir / "reward_model.json"
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8")).get("rows", {}).get("format")
+    return found if isinstance(found, str) else None
 
 
 def cli(arguments: Sequence[str] | None = None, prog: str | None = None) -> NoReturn:

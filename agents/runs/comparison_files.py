@@ -3,8 +3,9 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from rlhf_gym.data.bad_rows import OnBadRow
 from rlhf_gym.data.row_columns import unused_columns_line
 from rlhf_gym.data.row_problems import RowReport
 from rlhf_gym.errors import InputError
@@ -13,8 +14,6 @@ from rlhf_gym.preferences.comparison import Comparison, write_comparisons
 from rlhf_gym.preferences.formats import Columns, read_comparisons
 from rlhf_gym.preferences.survey import survey
 from rlhf_gym.utils.files import check_folder
-
-OnBadRow = Literal["error", "skip"]
 
 
 def load_comparisons(

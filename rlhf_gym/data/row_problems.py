@@ -29,15 +29,21 @@ class RowReport:
         repaired: A problem for each part of a row that was left out or merged, so that the rest of
             the row could be kept.
         unused: Columns that were not used.
+        format: The format of the rows; None if they have several, or were read with a map.
     """
 
     skipped: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    format: str | None = None
 
     def figures(self) -> dict[str, Any]:
-        """The counts by reason, for the files of a run."""
-        return {"left_out": by_reason(self.skipped), "repaired": by_reason(self.repaired)}
+        """The format and the counts by reason, for the files of a run."""
+        return {
+            "format": self.format,
+            "left_out": by_reason(self.skipped),
+            "repaired": by_reason(self.repaired),
+        }
 
     def lines(self) -> list[str]:
         """The counts by reason, for the terminal: one line for each kind that occurred."""
@@ -67,18 +73,19 @@ def summary(problems: Sequence[str], one: str, many: str) -> str:
     return f"{len(problems)} {one if len(problems) == 1 else many}: {counts}"
 
 
-def refusal(problems: Sequence[str], hint: str = SKIP_HINT) -> InputError:
+def refusal(problems: Sequence[str], hint: str | None = SKIP_HINT) -> InputError:
     """The error for a source with bad rows: its first problems and the number of all.
 
     Args:
         problems: At least one problem.
-        hint: How to read the source without these rows.
+        hint: How to read the source without these rows; None if no row would be left.
     """
     if len(problems) == 1:
-        return InputError(f"{problems[0]}; {hint}")
-    shown = "\n".join(f"  {line}" for line in _without_repeats(problems[:MOST_SHOWN]))
+        return InputError(f"{problems[0]}; {hint}" if hint else problems[0])
+    lines = [f"  {line}" for line in _without_repeats(problems[:MOST_SHOWN])]
+    shown = "\n".join([*lines, hint] if hint else lines)
     first = f", the first {MOST_SHOWN} are" if len(problems) > MOST_SHOWN else ""
-    return InputError(f"{len(problems)} rows cannot be used{first}:\n{shown}\n{hint}")
+    return InputError(f"{len(problems)} rows cannot be used{first}:\n{shown}")
 
 
 def _without_repeats(problems: Sequence[str]) -> Iterator[str]:

@@ -17,11 +17,14 @@ ROLES = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "assistant": "assistant",
+    "model": "assistant",
     "system": "system",
     "tool": "tool",
+    "observation": "tool",
 }
-"""Roles of ShareGPT's messages, ``{"from": …, "value": …}``."""
+"""Roles of ShareGPT's messages, ``{"from": …, "value": …}``, by the small letters of `from`."""
 
 
 class Read(NamedTuple, Generic[T]):
@@ -135,9 +138,9 @@ def _message(where: str, message: dict[str, Any]) -> dict[str, str]:
             f"{str(message)[:60]!r}",
             "not chat messages",
         )
-    if role not in ROLES:
+    if role.lower() not in ROLES:
         raise RowError(
             f"{where}: a message is from {role!r}; known are {', '.join(ROLES)}", "unknown role"
         )
     others = {k: v for k, v in message.items() if k not in ("from", "value", "role", "content")}
-    return {"role": ROLES[role], "content": content, **others}
+    return {"role": ROLES[role.lower()], "content": content, **others}

@@ -15,6 +15,7 @@ from rlhf_gym.preferences.dialogues import (
     CONTEXT,
     Row,
     answer_text,
+    joined,
     messages_of,
     parted,
     with_context,
@@ -141,7 +142,8 @@ class ColumnMap:
         prompt = self._prompt(row) if "prompt" in self.columns else None
         if texts and all(isinstance(text, list) for text in texts):
             shared, texts = parted("the candidates", [messages_of(text) for text in texts])
-            prompt = shared or prompt
+            is_chat = isinstance(prompt, list)
+            prompt = joined(messages_of(prompt), shared) if is_chat else shared or prompt
         label = next(name for name in LABELS if name in self.columns)
         out = {"prompt": with_context(prompt, context), "candidates": texts}
         if label == "winner":

@@ -12,6 +12,8 @@ from rlhf_gym.data.prompts import HALF_A_CHARACTER, has_half_a_character, is_pro
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.comparison import LABELS, Comparison
 
+_COUNTS = ("votes", "ties")
+
 
 def comparison_of(where: str, row: Any) -> Comparison:
     """Check one row of the project's format.
@@ -24,7 +26,7 @@ def comparison_of(where: str, row: Any) -> Comparison:
         InputError: It is not a comparison; the message says what is wrong and where.
     """
     if isinstance(row, dict):  # rows of a dataset have all columns, null if absent
-        row = {name: value for name, value in row.items() if value is not None}
+        row = whole_numbers({name: value for name, value in row.items() if value is not None})
     for problem in _problems(row):
         raise InputError(f"{where}: {problem}")
     label = next(name for name in LABELS if name in row)
@@ -37,6 +39,20 @@ def comparison_of(where: str, row: Any) -> Comparison:
         finish_reasons=tuple(row["finish_reasons"]) if row.get("finish_reasons") else None,
         **{label: _frozen(row[label])},
     )
+
+
+def whole_numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose votes and ties are whole numbers, also where they are written as floats (2.0).
+
+    A table turns a column of counts into floats if a row has none there.
+    """
+    return {name: value if name not in _COUNTS else _whole(value) for name, value in row.items()}
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _frozen(value: Any) -> Any:

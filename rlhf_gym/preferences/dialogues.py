@@ -3,24 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_gym.data.row_values import ROLES
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.cells import listed
 
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
-
-SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "observation": "tool",
-}
-"""Roles of chat messages, by the names that ShareGPT's `from` uses."""
 
 CONTEXT = ("system", "history")
 """Columns that `with_context` reads."""
@@ -49,9 +37,9 @@ def _message(one: Any) -> dict[str, Any]:
         return one
     if not isinstance(one, dict) or not {"from", "value"} <= one.keys():
         raise InputError(f"a chat message has role and content, unlike {str(one)[:60]!r}")
-    role = SPEAKERS.get(str(one["from"]).lower())
+    role = ROLES.get(str(one["from"]).lower())
     if role is None:
-        raise InputError(f"a message is from {one['from']!r}, not {', '.join(SPEAKERS)}")
+        raise InputError(f"a message is from {one['from']!r}, not {', '.join(ROLES)}")
     return {"role": role, "content": one["value"]}
 
 
@@ -63,10 +51,16 @@ def with_context(prompt: Any, row: Row) -> Any:
         row: May have `system`, a text, and `history`, a list of [user, assistant] or of messages.
 
     Raises:
-        InputError: `system` or `history` is something else, or there are two system messages.
+        InputError: `system` or `history` is something else, there are two system messages, or
+            there is no prompt.
     """
     if all(row.get(name) is None for name in CONTEXT):
         return prompt
+    if prompt is None:
+        raise InputError(
+            "system and history come before a prompt, and there is none; name its column: "
+            "--columns prompt=COLUMN"
+        )
     chat: Messages = user_message(prompt) if isinstance(prompt, str) else messages_of(prompt)
     system = row.get("system") or ""
     if not isinstance(system, str):
@@ -111,6 +105,42 @@ def parted(names: str, sides: Sequence[Messages]) -> tuple[Messages, list[Any]]:
     if len(last) < len(sides) or any(one != shared[0] for one in shared):
         raise InputError(f"{names} must differ in one last message, the assistant's")
     return shared[0], [message["content"] for message in last]
+
+
+def joined(prompt: Messages, shared: Messages) -> Messages:
+    """A prompt and the messages that all dialogues share, which may repeat the prompt.
+
+    They repeat it if they begin with its messages; system messages and white space around texts do
+    not count. If they do not, they come after it.
+
+    Raises:
+        InputError: The two have different system messages, or the user would speak twice in a row.
+    """
+    spoken, said = _spoken(prompt), _spoken(shared)
+    if said[: len(spoken)] != spoken:
+        if spoken and said and spoken[-1][0] == said[0][0] == "user":
+            raise InputError(
+                "the prompt ends with the user, and the dialogues begin with another message of "
+                f"the user: {str(spoken[-1][1])[:40]!r} and {str(said[0][1])[:40]!r}"
+            )
+        if spoken and said and any(one["role"] == "system" for one in shared):
+            raise InputError("the dialogues come after the prompt, but have a system message")
+        return [*prompt, *shared]
+    systems = [[m["content"] for m in side if m["role"] == "system"] for side in (prompt, shared)]
+    if all(systems) and systems[0] != systems[1]:
+        raise InputError("the prompt has a system message, and the dialogues have another one")
+    if systems[1]:
+        return shared
+    return [*(one for one in prompt if one["role"] == "system"), *shared]
+
+
+def _spoken(messages: Messages) -> list[tuple[str, Any]]:
+    """Role and text of each message but the system's, without white space around the texts."""
+    return [
+        (one["role"], text.strip() if isinstance(text := one["content"], str) else text)
+        for one in messages
+        if one["role"] != "system"
+    ]
 
 
 def answer_text(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_gym.data.row_columns import unused_columns_line
-from rlhf_gym.data.row_problems import RowReport, refusal, summary
+from rlhf_gym.data.row_problems import SKIP_HINT, RowReport, refusal, summary
 from rlhf_gym.data.rows import load_rows
 from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.column_map import ColumnMap
@@ -50,8 +50,8 @@ def read_comparisons(
             `rlhf_gym.preferences.column_map`). None or empty reads a known format.
         skipped: If given, bad rows are left out and the problem of each is appended here; of a
             list of answers only a bad candidate is left out, if the label of the others is known.
-        report: Receives what was repaired and which columns were not used. If None, both are
-            logged.
+        report: Receives what was repaired, which columns were not used, and the format if all rows
+            have the same. If None, the first two are logged.
         tokenizer: Decodes the token ids of files without text.
         split: Split of a `datasets` dataset.
         revision: Commit or tag of a hub dataset.
@@ -72,21 +72,25 @@ def read_comparisons(
     except InputError:
         # A file without a single good line has no rows, but that is not the reason.
         if skipped is None and problems:
-            raise refusal(problems) from None
+            raise refusal(problems, None) from None
         raise
     if mapped is not None:
         mapped = mapped.settled(str(source), [row for _, row in rows if isinstance(row, dict)])
     reader = _Reader(format, mapped, tokenizer)
-    found = [*_checked(reader.slots(rows, problems), problems, own.repaired, skipped is not None)]
+    slots = reader.slots(rows, problems)
+    found = [*_checked(slots, problems, own.repaired, skipped is not None)]
     own.unused = list(reader.unused)
+    own.format = next(iter(reader.formats)) if len(reader.formats) == 1 else None
     if skipped is None and problems:
-        raise refusal(problems)
+        is_any_left = bool(found) or any(_checked(slots, [], [], True))
+        raise refusal(problems, SKIP_HINT if is_any_left else None)
     if not found:
         reasons = summary(problems, "row left out", "rows left out")
         raise InputError(f"{source} has no comparisons{f': {reasons}' if reasons else ''}")
     if report is not None:
         report.repaired += own.repaired
         report.unused += own.unused
+        report.format = own.format
     else:
         _log(str(source), own)
     return found
@@ -134,6 +138,7 @@ class _Reader:
 
     Attributes:
         unused: The columns that were not used, in the order in which they occurred.
+        formats: The formats of the rows that could be read; none with a map of columns.
     """
 
     def __init__(
@@ -145,6 +150,7 @@ class _Reader:
         """A reader of one format, of a map of columns, or of whatever format each row has."""
         self.format, self.columns, self.tokenizer = format, columns, tokenizer
         self.unused: dict[str, None] = {}
+        self.formats: set[str] = set()
         self._used: set[str] = set()
 
     def slots(
@@ -190,6 +196,8 @@ class _Reader:
             raise InputError(
                 f"{where} is not of the format {name!r}: {type(error).__name__} {error}"
             ) from error
+        if self.columns is None:
+            self.formats.add(name)
         for column, value in row.items():
             if value is None:
                 continue

@@ -11,6 +11,7 @@ from rlhf_gym.errors import InputError
 from rlhf_gym.preferences.dialogues import (
     Row,
     answer_text,
+    joined,
     messages_of,
     parted,
     user_message,
@@ -58,13 +59,9 @@ def pair(row: Row) -> Iterator[Row]:
     if isinstance(prompt, list):
         prompt = messages_of(prompt)
     if isinstance(chosen, list) and isinstance(rejected, list):
-        dialogue = messages_of(chosen)
-        shared, answers = parted("chosen and rejected", [dialogue, messages_of(rejected)])
-        # If the dialogues do not repeat the prompt, the turns that they share come after it.
-        if isinstance(prompt, list) and dialogue[: len(prompt)] != prompt:
-            prompt = [*prompt, *shared]
-        else:
-            prompt = shared or prompt
+        sides = [messages_of(chosen), messages_of(rejected)]
+        shared, answers = parted("chosen and rejected", sides)
+        prompt = joined(prompt, shared) if isinstance(prompt, list) else shared or prompt
     else:
         answers = [answer_text(chosen), answer_text(rejected)]
     yield {"prompt": with_context(prompt, row), "candidates": answers, "best": 0}

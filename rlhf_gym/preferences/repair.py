@@ -15,7 +15,7 @@ from typing import Any
 
 from rlhf_gym.data.prompts import has_half_a_character
 from rlhf_gym.preferences.comparison import LABELS
-from rlhf_gym.preferences.comparison_rows import is_finite, label_problem
+from rlhf_gym.preferences.comparison_rows import is_finite, label_problem, whole_numbers
 from rlhf_gym.preferences.dialogues import Row
 
 
@@ -32,6 +32,7 @@ def repaired(row: Any) -> tuple[Row, list[str]] | None:
     """
     if not isinstance(row, dict) or row.get("ids") is not None:
         return None
+    row = whole_numbers(row)
     candidates = row.get("candidates")
     labels = [name for name in LABELS if row.get(name) is not None]
     if not isinstance(candidates, list | tuple) or len(labels) != 1:
@@ -42,7 +43,7 @@ def repaired(row: Any) -> tuple[Row, list[str]] | None:
     if name == "scores" and isinstance(label, list | tuple):
         unscored = [i for i, value in enumerate(label) if not is_finite(value)]
     whole = [0 if i in unscored else v for i, v in enumerate(label)] if unscored else label
-    if label_problem(name, whole, len(candidates), row.get("ties", 0)):
+    if label_problem(name, whole, len(candidates), row.get("ties") or 0):
         return None
     kept, done = _kept(candidates, name, label, unscored)
     if not done or len(kept) < 2:

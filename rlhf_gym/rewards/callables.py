@@ -36,10 +36,13 @@ class FileFunction:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = absolute_name(name)
-        path, _, attribute = self.name.rpartition(":")
-        self.function = _attribute(_file_module(Path(path)), attribute, name)
-        functools.update_wrapper(self, self.function)
+        absolute = absolute_name(name)
+        path, _, attribute = absolute.rpartition(":")
+        function = _attribute(_file_module(Path(path)), attribute, name)
+        functools.update_wrapper(self, function)
+        # After it: a callable object's own attributes, copied here, may have these names.
+        self.name = absolute
+        self.function = function
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Call the function."""
@@ -166,7 +169,10 @@ def _file_module(path: Path) -> ModuleType:
         sys.path.append(str(path.parent))
         importlib.invalidate_caches()
     stem, name = path.stem, f"{path}:"
-    spec = importlib.util.find_spec(stem) if stem.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(stem) if stem.isidentifier() else None
+    except ValueError:  # a module that was not imported from a file, such as __main__
+        spec = None
     if spec is not None and spec.origin and Path(spec.origin).absolute() == path:
         return _import(stem, name)
     # Another module has this name, so the file's module gets one that no other file has.
