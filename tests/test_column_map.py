@@ -172,7 +172,7 @@ def test_rows_of_one_rated_answer_are_grouped(tmp_path):
     ("words", "problem"),
     [
         ("prompt", "takes ROLE=COLUMN words, such as prompt=question, not 'prompt'"),
-        ("promt=q chosen=x rejected=y", "there is no 'promt'; did you mean prompt?"),
+        ("prampt=q chosen=x rejected=y", "there is no 'prampt'; did you mean prompt?"),
         ("prompt=q chosen=x", "needs, next to prompt, chosen and rejected; or candidates"),
         ("prompt=q candidates=[x,y]", "given are candidates, prompt"),
         ("prompt=q candidates=[x,y] scores=s winner=w", "given are candidates, prompt, scores"),
